@@ -1,0 +1,22 @@
+"""DYNAMO: many text tasks over one small frozen encoder, routed per input in a single pass.
+
+The two names that most programs need are ``DynamoInference`` (use a trained model) and ``load_config``. They are
+resolved on first use, so that importing the package stays cheap and loads no PyTorch.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["DynamoInference", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DynamoInference":
+        from dynamo_mtl.inference.predictor import DynamoInference
+
+        return DynamoInference
+    if name == "load_config":
+        from dynamo_mtl.config import load_config
+
+        return load_config
+    raise AttributeError(f"module 'dynamo_mtl' has no attribute '{name}'")

@@ -1,0 +1,123 @@
+"""The command ``dynamo``. Each verb imports what it needs when it runs, so that ``dynamo --help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dynamo_mtl.errors import EXIT_CODE, ConfigError, DynamoError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Many text tasks over one small frozen encoder, routed per input in a single pass.",
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key.sub=value.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log debug details, such as routing weights.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    phase: Annotated[str, typer.Option(help="1, 2, 3 or all.")] = "all",
+    verbose: Verbose = False,
+) -> None:
+    """Train the three phases, or one of them from the checkpoint of the one before."""
+    _start_logging(verbose)
+    if phase not in ("1", "2", "3", "all"):
+        raise ConfigError(f"--phase: found '{phase}', use 1, 2, 3 or all")
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.training.pipeline import train as run
+
+    last = run(load_config(config, overrides or []), (1, 2, 3) if phase == "all" else (int(phase),))
+    typer.echo(f"trained: {last}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split of the data to score on.")] = "validation",
+    output: Annotated[Path | None, typer.Option(help="Result file to write.")] = None,
+    systems: Annotated[
+        str, typer.Option(help="Systems to score, separated by commas.")
+    ] = "dynamo,oracle,single_task,trivial",
+    pictures: Annotated[Path | None, typer.Option(help="Folder for the routing picture.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Score a checkpoint and write the result file."""
+    _start_logging(verbose)
+    from dynamo_mtl.evaluation.benchmark import SYSTEMS, evaluate_checkpoint
+    from dynamo_mtl.evaluation.report import print_result
+    from dynamo_mtl.inference.system import checkpoint_config
+
+    chosen = systems.split(",")
+    unknown = [name for name in chosen if name not in SYSTEMS]
+    if unknown:
+        raise ConfigError(f"--systems: no system '{unknown[0]}'; use {', '.join(SYSTEMS)}")
+    result = evaluate_checkpoint(checkpoint, checkpoint_config(checkpoint, overrides or []), split, chosen)
+    if output is not None:
+        result.write(output)
+    print_result(result)
+    if pictures is not None:
+        from dynamo_mtl.evaluation.routing import draw_confusion
+
+        typer.echo(f"picture: {draw_confusion(result.routing['confusion'], result.routing['tasks'], pictures)}")
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],
+    context: Annotated[str | None, typer.Option(help="Passage that a question is about.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to do with the text, in words.")] = None,
+    task_hint: Annotated[
+        str | None, typer.Option(help="Task that must answer; the router chooses if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Route and answer one text."""
+    _start_logging(verbose, quiet=True)
+    from dynamo_mtl.inference.predictor import DynamoInference
+
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    result = DynamoInference(checkpoint).predict(
+        text, context=context, instruction=instruction, task_hint=task_hint, return_routing_info=True
+    )
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=True))
+        return
+    routing: dict[str, Any] = result.pop("routing_info")
+    for task, answer in result.items():
+        for key, value in answer.items():
+            typer.echo(f"{task}.{key}: {value}")
+    typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}")
+    for task, probability in routing["probabilities"].items():
+        typer.echo(f"  {probability:6.3f}  {task}")
+
+
+def _start_logging(verbose: bool, quiet: bool = False) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("dynamo_mtl").setLevel(level)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors of the input are one sentence and exit code 2."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except DynamoError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(EXIT_CODE) from None

@@ -1,0 +1,25 @@
+"""The one configuration: all settings of all parts, composed from the models beside what they configure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynamo_mtl.settings import read_settings, validate
+from dynamo_mtl.training.pipeline import PipelineConfig
+
+
+class DynamoConfig(PipelineConfig):
+    """Everything that a configuration file can say."""
+
+    visualization_dir: str = "./visualizations"
+    results_dir: str = "./results"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DynamoConfig:
+    """Read and validate a configuration file with ``key.sub=value`` overrides.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or contradictory values.
+    """
+    return validate(DynamoConfig, read_settings(Path(path), overrides), str(path))

@@ -1,0 +1,276 @@
+"""Where rows come from: files, folders, the hub or the built-in sample corpus. Knows no task.
+
+Rows are read as a stream, turned into validated examples by a task's reader, and stored once as memory-mapped Arrow.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dynamo_mtl.data.samples import SAMPLE, sample_rows
+from dynamo_mtl.errors import DataError
+
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training", "train-v1.1"),
+    "validation": ("validation", "valid", "val", "dev", "dev-v1.1", "test"),
+    "test": ("test",),
+}
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
+DATA_PATH = "_data_path"
+
+
+class DataConfig(BaseModel):
+    """Where the data lies and how sources are cut and mixed.
+
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a hub id, or ``sample``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    root: str | None = None
+    """Put in front of relative data paths."""
+    paths: dict[str, str] = Field(default_factory=dict)
+    """Task → data path, collected from the ``<task>_data_path`` keys."""
+    cache_dir: str | None = None
+    """Where prepared data is kept; the cache folder of ``datasets`` if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of hub data sets."""
+    max_source_length: int = Field(256, ge=16)
+    """Tokens in a window of a source."""
+    window_overlap: int = Field(64, ge=0)
+    max_windows: int = Field(4, ge=1)
+    instruction_rate: float = Field(0.3, ge=0, le=1)
+    """Share of training examples that get an instruction."""
+    crossed_rate: float = Field(0.1, ge=0, le=1)
+    """Share of router training inputs that look like one task and carry the instruction of another."""
+    sampling_exponent: float = Field(0.5, ge=0, le=1)
+    """Mixtures draw a task with a probability proportional to its size to this power."""
+    num_workers: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_paths(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        named = {k.removesuffix(DATA_PATH): v for k, v in raw.items() if k.endswith(DATA_PATH)}
+        rest = {k: v for k, v in raw.items() if not k.endswith(DATA_PATH)}
+        return {**rest, "paths": {**rest.get("paths", {}), **named}} if named else rest
+
+
+class RowLike(Protocol):
+    """What a reader returns: text, optional context, target."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def context(self) -> str | None: ...
+    @property
+    def target(self) -> str: ...
+
+
+def open_table(
+    location: str, split: str, reader: Callable[[Mapping[str, Any], str], RowLike], key: str, config: DataConfig
+) -> datasets.Dataset:
+    """Validated examples of a split as a memory-mapped table with columns ``text``, ``context`` and ``target``.
+
+    Args:
+        location: file, folder, hub id or ``sample:<task type>``.
+        split: ``train``, ``validation`` or ``test``.
+        reader: turns a row and its place ("file, line 3") into an example, or raises ``DataError``.
+        key: what the reader depends on (its settings), part of the cache key.
+        config: cache folder and hub revision.
+
+    Raises:
+        DataError: nothing there, an unreadable row, or an empty split.
+    """
+    files = None if is_sample(location) else find_files(location, split)
+    fingerprint = _fingerprint(location, split, key, files, config)
+
+    def examples() -> Iterator[dict[str, str | None]]:
+        for row, where in _rows(location, split, files, config):
+            example = reader(row, where)
+            yield {"text": example.text, "context": example.context, "target": example.target}
+
+    features = datasets.Features({name: datasets.Value("string") for name in ("text", "context", "target")})
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.Dataset.from_generator(
+            examples, features=features, cache_dir=config.cache_dir, fingerprint=fingerprint
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DataError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+    finally:
+        datasets.enable_progress_bars()
+    assert isinstance(table, datasets.Dataset)
+    if len(table) == 0:
+        raise DataError(f"{files[0] if files else location}: the split '{split}' is empty; it needs at least one row")
+    return table
+
+
+def sample_of(table: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
+    """A random sample of ``count`` rows in their order, the same for the same seed; all rows if None or too few."""
+    if count is None or count >= len(table):
+        return table
+    chosen = np.sort(np.random.default_rng([seed, len(table)]).permutation(len(table))[:count])
+    return table.select(chosen)
+
+
+def find_files(location: str, split: str) -> list[Path] | None:
+    """The file of a split in a folder, or the named file itself; None for a hub id.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without such a split.
+    """
+    path = Path(location)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        # "owner/name" may be a hub id; anything that looks like a path is one.
+        if location.count("/") > 1 or location.startswith((".", "/", "~")) or location.endswith(SUFFIXES):
+            raise DataError(f"{location}: no such file or folder")
+        return None
+    for name in SPLIT_NAMES.get(split, (split,)):
+        for suffix in SUFFIXES:
+            if (path / f"{name}{suffix}").is_file():
+                return [path / f"{name}{suffix}"]
+    expected = ", ".join(f"{name}.jsonl" for name in SPLIT_NAMES.get(split, (split,))[:2])
+    raise DataError(
+        f"{location}: no file for the split '{split}'; expected {expected} or another of {', '.join(SUFFIXES)}"
+    )
+
+
+def is_sample(location: str) -> bool:
+    """Whether a location is the built-in corpus, ``sample`` or ``sample:<task type>``."""
+    return location == SAMPLE or location.startswith(f"{SAMPLE}:")
+
+
+def _fingerprint(location: str, split: str, key: str, files: list[Path] | None, config: DataConfig) -> str:
+    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files or []]
+    parts = (location, split, key, stamps, config.revision, FORMAT)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+FORMAT = 1
+"""Part of the cache key: raised when the meaning of prepared tables changes."""
+
+
+def _rows(
+    location: str, split: str, files: list[Path] | None, config: DataConfig
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    if is_sample(location):
+        for number, row in enumerate(sample_rows(location.removeprefix(f"{SAMPLE}:"), split)):
+            yield row, f"{location}, row {number + 1}"
+    elif files is None:
+        yield from _hub_rows(location, split, config.revision)
+    else:
+        for file in files:
+            yield from _file_rows(file)
+
+
+def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+    try:
+        stream = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
+        for number, row in enumerate(stream):
+            assert isinstance(row, Mapping)
+            yield row, f"{name}, split {split}, row {number + 1}"
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise DataError(
+            f"{name}: neither a local path nor a data set that could be read from the hub ({type(error).__name__})"
+        ) from error
+
+
+def _file_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    name = path.name.lower()
+    try:
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path)
+        elif name.endswith(".json"):
+            yield from _squad_rows(path)
+        elif name.endswith((".csv", ".tsv")):
+            yield from _delimited_rows(path)
+        else:
+            yield from _parquet_rows(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+            yield row, where
+
+
+def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Rows of the official SQuAD JSON, or of a plain JSON list of objects."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if isinstance(content, list):
+        yield from ((row, f"{path}, item {number}") for number, row in enumerate(content, start=1))
+        return
+    try:
+        for article in content["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    if question.get("is_impossible"):
+                        continue
+                    yield {**question, "context": paragraph["context"]}, f"{path}, question {question['id']}"
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: neither a list of objects nor the SQuAD format (missing {error})") from error
+
+
+def _delimited_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    tab = path.suffix.lower() == ".tsv"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        # GLUE's TSV files hold bare quotation marks.
+        quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+        lines = csv.DictReader(file, delimiter="\t" if tab else ",", quoting=quoting)
+        for row in lines:
+            where = f"{path}, line {lines.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: expected {len(lines.fieldnames or [])} columns as in the header")
+            yield row, where
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    from pyarrow import ArrowInvalid, parquet
+
+    if path.suffix.lower() != ".parquet":
+        raise DataError(f"{path}: unknown file type; use one of {', '.join(SUFFIXES)}")
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield row, f"{path}, row {number}"
+    except ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file ({io.StringIO(str(error)).readline().strip()})") from error

@@ -1,0 +1,42 @@
+"""Errors that a user can cause, each carrying one clear sentence.
+
+DynamoError
+├── ConfigError        a key, a value or a combination of values in the configuration
+├── DataError          a data file, a row or a split
+├── BackboneError      the pretrained encoder or its tokenizer
+└── CheckpointError    a saved model
+
+The command line prints the sentence and leaves with ``EXIT_CODE``; everything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_CODE = 2
+
+
+class DynamoError(Exception):
+    """Base of all errors that are caused by the input and not by a bug."""
+
+
+class ConfigError(DynamoError):
+    """The configuration is wrong: raised before any model is loaded."""
+
+
+class DataError(DynamoError):
+    """A data file or one of its rows is wrong: the message names file and line."""
+
+
+class BackboneError(DynamoError):
+    """The pretrained encoder could not be found or does not fit."""
+
+
+class CheckpointError(DynamoError):
+    """A checkpoint folder is missing, incomplete or was made for something else."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion for a misspelt name, such as ``did you mean 'rank'?``, or the list of known names."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(names)}"

@@ -1,0 +1,193 @@
+"""Scores of a checkpoint as one result file: every task under several systems, and routing on three kinds of input.
+
+Systems: ``dynamo`` (the router chooses), ``oracle`` (the same checkpoint told the true task), ``single_task`` (the
+adapters as phase 1 left them, told the true task) and ``trivial`` (no learning at all).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs, typed_answers
+from dynamo_mtl.inference.system import System, SystemConfig, load_system
+from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
+from dynamo_mtl.model.checkpoint import METADATA, Metadata
+from dynamo_mtl.tasks.tables import TRAIN, example_at, open_task_table
+from dynamo_mtl.tasks.task import Example
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SYSTEMS = ("dynamo", "oracle", "single_task", "trivial")
+LENGTH_SAMPLE = 1000
+"""Training inputs of each task that the length-only router learns from."""
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a result file holds; written by ``dynamo evaluate``, never by hand."""
+
+    format: int
+    backbone: str
+    device: str
+    seed: int
+    commit: str | None
+    """Revision of the source tree that trained the checkpoint."""
+    train_seconds: float
+    split: str
+    dataset_sizes: Mapping[str, int]
+    """Training examples of each task."""
+    main_metrics: Mapping[str, str]
+    trivial_systems: Mapping[str, str]
+    systems: Mapping[str, Scores]
+    routing: Mapping[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON. Raises ``ConfigError`` if the place cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: the result cannot be written ({error})") from error
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, config: SystemConfig, split: str, systems: Sequence[str], seed: int = 0
+) -> Result:
+    """Score a checkpoint on the split of the data that ``config`` names.
+
+    Raises:
+        DynamoError: unusable checkpoint, configuration or data.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    system, metadata = load_system(checkpoint, device, config)
+    predictor = Predictor(system)
+    examples = {n: _examples(system, n, split, seed) for n in system.tasks}
+    train = {n: _examples(system, n, TRAIN, seed) for n in system.tasks}
+    scores: dict[str, Scores] = {}
+    if "dynamo" in systems:
+        scores["dynamo"] = _score_system(predictor, examples, hint=False, label="dynamo")
+    if "oracle" in systems:
+        scores["oracle"] = _score_system(predictor, examples, hint=True, label="oracle")
+    if "single_task" in systems:
+        before = checkpoint / ".." / "phase_1"
+        if (before / METADATA).is_file():
+            alone, _ = load_system(before, device, config)
+            scores["single_task"] = _score_system(Predictor(alone), examples, hint=True, label="single_task")
+        else:
+            logger.warning("single_task is left out: there is no %s", before)
+    if "trivial" in systems:
+        scores["trivial"] = {n: _trivial(system, n, train[n], examples[n]) for n in system.tasks}
+    return _result(metadata, system, split, scores, _routing(predictor, examples, train, seed))
+
+
+def _result(
+    metadata: Metadata, system: System, split: str, scores: Mapping[str, Scores], routing: Mapping[str, Any]
+) -> Result:
+    return Result(
+        format=FORMAT,
+        backbone=metadata.backbone,
+        device=metadata.device,
+        seed=metadata.seed,
+        commit=metadata.commit,
+        train_seconds=metadata.train_seconds,
+        split=split,
+        dataset_sizes=metadata.dataset_sizes,
+        main_metrics={name: task.main_metric for name, task in system.tasks.items()},
+        trivial_systems={name: task.trivial_name for name, task in system.tasks.items()},
+        systems=scores,
+        routing=routing,
+    )
+
+
+def _examples(system: System, task: str, split: str, seed: int) -> list[Example]:
+    table = open_task_table(system.tasks[task], split, system.config.data, seed)
+    return [example_at(table, i) for i in range(len(table))]
+
+
+def _score_system(predictor: Predictor, examples: Mapping[str, Sequence[Example]], hint: bool, label: str) -> Scores:
+    scores: Scores = {}
+    for name, rows in examples.items():
+        instruction = _needed_instruction(predictor.system, name)
+        predictions = predict_examples(predictor, name, rows, hint, instruction, f"{label} {name}")
+        answers = typed_answers(predictor, name, predictions)
+        scores[name] = {**predictor.system.tasks[name].score(answers, rows), "n": len(rows)}
+    return scores
+
+
+def _needed_instruction(system: System, task: str) -> str | None:
+    """A held-out wording for tasks that bare inputs cannot name."""
+    needed = system.config.tasks[task].requires_instruction
+    return system.tasks[task].evaluation_instructions[0] if needed else None
+
+
+def _trivial(system: System, task: str, train: Sequence[Example], examples: Sequence[Example]) -> dict[str, float]:
+    answers = system.tasks[task].trivial_answers(train, examples)
+    return {**system.tasks[task].score(answers, examples), "n": len(examples)}
+
+
+def _routing(
+    predictor: Predictor, examples: Mapping[str, Sequence[Example]], train: Mapping[str, Sequence[Example]], seed: int
+) -> dict[str, Any]:
+    """Routing of bare, instructed and crossed inputs, and what input length alone would give."""
+    system = predictor.system
+    kinds = make_routed_inputs(system, examples, seed)
+    routing: dict[str, Any] = {}
+    for kind, inputs in kinds.items():
+        if inputs:
+            probabilities, truth = route_inputs(predictor, inputs)
+            routing[kind] = routing_scores(probabilities, truth)
+            if kind == "bare":
+                predicted = probabilities.argmax(axis=1).tolist()
+                routing["confusion"] = confusion_matrix(predicted, truth, len(system.tasks))
+    bare = kinds["bare"]
+    if bare:
+        tasks = list(dict.fromkeys(i.task for i in bare))
+        learned = [[_length(system, _input(e)) for e in train[name][:LENGTH_SAMPLE]] for name in tasks]
+        guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in bare])]
+        one_hot = np.eye(len(system.tasks))[[system.route_of(g) for g in guessed]]
+        routing["length_only"] = routing_scores(one_hot, [system.route_of(i.task) for i in bare])
+    routing["tasks"] = list(system.tasks)
+    return routing
+
+
+def make_routed_inputs(
+    system: System, examples: Mapping[str, Sequence[Example]], seed: int
+) -> dict[str, list[RoutedInput]]:
+    """Bare, instructed and crossed inputs made from examples, with wordings that training never saw."""
+    rng = np.random.default_rng([seed, 11])
+    kinds: dict[str, list[RoutedInput]] = {"bare": [], "instructed": [], "crossed": []}
+    for name, rows in examples.items():
+        wordings = system.tasks[name].evaluation_instructions
+        others = [o for o, t in system.tasks.items() if o != name and not t.needs_context]
+        for example in rows:
+            if not system.config.tasks[name].requires_instruction:
+                kinds["bare"].append(RoutedInput(name, _input(example)))
+            wording = wordings[int(rng.integers(len(wordings)))]
+            kinds["instructed"].append(RoutedInput(name, TextInput(example.text, example.context, wording)))
+            if others and not system.tasks[name].needs_context:
+                other = others[int(rng.integers(len(others)))]
+                asked = system.tasks[other].evaluation_instructions
+                wording = asked[int(rng.integers(len(asked)))]
+                kinds["crossed"].append(RoutedInput(other, TextInput(example.text, None, wording)))
+    return kinds
+
+
+def _input(example: Example) -> TextInput:
+    return TextInput(example.text, example.context)
+
+
+def _length(system: System, text: TextInput) -> int:
+    return sum(len(w.ids) for w in system.source.encode(text.text, text.context, text.instruction).windows)

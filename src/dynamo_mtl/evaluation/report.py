@@ -1,0 +1,59 @@
+"""A result as a table for the console and for Markdown."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from dynamo_mtl.evaluation.benchmark import SYSTEMS, Result
+
+
+def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each task's main metric under every system, and what dynamo keeps of the oracle's score."""
+    systems = [name for name in SYSTEMS if name in result.systems]
+    header = ["task", "metric", *systems, "dynamo / oracle", "trivial system", "n"]
+    rows: list[list[str]] = []
+    for task, metric in result.main_metrics.items():
+        values = {name: result.systems[name][task][metric] for name in systems}
+        share = "-"
+        if values.get("oracle") and "dynamo" in values:
+            share = f"{100 * values['dynamo'] / values['oracle']:.1f} %"
+        count = next((result.systems[name][task]["n"] for name in systems), 0)
+        shown = [_number(value) for value in values.values()]
+        rows.append([task, metric, *shown, share, result.trivial_systems[task], str(int(count))])
+    return header, rows
+
+
+def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: routing accuracy by kind of input."""
+    header = ["inputs", "accuracy", "macro", "worst task", "ece", "n"]
+    names = {"bare": "bare", "instructed": "instructed", "crossed": "crossed", "length_only": "bare, by length alone"}
+    rows = [
+        [title, *(f"{result.routing[kind][key]:.4f}" for key in ("accuracy", "macro", "worst_task", "ece")),
+         str(result.routing[kind]["n"])]
+        for kind, title in names.items()
+        if kind in result.routing
+    ]  # fmt: skip
+    return header, rows
+
+
+def print_result(result: Result) -> None:
+    """Print both tables to the console."""
+    console = Console()
+    for title, (header, rows) in (("Tasks", result_rows(result)), ("Routing", routing_rows(result))):
+        table = Table(title=title)
+        for name in header:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"

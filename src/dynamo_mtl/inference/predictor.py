@@ -1,0 +1,210 @@
+"""The one way to run a model: texts in, routed answers out.
+
+``Predictor`` works on lists and mixes tasks freely; ``DynamoInference`` is its friendly face for single texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynamo_mtl.data.batch import split_by_tokens
+from dynamo_mtl.errors import ConfigError, did_you_mean
+from dynamo_mtl.inference.generation import generate, make_cache
+from dynamo_mtl.inference.system import System, load_system, read_system_config
+from dynamo_mtl.model.dynamo import Output
+from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.model.router import top_k_weights
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView, collate
+from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.task import Answer
+
+TOKEN_BUDGET = 8192
+"""Most source tokens in one forward pass."""
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a user asks: a text, perhaps with a context or an instruction."""
+
+    text: str
+    context: str | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A routed answer. ``answer`` belongs to ``task``: its adapter, head and vocabulary made it."""
+
+    task: str
+    answer: Answer
+    probabilities: list[float]
+    """The router's probability of every task, in the order of ``System.tasks``."""
+
+
+class Predictor:
+    """Runs a system over lists of inputs, mixed tasks in one forward pass."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+    @torch.inference_mode()
+    def route(self, inputs: Sequence[TextInput]) -> list[list[float]]:
+        """The router's probabilities for every input; only the trunk runs."""
+        self.system.model.eval()
+        results: list[list[float]] = [[] for _ in inputs]
+        for chunk, sources in self._chunks(inputs):
+            packed = self._collate(sources, [None] * len(chunk))
+            routing = self.system.model.router(self.system.model.trunk(packed.batch).features)
+            for index, row in zip(chunk, routing.weights.tolist(), strict=True):
+                results[index] = row
+        return results
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
+        """Route and answer.
+
+        Args:
+            inputs: texts of any tasks, in any mix.
+            tasks: for each input the task that must answer, or None to let the router choose.
+        """
+        self.system.model.eval()
+        hints = list(tasks) if tasks is not None else [None] * len(inputs)
+        results: dict[int, Prediction] = {}
+        for chunk, sources in self._chunks(inputs):
+            for index, prediction in zip(chunk, self._predict_chunk(sources, [hints[i] for i in chunk]), strict=True):
+                results[index] = prediction
+        return [results[index] for index in range(len(inputs))]
+
+    def _chunks(self, inputs: Sequence[TextInput]) -> list[tuple[list[int], list[EncodedSource]]]:
+        sources = [self.system.source.encode(i.text, i.context, i.instruction) for i in inputs]
+        lengths = [sum(len(w.ids) for w in source.windows) for source in sources]
+        return [(group, [sources[i] for i in group]) for group in split_by_tokens(lengths, TOKEN_BUDGET)]
+
+    def _collate(self, sources: Sequence[EncodedSource], tasks: Sequence[str | None]) -> PackedExamples:
+        examples: list[EncodedExample] = []
+        for source, name in zip(sources, tasks, strict=True):
+            windows = [w.ids for w in source.windows]
+            deep = 0 if name is None else len(windows) if self.system.tasks[name].all_windows else 1
+            examples.append(EncodedExample(0, windows, name, deep))
+        return to_device(collate(examples, self.system.first_position), self.system.device)
+
+    def _predict_chunk(self, sources: Sequence[EncodedSource], hints: Sequence[str | None]) -> list[Prediction]:
+        model, names = self.system.model, list(self.system.tasks)
+        trunk = model.trunk(self._collate(sources, [None] * len(sources)).batch, record=True)
+        routing = model.router(trunk.features)
+        weights = top_k_weights(routing.weights, model.router.config.top_k)
+        chosen = [
+            names[best] if hint is None else hint
+            for hint, best in zip(hints, routing.weights.argmax(dim=1).tolist(), strict=True)
+        ]
+        for row, hint in enumerate(hints):
+            if hint is not None:
+                weights[row] = torch.nn.functional.one_hot(torch.tensor(names.index(hint)), len(names)).to(weights)
+        # What runs deeper depends on the chosen tasks, so the top is planned after routing; the trunk is not run again.
+        packed = self._collate(sources, chosen)
+        generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
+        output = model(packed.batch, lambda _: weights, top_k=model.router.config.top_k, record=generates, trunk=trunk)
+        answers: dict[int, Answer] = {}
+        for view in packed.views:
+            members = view.examples.tolist()
+            answers.update(
+                zip(members, self._answers(packed, view, output, [sources[i] for i in members]), strict=True)
+            )
+        probabilities = routing.weights.tolist()
+        return [Prediction(chosen[i], answers[i], probabilities[i]) for i in range(len(sources))]
+
+    def _answers(
+        self, packed: PackedExamples, view: TaskView, output: Output, sources: Sequence[EncodedSource]
+    ) -> list[Answer]:
+        task = self.system.tasks[view.task]
+        if not isinstance(task, GenerationTask):
+            return task.answers(self.system.model.head(view.task), output.hidden, view, sources)
+        settings = task.config.generation
+        is_first = torch.isin(packed.batch.examples, view.examples) & (packed.batch.top_lengths > 0)
+        windows = is_first.nonzero().flatten().tolist()
+        heads = self.system.model.encoder.config.num_heads
+        cache = make_cache(output.recorded, packed.batch, windows, settings.max_new_tokens, heads)
+        weights = output.weights[view.examples]
+        hypotheses = generate(
+            self.system.model,
+            view.task,
+            cache,
+            weights,
+            task.vocabulary.start,
+            task.vocabulary.end,
+            settings,
+            _active(weights),
+        )
+        return [task.answer(h.ids, h.log_probability / max(1, h.tokens)) for h in hypotheses]
+
+
+def _active(weights: Tensor) -> list[int]:
+    return (weights > 0).any(dim=0).nonzero().flatten().tolist()
+
+
+class DynamoInference:
+    """A trained model, ready to be asked.
+
+    >>> model = DynamoInference("./checkpoints/final_model", "./config.yaml")  # doctest: +SKIP
+    >>> result = model.predict("I love this movie!", task_hint="sentiment")  # doctest: +SKIP
+    >>> result["sentiment"]["label"]  # doctest: +SKIP
+    'positive'
+    """
+
+    def __init__(self, checkpoint: str | Path, config: str | Path | None = None, device: str | None = None) -> None:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: folder written by training.
+            config: settings to use instead of those stored in the checkpoint.
+            device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = read_system_config(Path(config)) if config is not None else None
+        self.system, self.metadata = load_system(Path(checkpoint), place, settings)
+        self.predictor = Predictor(self.system)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks that it was trained for."""
+        return list(self.system.tasks)
+
+    def predict(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        task_hint: str | None = None,
+        return_routing_info: bool = False,
+    ) -> dict[str, Any]:
+        """Answer one text.
+
+        Args:
+            text: what to work on; for question answering the question.
+            context: the passage that a question is about.
+            instruction: what to do with the text, in words.
+            task_hint: the task that must answer; the router chooses if None.
+            return_routing_info: add ``routing_info`` with the predicted task and all probabilities.
+
+        Returns:
+            ``{task: answer}``, with ``routing_info`` if asked for.
+        """
+        if task_hint is not None and task_hint not in self.system.tasks:
+            raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
+        prediction = self.predictor.predict([TextInput(text, context, instruction)], [task_hint])[0]
+        result: dict[str, Any] = {prediction.task: prediction.answer}
+        if return_routing_info:
+            best = max(range(len(self.task_names)), key=prediction.probabilities.__getitem__)
+            result["routing_info"] = {
+                "predicted_task": self.task_names[best],
+                "confidence": prediction.probabilities[best],
+                "probabilities": dict(zip(self.task_names, prediction.probabilities, strict=True)),
+            }
+        return result

@@ -1,0 +1,230 @@
+"""A system: a model together with its tasks, vocabularies and source encoding. What is trained, saved and used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from tokenizers import Tokenizer
+
+from dynamo_mtl.data.sources import DATA_PATH, DataConfig
+from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
+from dynamo_mtl.model.backbone import Backbone, load_backbone
+from dynamo_mtl.model.checkpoint import CONFIG, Metadata, load_checkpoint, read_metadata, save_checkpoint
+from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
+from dynamo_mtl.model.heads import LanguageModelHead
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.model.router import RouterConfig
+from dynamo_mtl.settings import read_settings, validate
+from dynamo_mtl.tasks.encoding import EncodedExample, SourceEncoder
+from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.task import Example, Task, TaskConfig, task_type, task_types
+from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, own_vocabulary, train_vocabulary
+
+BYTE_LEVEL = ("roberta",)
+"""Model types whose vocabulary writes any English text exactly."""
+
+
+class SystemConfig(BaseModel):
+    """All that a trained model depends on. Tasks are those that have a data path or an entry under ``tasks``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    data: DataConfig = DataConfig()
+    tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default_factory=dict)
+    model: ModelConfig = ModelConfig()
+    lora_configs: dict[str, LoraConfig] = Field(default_factory=dict)
+    router: RouterConfig = RouterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_tasks(cls, raw: Any) -> Any:
+        """Give every named task the settings class of its type, and its type's adapter where none is configured."""
+        if not isinstance(raw, dict):
+            return raw
+        named = raw.get("tasks") or {}
+        data = raw.get("data") or {}
+        if not isinstance(named, dict) or not isinstance(data, dict):
+            return raw
+        paths = data.get("paths") or {k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)}
+        tasks: dict[str, TaskConfig] = {}
+        for name in dict.fromkeys([*paths, *named]):
+            settings = named.get(name) or {}
+            if isinstance(settings, TaskConfig):
+                tasks[name] = settings
+                continue
+            kind = settings.get("type", name)
+            if "type" not in settings and name not in task_types():
+                known = {*task_types(), *named}
+                raise ConfigError(f"data.{name}{DATA_PATH}: no task '{name}'; {did_you_mean(name, known)}")
+            task = task_type(kind, f"tasks.{name}.type")
+            tasks[name] = validate(task.Config, {**settings, "type": kind}, f"tasks.{name}")
+        loras = raw.get("lora_configs") or {}
+        unknown = [name for name in loras if name not in tasks]
+        if unknown:
+            raise ConfigError(f"lora_configs.{unknown[0]}: no such task; {did_you_mean(unknown[0], tasks)}")
+        adapters = {n: {**task_types()[t.type].lora.model_dump(), **_plain(loras.get(n))} for n, t in tasks.items()}
+        return {**raw, "tasks": tasks, "lora_configs": adapters}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SystemConfig:
+        if not self.tasks:
+            raise ConfigError("data: no task is configured; give at least one <task>_data_path, for example sample")
+        if self.router.top_k > len(self.tasks):
+            raise ConfigError(f"router.top_k: found {self.router.top_k}, but there are only {len(self.tasks)} tasks")
+        if self.data.window_overlap * 2 > self.data.max_source_length:
+            raise ConfigError(
+                f"data.window_overlap: found {self.data.window_overlap}, at most half of data.max_source_length "
+                f"({self.data.max_source_length}) is possible"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML that reads back as the same."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _plain(settings: Any) -> Mapping[str, Any]:
+    return settings.model_dump() if isinstance(settings, LoraConfig) else settings or {}
+
+
+@dataclass
+class System:
+    """A model with everything that turns text into its inputs and its outputs into answers."""
+
+    config: SystemConfig
+    tasks: dict[str, Task]
+    model: DynamoModel
+    source: SourceEncoder
+    backbone: Backbone
+    device: torch.device
+
+    @property
+    def first_position(self) -> int:
+        """Position of a sequence's first token."""
+        return self.model.encoder.config.first_position
+
+    def route_of(self, task: str) -> int:
+        """The router output that belongs to a task."""
+        return self.model.task_names.index(task)
+
+    def encode(self, example: Example, task: str, instruction: str | None = None) -> EncodedExample:
+        """Encode a labelled example of a task."""
+        source = self.source.encode(example.text, example.context, instruction)
+        return self.tasks[task].encode(example, source, self.route_of(task))
+
+    def encode_for_router(self, text: str, context: str | None, instruction: str | None, task: str) -> EncodedExample:
+        """Encode an input that only the router reads, expected to be sent to ``task``."""
+        source = self.source.encode(text, context, instruction)
+        return EncodedExample(self.route_of(task), [w.ids for w in source.windows])
+
+    def save(self, folder: Path, metadata: Metadata, config: str) -> None:
+        """Write a checkpoint; ``config`` is the resolved configuration as YAML."""
+        own = {
+            name: task.vocabulary.to_json()
+            for name, task in self.tasks.items()
+            if isinstance(task, GenerationTask) and task.vocabulary.own
+        }
+        save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder)
+
+
+def make_tasks(config: SystemConfig) -> dict[str, Task]:
+    """Instances of all configured tasks, in order."""
+    return {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
+
+
+def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]], device: torch.device) -> System:
+    """A fresh system: backbone loaded, vocabularies trained on ``targets``, adapters and router initialised.
+
+    Raises:
+        ConfigError: lengths that do not fit the backbone's position table.
+        BackboneError: no backbone.
+    """
+    backbone = load_backbone(config.model.base_model_name, config.model.revision)
+    tasks = make_tasks(config)
+    _check_lengths(config, tasks, backbone)
+    byte_level = backbone.encoder.config.model_type in BYTE_LEVEL
+    starts: dict[str, torch.Tensor] = {}
+    for name, task in tasks.items():
+        if isinstance(task, GenerationTask):
+            size = task.vocabulary_size(byte_level)
+            if size is None:
+                task.vocabulary = backbone_vocabulary(backbone.tokenizer)
+                continue
+            task.vocabulary = train_vocabulary(targets(task), size)
+            table = backbone.encoder.word_embeddings.weight
+            starts[name] = mean_embeddings(task.vocabulary, backbone.tokenizer, table)
+    system = _assemble(config, tasks, backbone, device)
+    for name, start in starts.items():
+        head = system.model.head(name)
+        assert isinstance(head, LanguageModelHead) and head.embeddings is not None
+        with torch.no_grad():
+            head.embeddings.copy_(start)
+    return system
+
+
+def load_system(folder: Path, device: torch.device, config: SystemConfig | None = None) -> tuple[System, Metadata]:
+    """A trained system from a checkpoint folder; ``config`` replaces the checkpoint's own if given.
+
+    Raises:
+        CheckpointError: not a checkpoint, or made for other tasks or another backbone.
+    """
+    read_metadata(folder)
+    config = config or read_system_config(folder / CONFIG)
+    backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
+    tasks = make_tasks(config)
+    for name, task in tasks.items():
+        if isinstance(task, GenerationTask):
+            path = folder / "vocabularies" / f"{name}.json"
+            if not path.exists():
+                task.vocabulary = backbone_vocabulary(backbone.tokenizer)
+                continue
+            try:
+                task.vocabulary = own_vocabulary(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            except Exception as error:  # the library raises bare exceptions
+                raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    system = _assemble(config, tasks, backbone, device)
+    metadata = load_checkpoint(folder, system.model, backbone.weight_hash)
+    return system, metadata
+
+
+def checkpoint_config(folder: Path, overrides: Sequence[str]) -> SystemConfig:
+    """A checkpoint's own settings with ``key.sub=value`` overrides, such as other data paths."""
+    read_metadata(folder)
+    return read_system_config(folder / CONFIG, overrides)
+
+
+def read_system_config(path: Path, overrides: Sequence[str] = ()) -> SystemConfig:
+    """The part of a configuration file that a trained model depends on."""
+    raw = read_settings(path, overrides)
+    return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, str(path))
+
+
+def _assemble(config: SystemConfig, tasks: dict[str, Task], backbone: Backbone, device: torch.device) -> System:
+    heads = {name: task.head_config() for name, task in tasks.items()}
+    dtype = compute_dtype(config.model.precision, device)
+    model = DynamoModel(backbone, config.model, config.lora_configs, heads, config.router, dtype).to(device)
+    source = SourceEncoder(
+        backbone.tokenizer, config.data.max_source_length, config.data.window_overlap, config.data.max_windows
+    )
+    return System(config, tasks, model, source, backbone, device)
+
+
+def _check_lengths(config: SystemConfig, tasks: dict[str, Task], backbone: Backbone) -> None:
+    longest = backbone.encoder.config.longest_sequence
+    source = config.data.max_source_length
+    if source > longest:
+        raise ConfigError(f"data.max_source_length: found {source}, but {backbone.name} has {longest} positions")
+    for name, task in tasks.items():
+        if isinstance(task, GenerationTask):
+            target = max(task.config.max_target_length, task.config.generation.max_new_tokens) + 1
+            if source + target > longest:
+                raise ConfigError(
+                    f"tasks.{name}: source and target need {source} + {target} positions, but {backbone.name} has "
+                    f"{longest}; lower data.max_source_length, max_target_length or generation.max_new_tokens"
+                )

@@ -1,0 +1,71 @@
+"""Metrics of generated text, by the field's reference packages."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Sequence
+
+import sacrebleu
+from rouge_score import rouge_scorer
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L F-measures with stemming, in percent (rouge-score)."""
+    scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [
+        scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return {name: 100 * sum(s[name].fmeasure for s in scores) / len(scores) for name in ROUGE}
+
+
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU of raw text, in percent: ``nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp`` (sacrebleu)."""
+    return sacrebleu.corpus_bleu(list(predictions), [list(references)]).score
+
+
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF2, in percent (sacrebleu)."""
+    return sacrebleu.corpus_chrf(list(predictions), [list(references)]).score
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Share of predictions that equal their reference up to surrounding blanks, in [0, 1]."""
+    hits = sum(p.strip() == r.strip() for p, r in zip(predictions, references, strict=True))
+    return hits / len(references)
+
+
+def collapse_blanks(code: str) -> str:
+    """Code with every run of blanks inside a line as one blank, for comparing; line breaks stay."""
+    return "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in code.strip().splitlines())
+
+
+def parses(code: str) -> bool:
+    """Whether code is syntactically valid Python, alone or as the fragment that it is.
+
+    After dedenting, a block header gets a ``pass``, ``elif/else/except/finally`` a dummy opener, a decorator a dummy
+    definition.
+    """
+    code = textwrap.dedent(code).strip()
+    if not code:
+        return False
+    last = code.splitlines()[-1]
+    if last.rstrip().endswith(":"):
+        indent = " " * (len(last) - len(last.lstrip()) + 4)
+        code = f"{code}\n{indent}pass"
+    elif last.lstrip().startswith("@"):
+        code = f"{code}\ndef dummy():\n    pass"
+    first_word = re.match(r"[a-z]*", code)
+    word = first_word.group() if first_word else ""
+    if word in ("elif", "else"):
+        code = f"if True:\n    pass\n{code}"
+    elif word in ("except", "finally"):
+        code = f"try:\n    pass\n{code}"
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""A batch as the model sees it: packed token ids, who belongs to whom, and attention plans. Knows no task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamo_mtl.model.packing import AttentionPlan, Span, plan_attention
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a source, framed by special tokens."""
+
+    ids: Sequence[int]
+    example: int
+    deep: bool = True
+    """Whether it runs through the top layers; the others are read by the router only."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target sequence after its source window; ``head`` names the vocabulary that its ids belong to."""
+
+    window: int
+    head: str
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed inputs of one forward pass.
+
+    Source tokens lie window after window. The top run holds the tokens of deep windows in the same order, then all
+    target tokens, head after head in order of first appearance.
+    """
+
+    ids: Tensor
+    """``(source tokens,)``."""
+    positions: Tensor
+    """``(source tokens,)`` rows of the position table."""
+    windows: Tensor
+    """``(source tokens,)`` window of each token."""
+    starts: Tensor
+    """``(windows,)`` first token of each window."""
+    examples: Tensor
+    """``(windows,)`` example of each window."""
+    example_count: int
+    trunk_plan: AttentionPlan
+    deep_tokens: Tensor
+    """``(deep source tokens,)`` source tokens that run through the top."""
+    top_starts: Tensor
+    """``(windows,)`` first token of each window in the top run; -1 where it is not deep."""
+    top_lengths: Tensor
+    """``(windows,)`` source tokens of each window in the top run; 0 where it is not deep."""
+    top_examples: Tensor
+    """``(top tokens,)`` example of each token of the top run."""
+    top_plan: AttentionPlan | None
+    """None if no window is deep."""
+    target_ids: dict[str, Tensor]
+    """Head name → ``(its target tokens,)``."""
+    target_positions: Tensor
+    """``(target tokens,)``, going on from each window's real length."""
+    target_plan: AttentionPlan | None
+    """Queries: target tokens; keys: source tokens, then target tokens. None without targets."""
+    target_slices: dict[str, tuple[int, int]]
+    """Head name → its target tokens' place in the top run."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, source and target."""
+        return len(self.ids) + len(self.target_positions)
+
+
+def build_batch(windows: Sequence[Window], targets: Sequence[Target], first_position: int) -> Batch:
+    """Pack windows and targets and plan attention.
+
+    Args:
+        windows: all windows, those of an example next to each other.
+        targets: at most one for a window, and only for deep ones; those of one head next to each other.
+        first_position: position of a sequence's first token.
+    """
+    lengths = np.array([len(w.ids) for w in windows])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    sources = [Span(np.arange(s, s + n), np.zeros(n, dtype=np.int64)) for s, n in zip(starts, lengths, strict=True)]
+    deep = [w for w, window in enumerate(windows) if window.deep]
+    top_lengths = np.array([n if window.deep else 0 for n, window in zip(lengths, windows, strict=True)])
+    top_starts = np.where(top_lengths > 0, np.cumsum(top_lengths) - top_lengths, -1)
+    deep_total = int(top_lengths.sum())
+
+    target_lengths = [len(t.ids) for t in targets]
+    offsets = np.concatenate([[0], np.cumsum(target_lengths)]).astype(np.int64)
+    spans = [Span(np.arange(o, o + n), np.arange(1, n + 1)) for o, n in zip(offsets[:-1], target_lengths, strict=True)]
+    after = {t.window: _shift(span, deep_total) for t, span in zip(targets, spans, strict=True)}
+    top = [_shift(sources[w], int(top_starts[w] - starts[w])) for w in deep]
+    top_spans = [Span.join([span, after[w]]) if w in after else span for w, span in zip(deep, top, strict=True)]
+    after_source = [
+        Span.join([sources[t.window], _shift(span, int(lengths.sum()))]) for t, span in zip(targets, spans, strict=True)
+    ]
+    heads = list(dict.fromkeys(t.head for t in targets))
+    target_examples = np.repeat([windows[t.window].example for t in targets], target_lengths)
+    deep_tokens = np.concatenate([sources[w].tokens for w in deep]) if deep else np.zeros(0, dtype=np.int64)
+    examples = np.array([w.example for w in windows])
+    window_of_token = np.repeat(np.arange(len(windows)), lengths)
+    return Batch(
+        ids=torch.tensor([i for w in windows for i in w.ids]),
+        positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]) + first_position),
+        windows=torch.from_numpy(window_of_token),
+        starts=torch.from_numpy(starts),
+        examples=torch.from_numpy(examples),
+        example_count=int(examples.max()) + 1,
+        trunk_plan=plan_attention(sources, sources),
+        deep_tokens=torch.from_numpy(deep_tokens),
+        top_starts=torch.from_numpy(top_starts),
+        top_lengths=torch.from_numpy(top_lengths),
+        top_examples=torch.from_numpy(
+            np.concatenate([examples[window_of_token[deep_tokens]], target_examples]).astype(np.int64)
+        ),
+        top_plan=plan_attention(top_spans, top_spans) if deep else None,
+        target_ids={head: torch.tensor([i for t in targets if t.head == head for i in t.ids]) for head in heads},
+        target_positions=torch.from_numpy(_target_positions(targets, lengths, first_position)),
+        target_plan=plan_attention(spans, after_source) if targets else None,
+        target_slices=_slices(targets, heads, deep_total),
+    )
+
+
+def _shift(span: Span, by: int) -> Span:
+    return Span(span.tokens + by, span.orders)
+
+
+def _target_positions(targets: Sequence[Target], lengths: np.ndarray, first_position: int) -> np.ndarray:
+    pieces = [lengths[t.window] + np.arange(len(t.ids)) for t in targets]
+    return (np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)) + first_position
+
+
+def _slices(targets: Sequence[Target], heads: Sequence[str], start: int) -> dict[str, tuple[int, int]]:
+    slices: dict[str, tuple[int, int]] = {}
+    for head in heads:
+        end = start + sum(len(t.ids) for t in targets if t.head == head)
+        slices[head] = (start, end)
+        start = end
+    return slices

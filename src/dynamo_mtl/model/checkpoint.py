@@ -1,0 +1,218 @@
+"""A saved model: a folder that other programs can read.
+
+    config.yaml · dynamo.json · adapters/<task>/ (a PEFT folder) · heads/<task>.safetensors · router.safetensors
+    vocabularies/<task>.json · tokenizer files
+
+Everything is safetensors, JSON or YAML. A folder is written beside its place and renamed, so that a half-written one
+is never seen under the final name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.model.dynamo import DynamoModel
+from dynamo_mtl.model.encoder import SITES
+from dynamo_mtl.model.lora import Adapter
+
+FORMAT_VERSION = 1
+METADATA = "dynamo.json"
+CONFIG = "config.yaml"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+                   "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
+# Our site → the module path that published encoders and PEFT use.
+_PEFT_PATHS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What ``dynamo.json`` says of a checkpoint."""
+
+    tasks: list[str]
+    """In the order of the router's outputs."""
+    backbone: str
+    weight_hash: str
+    """SHA-256 of the backbone's weight file."""
+    tap_layer: int
+    phase: str
+    seed: int
+    train_seconds: float
+    commit: str | None = None
+    """Revision of the source tree that trained it."""
+    dataset_sizes: dict[str, int] = field(default_factory=dict)
+    """Training examples that were used, by task."""
+    device: str = "cpu"
+    format: int = FORMAT_VERSION
+
+
+def save_checkpoint(
+    folder: Path, model: DynamoModel, metadata: Metadata, config: str, vocabularies: dict[str, str], tokenizer: Path
+) -> None:
+    """Write a checkpoint, replacing an older one at the same place only once the new one is complete.
+
+    Args:
+        folder: final place.
+        model: what is saved (adapters, heads, router; never the backbone).
+        metadata: contents of ``dynamo.json``.
+        config: the resolved configuration as YAML.
+        vocabularies: own target vocabularies as JSON texts, by task.
+        tokenizer: folder to copy the tokenizer's files from.
+
+    Raises:
+        CheckpointError: the folder cannot be written; an older checkpoint stays as it was.
+    """
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        (staging / "heads").mkdir(parents=True)
+        (staging / "vocabularies").mkdir()
+        (staging / METADATA).write_text(json.dumps(asdict(metadata), indent=2) + "\n", encoding="utf-8")
+        (staging / CONFIG).write_text(config, encoding="utf-8")
+        for name in model.task_names:
+            _save_adapter(staging / "adapters" / name, model.bank[name], model, metadata.backbone)
+            save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
+        save_file(_tensors(model.router), staging / "router.safetensors")
+        for name, vocabulary in vocabularies.items():
+            (staging / "vocabularies" / f"{name}.json").write_text(vocabulary, encoding="utf-8")
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, staging / name)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            os.replace(folder, old)
+            os.replace(staging, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(staging, folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise CheckpointError(f"{folder}: the checkpoint could not be written ({error})") from error
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _save_adapter(folder: Path, adapter: Adapter, model: DynamoModel, backbone: str) -> None:
+    folder.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    for layer in range(model.tap_layer, model.encoder.config.num_layers):
+        for site in adapter.config.sites:
+            pair = adapter.pair(layer, site)
+            assert pair is not None
+            path = f"base_model.model.encoder.layer.{layer}.{_PEFT_PATHS[site]}"
+            for letter, tensor in zip("AB", pair, strict=True):
+                tensors[f"{path}.lora_{letter}.weight"] = tensor.detach().cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = _peft_config(adapter, model, backbone)
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _peft_config(adapter: Adapter, model: DynamoModel, backbone: str) -> dict[str, Any]:
+    # A full pattern: the bare name "output.dense" would also match the attention's output, and layers below the tap.
+    layers = "|".join(str(layer) for layer in range(model.tap_layer, model.encoder.config.num_layers))
+    paths = "|".join(_PEFT_PATHS[site].replace(".", r"\.") for site in SITES if site in adapter.config.sites)
+    return {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": backbone,
+        "revision": None,
+        "r": adapter.config.rank,
+        "lora_alpha": adapter.config.alpha,
+        "lora_dropout": adapter.config.dropout,
+        "use_rslora": adapter.config.use_rslora,
+        "target_modules": rf".*encoder\.layer\.({layers})\.({paths})",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Read ``dynamo.json``. Raises ``CheckpointError`` if it is missing, broken or of a newer format."""
+    path = folder / METADATA
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] > FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION})")
+        return Metadata(**raw)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a checkpoint (no {METADATA}); train one with: dynamo train") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not readable as checkpoint metadata ({error})") from error
+
+
+def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str) -> Metadata:
+    """Load adapters, heads and router into a model of the same tasks and backbone.
+
+    Raises:
+        CheckpointError: other tasks, another backbone, a missing file or tensors that do not fit.
+    """
+    metadata = read_metadata(folder)
+    if metadata.tasks != model.task_names:
+        raise CheckpointError(
+            f"{folder}: was trained for the tasks {', '.join(metadata.tasks)}, not {', '.join(model.task_names)}"
+        )
+    if metadata.weight_hash != weight_hash:
+        raise CheckpointError(
+            f"{folder}: was trained over other backbone weights ({metadata.backbone}, {metadata.weight_hash[:12]}) "
+            f"than those found ({weight_hash[:12]})"
+        )
+    for name in model.task_names:
+        load_task(folder, model, name)
+    _load(model.router, folder / "router.safetensors")
+    return metadata
+
+
+def load_task(folder: Path, model: DynamoModel, name: str) -> None:
+    """Load one task's adapter and head from a checkpoint."""
+    _load(model.head(name), folder / "heads" / f"{name}.safetensors")
+    path = folder / "adapters" / name / "adapter_model.safetensors"
+    tensors = _read(path)
+    adapter = model.bank[name]
+    for layer in range(model.tap_layer, model.encoder.config.num_layers):
+        for site in adapter.config.sites:
+            pair = adapter.pair(layer, site)
+            assert pair is not None
+            for letter, parameter in zip("AB", pair, strict=True):
+                key = f"base_model.model.encoder.layer.{layer}.{_PEFT_PATHS[site]}.lora_{letter}.weight"
+                tensor = tensors.pop(key, None)
+                if tensor is None or tensor.shape != parameter.shape:
+                    found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+                    raise CheckpointError(f"{path}: {key} should have shape {tuple(parameter.shape)}, found {found}")
+                with torch.no_grad():
+                    parameter.copy_(tensor)
+    if tensors:
+        raise CheckpointError(f"{path}: unexpected tensor {next(iter(tensors))}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _load(module: torch.nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(_read(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the configuration: {' '.join(str(error).split())}") from error

@@ -1,0 +1,219 @@
+"""The routed model. Start here: ``DynamoModel.forward`` is the whole idea.
+
+    ids ──embed──► layers[0:tap] ──► trunk ──► pool ──► router ──► weights (examples, adapters)
+                   frozen, no grad     │                               │
+                                       └──► layers[tap:L] + adapters mixed by weights ──► hidden ──► heads
+
+One pass serves a batch that mixes tasks of any kind: nothing below loops over tasks, only the (few, small) target
+embeddings and heads are looked up by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.model.backbone import Backbone
+from dynamo_mtl.model.batch import Batch
+from dynamo_mtl.model.encoder import Cache, PackedAttention
+from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead, build_head
+from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
+from dynamo_mtl.model.router import Router, RouterConfig, Routing, pool, top_k_weights
+
+
+class ModelConfig(BaseModel):
+    """The backbone and where the router taps it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    base_model_name: str = "roberta-base"
+    """Hub id, local folder, or ``minilm``."""
+    revision: str | None = None
+    """Branch, tag or commit of the backbone on the hub."""
+    hidden_size: int | None = None
+    """Checked against the backbone if given."""
+    freeze_backbone: Literal[True] = True
+    """One frozen backbone is what the adapters share; it cannot be switched off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the backbone and of all large products; adapters, heads and router keep fp32 parameters. ``auto`` is bf16
+    where the hardware multiplies it fast, else fp32."""
+    tap_layer: int | None = Field(None, ge=0)
+    """Layers below it carry no adapter and feed the router; a third of the depth if not given."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass gives."""
+
+    hidden: Tensor
+    """``(top tokens, hidden)``: deep source tokens, then target tokens; see ``Batch``."""
+    routing: Routing
+    weights: Tensor
+    """``(examples, adapters)``: the mixture that was used."""
+    recorded: list[tuple[Tensor, Tensor]]
+    """Keys and values of the deep source tokens, layer by layer, if they were asked for."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The frozen lower layers' work on one batch."""
+
+    hidden: Tensor
+    """``(source tokens, hidden)``."""
+    features: Tensor
+    """``(examples, 2 · hidden)``: what the router reads."""
+    recorded: list[tuple[Tensor, Tensor]]
+    """Keys and values of all source tokens, for target tokens and for the cache."""
+
+
+class DynamoModel(nn.Module):
+    """One frozen backbone, an adapter and a head for every task, and a router over the adapters."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: ModelConfig,
+        loras: dict[str, LoraConfig],
+        heads: dict[str, HeadConfig],
+        router: RouterConfig,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        shape = backbone.encoder.config
+        self.tap_layer = shape.num_layers // 3 if config.tap_layer is None else config.tap_layer
+        check_against_backbone(config, backbone)
+        self.task_names = list(loras)
+        self.encoder = backbone.encoder
+        self.bank = AdapterBank(loras, shape, self.tap_layer)
+        self.router = Router(router, 2 * shape.hidden_size, len(loras))
+        embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
+        self.heads = nn.ModuleDict({n: build_head(c, shape.hidden_size, embeddings, eps) for n, c in heads.items()})
+        if backbone.transform is not None:
+            for head in self.heads.values():
+                if isinstance(head, LanguageModelHead) and not head.own_vocabulary:
+                    head.load_state_dict(backbone.transform, strict=False)
+        self.dtype = dtype
+        self.encoder.to(dtype)
+
+    def head(self, name: str) -> Head:
+        """The head of a task."""
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
+
+    def train(self, mode: bool = True) -> DynamoModel:
+        """Training mode for adapters, heads and router; the frozen backbone always evaluates."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def trunk(self, batch: Batch, record: bool = False) -> Trunk:
+        """Run the frozen layers below the tap over all source tokens, once, without gradient."""
+        recorded: list[tuple[Tensor, Tensor]] = []
+        attention = PackedAttention(
+            batch.trunk_plan, self.encoder.config.num_heads, recorded if record or batch.target_plan else None
+        )
+        with torch.no_grad():
+            hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
+            hidden = self.encoder.run(hidden, attention, 0, self.tap_layer)
+            features = pool(hidden, batch.starts, batch.windows, batch.examples, batch.example_count)
+        return Trunk(hidden, features, recorded)
+
+    def forward(
+        self,
+        batch: Batch,
+        mixture: Callable[[Routing], Tensor] | None = None,
+        active: Sequence[int] | None = None,
+        top_k: int | None = None,
+        record: bool = False,
+        trunk: Trunk | None = None,
+    ) -> Output:
+        """Route and answer a mixed batch in one pass.
+
+        Args:
+            batch: packed inputs.
+            mixture: routing → mixing weights ``(examples, adapters)``; the router's own top-k if None.
+            active: adapters that ``mixture`` can give a weight to (all if None).
+            top_k: at most that many weights of a row are not zero, if known.
+            record: keep keys and values of the source for generation.
+            trunk: this batch's trunk, if it has run already (to choose what goes deeper).
+        """
+        trunk = trunk or self.trunk(batch, record)
+        routing = self.router(trunk.features)
+        if mixture is None:
+            top_k = self.router.config.top_k
+            weights = top_k_weights(routing.weights, top_k)
+        else:
+            weights = mixture(routing)
+        hidden = trunk.hidden.index_select(0, batch.deep_tokens)
+        if batch.target_plan is not None:
+            hidden = torch.cat([hidden, self._target_trunk(batch, trunk)])
+        mix = self.bank.mix(weights, batch.top_examples, self.dtype, active, top_k)
+        recorded: list[tuple[Tensor, Tensor]] = []
+        if batch.top_plan is not None:
+            attention = PackedAttention(batch.top_plan, self.encoder.config.num_heads, recorded if record else None)
+            hidden = self._top(hidden, attention, mix)
+        deep = [tuple(t.index_select(0, batch.deep_tokens) for t in pair) for pair in trunk.recorded] if record else []
+        return Output(hidden, routing, weights, [*[(k, v) for k, v in deep], *recorded])
+
+    def _target_trunk(self, batch: Batch, trunk: Trunk) -> Tensor:
+        """Run target tokens through the trunk; gradient flows to their embeddings where those are trainable."""
+        assert batch.target_plan is not None
+        words = [self.embed_target(head, ids) for head, ids in batch.target_ids.items()]
+        trainable = any(word.requires_grad for word in words)
+        attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=trunk.recorded)
+        with nullcontext() if trainable else torch.no_grad():
+            hidden = self.encoder.embed(torch.cat(words), batch.target_positions)
+            return self.encoder.run(hidden, attention, 0, self.tap_layer)
+
+    def _top(self, hidden: Tensor, attention: PackedAttention, mix: Mix) -> Tensor:
+        return self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
+
+    def decode_step(self, head: str, ids: Tensor, positions: Tensor, cache: Cache, mix: Mix) -> Tensor:
+        """Feed one target token a row and return logits of the next: ``(rows,)`` → ``(rows, vocabulary)``."""
+        hidden = self.encoder.embed(self.embed_target(head, ids), positions)
+        hidden = self.encoder.run(hidden, cache, 0, self.tap_layer)
+        hidden = self.encoder.run(hidden, cache, self.tap_layer, self.encoder.config.num_layers, mix)
+        cache.advance()
+        module = self.head(head)
+        assert isinstance(module, LanguageModelHead)
+        return module(hidden)
+
+    def embed_target(self, head: str, ids: Tensor) -> Tensor:
+        """Word vectors ``(tokens, hidden)`` of target tokens in the vocabulary of ``head``."""
+        module = self.head(head)
+        assert isinstance(module, LanguageModelHead)
+        return module.embed(ids).to(self.dtype)
+
+
+def check_against_backbone(config: ModelConfig, backbone: Backbone) -> None:
+    """Refuse a configuration that contradicts the backbone. Raises ``ConfigError``."""
+    shape = backbone.encoder.config
+    if config.hidden_size is not None and config.hidden_size != shape.hidden_size:
+        raise ConfigError(
+            f"model.hidden_size: found {config.hidden_size}, but {backbone.name} has {shape.hidden_size}; "
+            "correct it or leave it out"
+        )
+    if config.tap_layer is not None and config.tap_layer >= shape.num_layers:
+        raise ConfigError(
+            f"model.tap_layer: found {config.tap_layer}, but {backbone.name} has {shape.num_layers} layers; "
+            f"use 0 to {shape.num_layers - 1}"
+        )
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type for large products: as configured, or bf16 where ``device`` multiplies it fast."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if device.type == "cpu" and fast else torch.float32

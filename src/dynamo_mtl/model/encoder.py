@@ -1,0 +1,188 @@
+"""The frozen backbone, written out: post-norm BERT-family layers over packed tokens.
+
+- loads published RoBERTa, XLM-RoBERTa, CamemBERT and BERT weights (see ``backbone.py``), equal to ``transformers``
+- tokens are packed: ``(tokens, hidden)`` without padding; attention is handed in as an object (``packing.py``, ``Cache``)
+- adapters are handed in as an argument too; nothing here remembers a batch
+- token type 0 everywhere: the source encoding does not tell which fields were given
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamo_mtl.model.packing import AttentionPlan
+
+SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
+"""The linear layers of a block, under the names by which target modules are chosen."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of the backbone, read from its published ``config.json``."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int
+    """Rows of the position table."""
+    first_position: int
+    """Position of the first token: 0 for BERT, padding index + 1 for RoBERTa."""
+    type_vocab_size: int
+    layer_norm_eps: float
+    activation: str = "gelu"
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens that a sequence, source and target together, can have."""
+        return self.max_positions - self.first_position
+
+
+class Attention(Protocol):
+    """How queries meet keys: packed rectangles, or one step against a cache."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``(tokens, hidden)`` each → ``(tokens, hidden)``."""
+        ...
+
+
+Adapters = Callable[[int, str, Tensor], Tensor | None]
+"""``(layer, site, input)`` → what the adapters add to that linear layer's output, or None where there is none."""
+
+
+def no_adapters(layer: int, site: str, inputs: Tensor) -> None:
+    """The adapters of the trunk: none."""
+
+
+class PackedAttention:
+    """Attention inside a packed batch; can record keys and values for a cache or for later target tokens.
+
+    With ``before``, the recorded keys and values of other tokens (the source) are put in front of those given.
+    """
+
+    def __init__(
+        self,
+        plan: AttentionPlan,
+        heads: int,
+        record: list[tuple[Tensor, Tensor]] | None = None,
+        before: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.plan, self.heads, self.record, self.before = plan, heads, record, before
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.record is not None:
+            self.record.append((key, value))
+        if self.before is not None:
+            key, value = (torch.cat(pair) for pair in zip(self.before[layer], (key, value), strict=True))
+        return self.plan.attend(query, key, value, self.heads)
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm block: attention, add and norm, feed-forward, add and norm."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.index = index
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.attention_output = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(hidden, inner)
+        self.output = nn.Linear(inner, hidden)
+        self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, attention: Attention, adapters: Adapters) -> Tensor:
+        """``(tokens, hidden)`` → ``(tokens, hidden)``."""
+
+        def linear(layer: nn.Linear, site: str, inputs: Tensor) -> Tensor:
+            result = layer(inputs)
+            added = adapters(self.index, site, inputs)
+            return result if added is None else result + added
+
+        query = linear(self.query, "query", hidden)
+        key = linear(self.key, "key", hidden)
+        value = linear(self.value, "value", hidden)
+        mixed = attention(self.index, query, key, value)
+        hidden = self.attention_norm(linear(self.attention_output, "attention.output", mixed) + hidden)
+        inner = F.gelu(linear(self.intermediate, "intermediate", hidden))
+        return self.output_norm(linear(self.output, "output", inner) + hidden)
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers. ``run`` any stretch of layers: the trunk and the top are two plain calls."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_layers))
+
+    def embed(self, words: Tensor, positions: Tensor) -> Tensor:
+        """Word vectors ``(tokens, hidden)`` at table rows ``positions`` ``(tokens,)`` → first hidden states."""
+        dtype = self.embedding_norm.weight.dtype
+        total = words.to(dtype) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
+        return self.embedding_norm(total)
+
+    def run(
+        self, hidden: Tensor, attention: Attention, first: int, last: int, adapters: Adapters = no_adapters
+    ) -> Tensor:
+        """Run layers ``first`` to ``last - 1``: ``(tokens, hidden)`` → ``(tokens, hidden)``."""
+        for index in range(first, last):
+            hidden = self.layers[index](hidden, attention, adapters)
+        return hidden
+
+
+class Cache:
+    """Keys and values of every layer for rows that are being generated, one token a step.
+
+    Storage is allocated once: ``(layers, rows, capacity, hidden)``. Row r holds ``lengths[r]`` valid entries at
+    positions 0 … ``lengths[r] - 1``.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, heads: int) -> None:
+        self.keys, self.values, self.lengths, self.heads = keys, values, lengths, heads
+        self._update_mask()
+
+    def _update_mask(self) -> None:
+        places = torch.arange(self.keys.shape[2], device=self.lengths.device)
+        # The entry of the token that is being fed counts as valid: it is written before attention.
+        self.mask = (places[None, :] <= self.lengths[:, None])[:, None, None, :]
+        self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write one token a row and attend: ``(rows, hidden)`` each → ``(rows, hidden)``."""
+        self.keys[layer, self.rows, self.lengths] = key
+        self.values[layer, self.rows, self.lengths] = value
+        shape = (*self.keys.shape[1:3], self.heads, -1)
+        mixed = F.scaled_dot_product_attention(
+            query.view(len(query), self.heads, 1, -1),
+            self.keys[layer].view(shape).transpose(1, 2),
+            self.values[layer].view(shape).transpose(1, 2),
+            attn_mask=self.mask,
+        )
+        return mixed.reshape(len(query), -1)
+
+    def advance(self) -> None:
+        """Count the token that all layers have seen."""
+        self.lengths = self.lengths + 1
+        self._update_mask()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, drop, repeat or reorder rows: ``rows`` ``(new rows,)`` are old row numbers."""
+        self.keys = self.keys.index_select(1, rows)
+        self.values = self.values.index_select(1, rows)
+        self.lengths = self.lengths.index_select(0, rows)
+        self._update_mask()

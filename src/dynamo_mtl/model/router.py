@@ -1,0 +1,110 @@
+"""The router: an MLP on pooled trunk features that says which adapter an input needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class RouterConfig(BaseModel):
+    """The router and its temperature."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = [768, 512, 256]
+    dropout: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature at the start of training."""
+    final_temperature: float | None = Field(None, gt=0)
+    """Temperature at the end of a phase that trains the router; ``temperature`` if not given."""
+    learn_temperature: bool = False
+    """Learn the temperature around its schedule (``temperature_weight`` pulls it back)."""
+    min_temperature: float = Field(0.05, gt=0)
+    max_temperature: float = Field(10.0, gt=0)
+    top_k: int = Field(1, ge=1)
+    """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the router says of every example."""
+
+    logits: Tensor
+    """``(examples, adapters)``, before the temperature, fp32."""
+    weights: Tensor
+    """``(examples, adapters)``, softmax of ``logits / temperature``, fp32."""
+
+
+def pool(hidden: Tensor, starts: Tensor, windows: Tensor, examples: Tensor, count: int) -> Tensor:
+    """Router features: each window's first token beside its mean, averaged over the windows of an example.
+
+    A mean over 450 words drowns a six-word instruction; the first token's state keeps it.
+
+    Args:
+        hidden: ``(tokens, hidden)`` trunk states of the source tokens.
+        starts: ``(windows,)`` first token of each window.
+        windows: ``(tokens,)`` window of each token.
+        examples: ``(windows,)`` example of each window.
+        count: number of examples.
+
+    Returns:
+        ``(examples, 2 · hidden)`` in fp32.
+    """
+    hidden = hidden.float()
+    first = hidden.index_select(0, starts)
+    ones = hidden.new_ones(len(hidden), 1)
+    total = hidden.new_zeros(len(starts), hidden.shape[1]).index_add(0, windows, hidden)
+    mean = total / hidden.new_zeros(len(starts), 1).index_add(0, windows, ones)
+    both = torch.cat([first, mean], dim=1)
+    share = both.new_zeros(count, 1).index_add(0, examples, both.new_ones(len(both), 1))
+    return both.new_zeros(count, both.shape[1]).index_add(0, examples, both) / share
+
+
+def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
+    """Keep the ``top_k`` largest weights a row and renormalise: ``(examples, adapters)`` → same shape."""
+    if top_k >= weights.shape[1]:
+        return weights
+    value, index = weights.topk(top_k, dim=1)
+    return torch.zeros_like(weights).scatter(1, index, value / value.sum(dim=1, keepdim=True))
+
+
+class Router(nn.Module):
+    """MLP over normalised features; the softmax is taken in fp32 with a bounded temperature."""
+
+    def __init__(self, config: RouterConfig, features: int, adapters: int) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = [nn.LayerNorm(features)]
+        width = features
+        for size in config.hidden_sizes:
+            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(config.dropout)]
+            width = size
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, adapters))
+        start = torch.tensor(config.temperature).log()
+        self.log_temperature = nn.Parameter(start.clone())
+        self.register_buffer("scheduled_log_temperature", start.clone())
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature in use, clamped to its bounds."""
+        low, high = self.config.min_temperature, self.config.max_temperature
+        return self.log_temperature.exp().clamp(low, high)
+
+    def schedule_temperature(self, progress: float) -> None:
+        """Set the schedule's temperature at ``progress`` in [0, 1]: geometric from first to final."""
+        config = self.config
+        ratio = (config.final_temperature or config.temperature) / config.temperature
+        target = torch.tensor(config.temperature * ratio**progress).log()
+        with torch.no_grad():
+            self.get_buffer("scheduled_log_temperature").copy_(target)
+            if not config.learn_temperature:
+                self.log_temperature.copy_(target)
+
+    def forward(self, features: Tensor) -> Routing:
+        """``(examples, features)`` → logits and weights ``(examples, adapters)``."""
+        logits = self.mlp(features)
+        return Routing(logits, torch.softmax(logits / self.temperature, dim=-1))

@@ -1,0 +1,121 @@
+"""Reading YAML settings strictly, and turning validation errors into one clear sentence each.
+
+YAML 1.1 has surprises that cost users hours: ``3e-4`` is text, ``on`` is true, ``010`` is 8, a repeated key silently
+wins. The loader here reads numbers, booleans and null as YAML 1.2 does and refuses repeated keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dynamo_mtl.errors import ConfigError, did_you_mean
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 scalars, no repeated keys, no aliases."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is repeated", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|false|False", "tTfF"),
+    ("null", r"~|null|Null|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse one YAML document. Raises ``ConfigError`` with ``name``, line and column."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{name}{place}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply ``key.sub=value`` overrides, whose values are YAML too."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    settings = parse_yaml(text, str(path)) or {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(settings).__name__}")
+    apply_overrides(settings, overrides)
+    return settings
+
+
+def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``key.sub=value`` in nested settings, in place."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{override}': expected key.sub=value")
+        *sections, last = key.split(".")
+        place = settings
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"'{override}': {section} is a value, not a section")
+            place = inner
+        place[last] = parse_yaml(value, f"'{override}'")
+
+
+def validate(model: type[Settings], raw: Any, where: str) -> Settings:
+    """Validate settings. Raises one ``ConfigError`` that says all problems, each with key, value and what is right."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(problem, model, where) for problem in error.errors())) from error
+
+
+def _sentence(problem: Any, model: type[BaseModel], where: str) -> str:
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}'; {did_you_mean(place[-1], _keys(model, place[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem["input"]
+    shown = "" if isinstance(found, dict) else f", found {found!r:.80}"
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """Known keys of the section at ``place``, following nested models and mappings of models."""
+    current: Any = model
+    for part in place:
+        fields = getattr(current, "model_fields", None)
+        annotation = fields[part].annotation if fields and part in fields else None
+        if annotation is None:
+            continue  # a task's name inside a mapping: the model of the mapping's values stays
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((i for i in inner if isinstance(i, type) and issubclass(i, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,172 @@
+"""From text to token ids: one source encoding for every task, and the collation of encoded examples.
+
+The source encoding is task-neutral: text, an optional context, an optional instruction. The instruction is put in front
+of the text as if the user had typed it there, so that the router cannot tell who asked for what by the fields alone.
+A long input becomes overlapping windows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dynamo_mtl.model.backbone import SourceTokenizer
+from dynamo_mtl.model.batch import Batch, Target, Window, build_batch
+
+CHARACTERS_PER_TOKEN = 12
+"""Characters a token is taken to have when a text is cut before tokenisation, far above the mean of any language."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer accepts, one character for one, so that offsets stay right."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+@dataclass(frozen=True)
+class EncodedWindow:
+    """One framed window and where its tokens lie in ``EncodedSource.body``."""
+
+    ids: list[int]
+    body_start: int
+    """First token that belongs to the body."""
+    offsets: list[tuple[int, int]]
+    """Character span in the body of each body token."""
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """A source as windows; ``body`` is the text that was windowed: the context if there is one, else the text."""
+
+    windows: list[EncodedWindow]
+    body: str
+
+
+class SourceEncoder:
+    """Encodes sources into windows of at most ``max_length`` tokens that overlap by ``overlap`` tokens."""
+
+    def __init__(self, tokenizer: SourceTokenizer, max_length: int, overlap: int, max_windows: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.overlap, self.max_windows = overlap, max_windows
+
+    def encode(self, text: str, context: str | None = None, instruction: str | None = None) -> EncodedSource:
+        """Encode any text, also an empty one; what does not fit into ``max_windows`` is cut off."""
+        limit = self.max_length * self.max_windows * CHARACTERS_PER_TOKEN
+        text = clean(f"{instruction} {text}" if instruction else text)[:limit]
+        special = self.tokenizer
+        if context is None:
+            lead, body = [special.first], text
+        else:
+            question = special.backend.encode(text, add_special_tokens=False).ids[: self.max_length // 3]
+            lead = [special.first, *question, *[special.separator] * special.separators_between]
+            body = clean(context)[:limit]
+        encoding = special.backend.encode(body, add_special_tokens=False)
+        capacity = self.max_length - len(lead) - 1
+        windows: list[EncodedWindow] = []
+        start = 0
+        while len(windows) < self.max_windows:
+            end = start + capacity
+            ids = [*lead, *encoding.ids[start:end], special.separator]
+            windows.append(EncodedWindow(ids, len(lead), encoding.offsets[start:end]))
+            if end >= len(encoding.ids):
+                break
+            start += capacity - min(self.overlap, capacity // 2)
+        return EncodedSource(windows, body)
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One training or evaluation example, ready to be packed."""
+
+    route: int
+    """The adapter that it belongs to."""
+    windows: list[list[int]]
+    task: str | None = None
+    """Whose head answers; None for inputs that only the router reads."""
+    deep: int = 0
+    """How many of the windows run through the top."""
+    target_ids: list[int] | None = None
+    """Target tokens that are fed, in the task's vocabulary."""
+    labels: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, source and target."""
+        return sum(map(len, self.windows)) + len(self.target_ids or [])
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task's share of a batch: where its tokens are in the top run, and its labels."""
+
+    task: str
+    examples: Tensor
+    """``(n,)`` numbers of its examples in the batch."""
+    window_rows: Tensor
+    """``(deep windows,)`` which of its n examples each of its deep windows belongs to."""
+    tokens: Tensor
+    """``(deep windows, longest)`` place of each source token in the top run; 0 where there is none."""
+    mask: Tensor
+    """``(deep windows, longest)`` true where there is a token."""
+    target: tuple[int, int]
+    """Slice of its target tokens in the top run."""
+    labels: dict[str, Tensor]
+    label_rows: Tensor
+    """``(labels,)`` which of its n examples each label belongs to."""
+
+
+@dataclass(frozen=True)
+class PackedExamples:
+    """A collated batch: what the model reads, and each task's view of what it returns."""
+
+    batch: Batch
+    routes: Tensor
+    """``(examples,)`` the adapter each example belongs to."""
+    views: list[TaskView]
+
+
+def collate(examples: Sequence[EncodedExample], first_position: int) -> PackedExamples:
+    """Pack examples, in the given order, with the targets of each task next to each other."""
+    windows: list[Window] = []
+    first_window: list[int] = []
+    for index, example in enumerate(examples):
+        first_window.append(len(windows))
+        windows += [Window(ids, index, deep=w < example.deep) for w, ids in enumerate(example.windows)]
+    tasks = list(dict.fromkeys(e.task for e in examples if e.task is not None))
+    members = {task: [i for i, e in enumerate(examples) if e.task == task] for task in tasks}
+    targets = [
+        Target(first_window[i], task, ids)
+        for task in tasks
+        for i in members[task]
+        if (ids := examples[i].target_ids) is not None
+    ]
+    batch = build_batch(windows, targets, first_position)
+    views = [_view(task, members[task], examples, first_window, batch) for task in tasks]
+    return PackedExamples(batch, torch.tensor([e.route for e in examples]), views)
+
+
+def _view(
+    task: str, members: list[int], examples: Sequence[EncodedExample], first_window: list[int], batch: Batch
+) -> TaskView:
+    deep = [(row, first_window[i] + w) for row, i in enumerate(members) for w in range(examples[i].deep)]
+    numbers = torch.tensor([window for _, window in deep])
+    starts, lengths = batch.top_starts[numbers], batch.top_lengths[numbers]
+    places = torch.arange(int(lengths.max()))
+    mask = places[None, :] < lengths[:, None]
+    names = sorted({name for i in members for name in examples[i].labels})
+    counts = [len(examples[i].labels[names[0]]) if names else 0 for i in members]
+    return TaskView(
+        task=task,
+        examples=torch.tensor(members),
+        window_rows=torch.tensor([row for row, _ in deep]),
+        tokens=(starts[:, None] + places) * mask,
+        mask=mask,
+        target=batch.target_slices.get(task, (0, 0)),
+        labels={name: torch.tensor([v for i in members for v in examples[i].labels[name]]) for name in names},
+        label_rows=torch.arange(len(members)).repeat_interleave(torch.tensor(counts)),
+    )

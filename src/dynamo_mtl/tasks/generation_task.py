@@ -1,0 +1,110 @@
+"""What the tasks that write text share: target vocabulary, prefix language modelling, decoding settings, metrics.
+
+A target follows its source in the same stack (prefix language model, causal shift): the start token and the target's
+tokens are fed, each predicts the next one, the last predicts the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.metrics.generation import bleu, exact_match, rouge
+from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
+from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+from dynamo_mtl.tasks.vocabulary import TargetVocabulary
+
+
+class GenerationConfig(BaseModel):
+    """How answers are decoded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    max_new_tokens: int = Field(64, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
+    num_beams: int = Field(1, ge=1)
+    length_penalty: float = 1.0
+    """A finished beam's log-probability is divided by its length to this power: above 1 favours longer answers."""
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    """No n-gram of this size occurs twice in an answer; 0 allows all."""
+
+
+class GenerationTaskConfig(TaskConfig):
+    """Settings of the tasks that write text."""
+
+    target_vocabulary: int | Literal["backbone"] | None = None
+    """Size of an own byte-level vocabulary, or ``backbone``; chosen by backbone and task if not given."""
+    max_target_length: int = Field(64, ge=1)
+    """Target tokens that training uses; longer targets are cut."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    generation: GenerationConfig = GenerationConfig()
+
+
+class GenerationTask(Task):
+    """Base of the types that write text."""
+
+    Config = GenerationTaskConfig
+    lora = LoraConfig(rank=32, alpha=64.0, target_modules="all-linear")
+    english_targets = True
+    """Whether an English byte-level backbone vocabulary writes the targets well."""
+    answer_key = "text"
+    """Name of the text in an answer."""
+    config: GenerationTaskConfig
+    vocabulary: TargetVocabulary
+    """Set when the model is built or loaded."""
+
+    def vocabulary_size(self, byte_level_backbone: bool) -> int | None:
+        """Size of the own target vocabulary, or None for the backbone's."""
+        choice = self.config.target_vocabulary
+        if choice is None:
+            return None if byte_level_backbone and self.english_targets else 8000
+        return None if choice == "backbone" else choice
+
+    def head_config(self) -> HeadConfig:
+        return HeadConfig("language_model", vocabulary=self.vocabulary.size if self.vocabulary.own else None)
+
+    def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
+        ids = self.vocabulary.encode(self.target_text(example), self.config.max_target_length)
+        return EncodedExample(
+            route,
+            [w.ids for w in source.windows],
+            self.name,
+            deep=1,
+            target_ids=[self.vocabulary.start, *ids],
+            labels={"next": [*ids, self.vocabulary.end]},
+        )
+
+    def target_text(self, example: Example) -> str:
+        """The text that is learned."""
+        return example.target
+
+    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        assert isinstance(head, LanguageModelHead)
+        logits = head(hidden[view.target[0] : view.target[1]])
+        smoothing = self.config.label_smoothing if head.training else 0.0
+        return F.cross_entropy(logits, view.labels["next"], reduction="none", label_smoothing=smoothing)
+
+    def answer(self, ids: list[int], score: float) -> Answer:
+        """An answer from decoded ids; ``score`` is the mean log-probability of its tokens."""
+        return {self.answer_key: self.vocabulary.decode(ids), "score": score}
+
+    def texts(self, answers: Sequence[Answer | None]) -> list[str]:
+        """The answers' texts; empty for an answer of another type."""
+        return ["" if a is None else str(a[self.answer_key]) for a in answers]
+
+    def text_scores(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """The metrics that all generation tasks report."""
+        return {
+            **rouge(predictions, references),
+            "bleu": bleu(predictions, references),
+            "exact_match": exact_match(predictions, references),
+        }
+
+    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        return self.text_scores(self.texts(answers), [e.target for e in examples])

@@ -1,0 +1,148 @@
+"""Extractive question answering: the span of a context that answers a question (SQuAD and its like)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.metrics.spans import span_scores
+from dynamo_mtl.model.heads import Head, HeadConfig, SpanHead
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView
+from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+
+
+class QuestionAnsweringConfig(TaskConfig):
+    """Extractive question answering."""
+
+    max_answer_tokens: int = Field(30, ge=1)
+
+
+class QuestionAnswering(Task):
+    """The best span over all windows of the context, given as characters of the original text."""
+
+    type = "qa"
+    Config = QuestionAnsweringConfig
+    lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
+    needs_context = True
+    all_windows = True
+    column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
+    wordings = (
+        "Answer the question:",
+        "Find the answer in the passage:",
+        "Use the text to answer:",
+        "Question:",
+        "Please answer from the context:",
+    )
+    evaluation_wordings = ("Look up the answer to this:", "Reply to the following question:")
+    main_metric = "f1"
+    trivial_name = "the context's sentence with most words of the question"
+    config: QuestionAnsweringConfig
+
+    def read(self, row: Mapping[str, Any], where: str) -> Example:
+        context = self.text_column(row, "context", where)
+        answers = self.column(row, "answers", where)
+        if isinstance(answers, Mapping) and {"text", "answer_start"} <= set(answers):
+            pairs = list(zip(answers["text"], answers["answer_start"], strict=False))
+        elif isinstance(answers, Sequence) and all(isinstance(a, Mapping) and "text" in a for a in answers):
+            pairs = [(a["text"], a.get("answer_start", -1)) for a in answers]
+        else:
+            raise DataError(f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start'")
+        if not pairs:
+            raise DataError(
+                f"{where}: no answer for a question of task '{self.name}'; unanswerable ones must be left out"
+            )
+        for text, start in pairs:
+            if not text or context[start : start + len(text)] != text:
+                raise DataError(
+                    f"{where}: the answer {text!r} of task '{self.name}' does not stand at character {start} of its context"
+                )
+        return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
+
+    def head_config(self) -> HeadConfig:
+        return HeadConfig("span")
+
+    def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
+        text, start = json.loads(example.target)[0]
+        spans = [self._token_span(window, start, start + len(text)) for window in source.windows]
+        return EncodedExample(
+            route,
+            [w.ids for w in source.windows],
+            self.name,
+            deep=len(source.windows),
+            labels={"start": [s for s, _ in spans], "end": [e for _, e in spans]},
+        )
+
+    def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:
+        """First and last token of a character span; the window's first token (no answer here) if it is not all inside."""
+        inside = [i for i, (s, e) in enumerate(window.offsets) if s < end and e > start]
+        if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
+            return 0, 0
+        return window.body_start + inside[0], window.body_start + inside[-1]
+
+    def _logits(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        """Start and end logits ``(windows, longest, 2)``, -inf where there is no token."""
+        assert isinstance(head, SpanHead)
+        first, last = int(view.tokens[0, 0]), int(view.tokens.max()) + 1
+        logits = head(hidden[first:last])[view.tokens.clamp_min(first) - first]
+        return logits.masked_fill(~view.mask[:, :, None], float("-inf"))
+
+    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        logits = self._logits(head, hidden, view)
+        start = F.cross_entropy(logits[:, :, 0], view.labels["start"], reduction="none")
+        end = F.cross_entropy(logits[:, :, 1], view.labels["end"], reduction="none")
+        return (start + end) / 2
+
+    def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
+        logits = self._logits(head, hidden, view)
+        rows = view.window_rows.tolist()
+        best: list[tuple[float, Answer]] = [(float("-inf"), {"answer": "", "score": 0.0, "start": 0, "end": 0})] * len(
+            sources
+        )
+        seen: dict[int, int] = {}
+        for window_logits, row in zip(logits, rows, strict=True):
+            number = seen.get(row, 0)
+            seen[row] = number + 1
+            found = self._best_span(window_logits, sources[row].windows[number], sources[row].body)
+            if found is not None and found[0] > best[row][0]:
+                best[row] = found
+        return [answer for _, answer in best]
+
+    def _best_span(self, logits: Tensor, window: EncodedWindow, body: str) -> tuple[float, Answer] | None:
+        """Best span of one window with its margin over "no answer here", by which windows are compared."""
+        count = len(window.offsets)
+        if count == 0:
+            return None
+        region = slice(window.body_start, window.body_start + count)
+        start, end = logits[region, 0], logits[region, 1]
+        total = start[:, None] + end[None, :]
+        allowed = torch.ones_like(total, dtype=torch.bool).triu().tril(self.config.max_answer_tokens - 1)
+        flat = int(total.masked_fill(~allowed, float("-inf")).argmax())
+        first, last = divmod(flat, count)
+        log_probability = torch.log_softmax(logits, dim=0)
+        score = log_probability[window.body_start + first, 0] + log_probability[window.body_start + last, 1]
+        margin = float(total[first, last] - logits[0].sum())
+        begin, stop = window.offsets[first][0], window.offsets[last][1]
+        return margin, {"answer": body[begin:stop], "score": float(score.exp()), "start": begin, "end": stop}
+
+    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        predictions = [None if a is None else (a["answer"], a["start"], a["end"]) for a in answers]
+        return span_scores(predictions, [[(t, s) for t, s in json.loads(e.target)] for e in examples])
+
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        answers: list[Answer] = []
+        for example in examples:
+            words = set(re.findall(r"\w+", example.text.lower()))
+            spans = [m.span() for m in re.finditer(r"[^.!?]+[.!?]?", example.context or "")] or [(0, 0)]
+            context = example.context or ""
+            first, last = max(spans, key=lambda s: len(words & set(re.findall(r"\w+", context[s[0] : s[1]].lower()))))
+            answers.append({"answer": context[first:last].strip(), "score": 1.0, "start": first, "end": last})
+        return answers

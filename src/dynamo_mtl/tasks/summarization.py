@@ -1,0 +1,35 @@
+"""Summarization: one sentence for a document (XSum and its like)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.task import Answer, Example
+
+
+class Summarization(GenerationTask):
+    """Abstractive summaries; the first window of a long document is read."""
+
+    type = "summarization"
+    answer_key = "summary_text"
+    column_names = {"document": ("document", "article", "text"), "summary": ("summary", "highlights")}
+    wordings = (
+        "Summarize:",
+        "Write a one-sentence summary:",
+        "Summarize this article:",
+        "What is this text about?",
+        "Give the main point:",
+    )
+    evaluation_wordings = ("Sum this up in one line:", "TL;DR of the following:")
+    main_metric = "rouge1"
+    trivial_name = "first sentence"
+
+    def read(self, row: Mapping[str, Any], where: str) -> Example:
+        return Example(self.text_column(row, "document", where), None, self.text_column(row, "summary", where))
+
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        sentences = [re.split(r"(?<=[.!?])\s+", example.text.strip(), maxsplit=1)[0] for example in examples]
+        return [{self.answer_key: sentence, "score": 0.0} for sentence in sentences]

@@ -1,0 +1,47 @@
+"""Tables of examples: a task's data, validated and memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from dynamo_mtl.data.samples import SAMPLE
+from dynamo_mtl.data.sources import DATA_PATH, DataConfig, is_sample, open_table, sample_of
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.tasks.task import Example, Task
+
+TRAIN = "train"
+
+
+def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> datasets.Dataset:
+    """The examples of a split, cut to the configured number by a seeded sample.
+
+    Raises:
+        ConfigError: no data path for the task.
+        DataError: missing file or column, unreadable row, empty split.
+    """
+    settings = task.config
+    override = settings.train_file if split == TRAIN else settings.validation_file
+    path = override or config.paths.get(task.name)
+    if path is None:
+        raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
+    location = f"{SAMPLE}:{settings.type}" if is_sample(path) else _rooted(path, config.root)
+    key = f"{settings.type} {settings.model_dump_json(exclude={'training', 'generation'})}"
+    table = open_table(location, split, task.read, key, config)
+    return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
+
+
+def example_at(table: datasets.Dataset, index: int) -> Example:
+    """One example of a table."""
+    row: dict[str, Any] = table[index]
+    return Example(row["text"], row["context"], row["target"])
+
+
+def _rooted(path: str, root: str | None) -> str:
+    expanded = Path(path).expanduser()
+    if root is None or expanded.is_absolute():
+        return str(expanded) if path.startswith("~") else path
+    rooted = Path(root).expanduser() / path
+    return str(rooted)

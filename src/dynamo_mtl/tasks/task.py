@@ -1,0 +1,196 @@
+"""What a task is: the contract that every task type fulfils, and the discovery of types.
+
+A task owns its data columns, target encoding, head, loss, decoding and post-processing, its choice of metrics and its
+wordings. A new type is one new file in this folder with a subclass of ``Task`` that sets ``type``.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+import dynamo_mtl.tasks
+from dynamo_mtl.errors import ConfigError, DataError, did_you_mean
+from dynamo_mtl.model.heads import Head, HeadConfig
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
+
+
+class TaskTraining(BaseModel):
+    """Settings of phase 1 for one task; what is not given comes from ``training``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    num_epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    lora_lr: float | None = Field(None, gt=0)
+    head_lr: float | None = Field(None, gt=0)
+
+
+class TaskConfig(BaseModel):
+    """Settings that every task type shares."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    type: str
+    train_file: str | None = None
+    """Overrides the training file of the task's data path."""
+    validation_file: str | None = None
+    """Overrides the evaluation file of the task's data path, whatever the split."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column name → the name it has in the data."""
+    train_examples: int | None = Field(None, ge=1)
+    """Use a random sample of that many training examples."""
+    validation_examples: int | None = Field(None, ge=1)
+    """Use a random sample of that many evaluation examples."""
+    instructions: list[str] | None = None
+    """Wordings that training uses; the type's own if not given."""
+    requires_instruction: bool = False
+    """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
+    loss_weight: float = Field(1.0, gt=0)
+    training: TaskTraining = TaskTraining()
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validated row: what a source and its expected answer are, before any encoding."""
+
+    text: str
+    context: str | None
+    target: str
+    """What the task expects, as text; JSON where it has parts."""
+
+
+Answer = dict[str, Any]
+"""What a task answers, with the keys that a user reads."""
+
+
+class Task(abc.ABC):
+    """One named task of some type."""
+
+    type: ClassVar[str]
+    Config: ClassVar[type[TaskConfig]] = TaskConfig
+    lora: ClassVar[LoraConfig]
+    """The adapter that suits the type where none is configured."""
+    needs_context: ClassVar[bool] = False
+    all_windows: ClassVar[bool] = False
+    """Whether all windows of a long input are answered from, or only the first."""
+    column_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Our column → the names it is known to have in published data; the first is ours."""
+    wordings: ClassVar[tuple[str, ...]]
+    """Instructions used in training."""
+    evaluation_wordings: ClassVar[tuple[str, ...]]
+    """Instructions used for scoring only."""
+    main_metric: ClassVar[str]
+    trivial_name: ClassVar[str]
+    """What ``trivial_answers`` does, for tables."""
+
+    def __init__(self, name: str, config: TaskConfig) -> None:
+        self.name, self.config = name, config
+
+    @property
+    def instructions(self) -> list[str]:
+        """Training wordings."""
+        return list(self.config.instructions or self.wordings)
+
+    @property
+    def evaluation_instructions(self) -> list[str]:
+        """Scoring wordings, held out of training."""
+        return list(self.evaluation_wordings)
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read(self, row: Mapping[str, Any], where: str) -> Example:
+        """Turn a row into an example. Raises ``DataError`` naming ``where`` if it cannot be one."""
+
+    def column(self, row: Mapping[str, Any], name: str, where: str) -> Any:
+        """The value of one of our columns, under its configured or a known name."""
+        names = (self.config.columns[name],) if name in self.config.columns else self.column_names[name]
+        for candidate in names:
+            if candidate in row and row[candidate] is not None:
+                return row[candidate]
+        empty = next((candidate for candidate in names if candidate in row), None)
+        if empty is not None:
+            raise DataError(f"{where}: column '{empty}' of task '{self.name}' is empty")
+        raise DataError(
+            f"{where}: task '{self.name}' needs a column '{names[0]}', found {', '.join(map(str, row)) or 'none'}; "
+            f"name it with tasks.{self.name}.columns"
+        )
+
+    def text_column(self, row: Mapping[str, Any], name: str, where: str) -> str:
+        """Like ``column``, for text."""
+        value = self.column(row, name, where)
+        if not isinstance(value, str):
+            raise DataError(
+                f"{where}: column '{name}' of task '{self.name}' should be text, found {json.dumps(value)[:60]}"
+            )
+        return value
+
+    # --- model --------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def head_config(self) -> HeadConfig:
+        """The head that this task needs."""
+
+    @abc.abstractmethod
+    def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
+        """Add target and labels to an encoded source."""
+
+    @abc.abstractmethod
+    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        """The loss of every label of this task's share of a batch.
+
+        Args:
+            head: the task's head.
+            hidden: the whole top run ``(tokens, hidden)``.
+            view: where the task's tokens are in it, and its labels.
+
+        Returns:
+            ``(labels,)`` in the order of ``view.label_rows``; sums over them add up over micro-batches.
+        """
+
+    def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
+        """Answers of a task that reads them off the hidden states. Generation tasks decode instead."""
+        raise AssertionError(f"task type '{self.type}' generates")
+
+    # --- scoring ------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        """Metrics of answers; None stands for an answer of another type and scores 0."""
+
+    @abc.abstractmethod
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        """Answers of a system without learning, to compare with."""
+
+
+@functools.cache
+def task_types() -> dict[str, type[Task]]:
+    """All task types, found by importing every module of this package."""
+    found: dict[str, type[Task]] = {}
+    for module in pkgutil.iter_modules(dynamo_mtl.tasks.__path__):
+        for _, member in inspect.getmembers(
+            importlib.import_module(f"dynamo_mtl.tasks.{module.name}"), inspect.isclass
+        ):
+            if issubclass(member, Task) and not inspect.isabstract(member):
+                found[member.type] = member
+    return found
+
+
+def task_type(name: str, key: str) -> type[Task]:
+    """The task type called ``name``. Raises ``ConfigError`` naming the config ``key`` if there is none."""
+    if name not in task_types():
+        raise ConfigError(f"{key}: no task type '{name}'; {did_you_mean(name, task_types())}")
+    return task_types()[name]

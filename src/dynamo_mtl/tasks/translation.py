@@ -1,0 +1,87 @@
+"""Translation from English to any language; several languages are several named tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.metrics.generation import chrf
+from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
+from dynamo_mtl.tasks.task import Answer, Example
+
+
+class TranslationConfig(GenerationTaskConfig):
+    """The language is part of the wordings: it is how an instruction names the task."""
+
+    target_language: str = "German"
+    source_code: str = "en"
+    """Key of the source in rows that hold ``translation: {en: …, de: …}``."""
+    target_code: str = "de"
+
+
+class Translation(GenerationTask):
+    """Translation of a sentence."""
+
+    type = "translation"
+    Config = TranslationConfig
+    answer_key = "translation_text"
+    english_targets = False
+    column_names = {"source": ("source", "en", "text"), "target": ("target", "de", "fr", "translation")}
+    wordings = (
+        "Translate to {language}:",
+        "Translate into {language}:",
+        "Write this in {language}:",
+        "How do you say this in {language}?",
+        "{language} translation of:",
+    )
+    evaluation_wordings = ("Please give the {language} version:", "Put this sentence into {language}:")
+    main_metric = "bleu"
+    trivial_name = "target of the most similar training source"
+    config: TranslationConfig
+
+    @property
+    def instructions(self) -> list[str]:
+        return [wording.format(language=self.config.target_language) for wording in super().instructions]
+
+    @property
+    def evaluation_instructions(self) -> list[str]:
+        return [w.format(language=self.config.target_language) for w in super().evaluation_instructions]
+
+    def read(self, row: Mapping[str, Any], where: str) -> Example:
+        pair = row.get("translation")
+        if isinstance(pair, Mapping):
+            codes = (self.config.source_code, self.config.target_code)
+            if any(code not in pair for code in codes):
+                raise DataError(f"{where}: 'translation' of task '{self.name}' lacks one of the languages {codes}")
+            row = {"source": pair[codes[0]], "target": pair[codes[1]]}
+        return Example(self.text_column(row, "source", where), None, self.text_column(row, "target", where))
+
+    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        return {**super().score(answers, examples), "chrf": chrf(self.texts(answers), [e.target for e in examples])}
+
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        return [{self.answer_key: example.target, "score": 0.0} for example in nearest_examples(train, examples)]
+
+
+def nearest_examples(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """For each example the training example whose text shares most words with it (Jaccard index), the first of equals.
+
+    Candidates are found through an index from words to training examples, rarest words first.
+    """
+    index: dict[str, list[int]] = {}
+    bags = [frozenset(example.text.lower().split()) for example in train]
+    for number, bag in enumerate(bags):
+        for word in bag:
+            index.setdefault(word, []).append(number)
+    nearest: list[Example] = []
+    for example in examples:
+        bag = frozenset(example.text.lower().split())
+        candidates: set[int] = set()
+        for word in sorted(bag & index.keys(), key=lambda w: (len(index[w]), w)):
+            if len(candidates) > 2000:
+                break
+            candidates.update(index[word])
+        ranked = ((len(bag & bags[c]) / len(bag | bags[c]), -c) for c in candidates)
+        nearest.append(train[-max(ranked, default=(0.0, 0))[1]])
+    return nearest

@@ -1,0 +1,65 @@
+"""Training examples: rows of the tables, some with an instruction, encoded; and mixtures of all tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+
+from dynamo_mtl.inference.system import System
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.tables import example_at
+
+
+@dataclass(frozen=True)
+class TaskTables:
+    """A task's validated rows."""
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+
+
+@dataclass(frozen=True)
+class ExampleSource:
+    """Draws encoded examples. Everything random comes from the generator that is passed in."""
+
+    system: System
+    tables: dict[str, TaskTables]
+
+    def instruction(self, task: str, rng: np.random.Generator, rate: float) -> str | None:
+        """One of the task's wordings for a share ``rate`` of calls; always one if the task requires it."""
+        wordings = self.system.tasks[task].instructions
+        required = self.system.config.tasks[task].requires_instruction
+        chosen = wordings[int(rng.integers(len(wordings)))]
+        return chosen if rng.random() < rate or required else None
+
+    def example(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample:
+        """A training example of a task, bare or instructed."""
+        example = example_at(self.tables[task].train, row)
+        return self.system.encode(example, task, self.instruction(task, rng, self.system.config.data.instruction_rate))
+
+    def router_input(self, task: str, row: int, rng: np.random.Generator, instruction: str | None) -> EncodedExample:
+        """An input of a task that only the router reads, with the given instruction."""
+        example = example_at(self.tables[task].train, row)
+        return self.system.encode_for_router(example.text, example.context, instruction, task)
+
+    def crossed(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample | None:
+        """A text of ``task`` with the instruction of another: it belongs to the other. None if there is no other.
+
+        Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
+        """
+        others = [n for n, t in self.system.tasks.items() if n != task and not t.needs_context]
+        if not others or self.system.tasks[task].needs_context:
+            return None
+        other = others[int(rng.integers(len(others)))]
+        example = example_at(self.tables[task].train, row)
+        instruction = self.instruction(other, rng, 1.0)
+        return self.system.encode_for_router(example.text, None, instruction, other)
+
+    def validation(self, task: str, count: int) -> list[EncodedExample]:
+        """The first ``count`` validation examples, bare unless the task requires an instruction."""
+        table = self.tables[task].validation
+        needs = self.system.config.tasks[task].requires_instruction
+        instruction = self.system.tasks[task].instructions[0] if needs else None
+        return [self.system.encode(example_at(table, i), task, instruction) for i in range(min(count, len(table)))]

@@ -1,0 +1,147 @@
+"""The objective: ``Σ weight_i · term_i``, every term a named function, logged under its name.
+
+A term of one's own is registered and given a weight under ``training.term_weights``::
+
+    @register_term("sharpness")
+    def sharpness(inputs: RoutingTerms) -> Tensor:
+        return 1 - inputs.weights.max(dim=1).values.mean()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynamo_mtl.errors import ConfigError, did_you_mean
+from dynamo_mtl.training.settings import TrainingConfig
+
+TASK = "task"
+"""The term that the model's answers give; all others are functions of routing alone."""
+
+
+LOSS = "loss"
+"""The weighted sum of all terms, logged beside them."""
+
+
+@dataclass(frozen=True)
+class RoutingTerms:
+    """What a term can read: the routing of the whole batch of one update."""
+
+    logits: Tensor
+    """``(examples, adapters)`` before the temperature."""
+    weights: Tensor
+    """``(examples, adapters)`` routing probabilities."""
+    routes: Tensor
+    """``(examples,)`` the adapter that each example belongs to."""
+    second: Tensor
+    """``(examples, adapters)`` routing of the same inputs under another dropout mask."""
+    twins: Tensor
+    """``(pairs, 2)`` examples that are one input under two wordings."""
+    temperature: Tensor
+    scheduled_log_temperature: Tensor
+
+
+Term = Callable[[RoutingTerms], Tensor]
+TERMS: dict[str, Term] = {}
+
+
+def register_term(name: str, term: Term | nn.Module | None = None) -> Callable[[Term], Term]:
+    """Register a routing term, as a call or as a decorator.
+
+    Args:
+        name: key of its weight under ``training.term_weights`` and of its value in the logs.
+        term: a function of ``RoutingTerms``, or an ``nn.Module`` with ``forward(predictions, targets, **kwargs)``,
+            which is given the routing probabilities, the true adapters, and ``inputs=RoutingTerms``.
+    """
+
+    def register(function: Term) -> Term:
+        TERMS[name] = function
+        return function
+
+    if isinstance(term, nn.Module):
+        module = term
+        register(lambda inputs: module(inputs.weights, inputs.routes, inputs=inputs))
+    elif term is not None:
+        register(term)
+    return register
+
+
+@register_term("routing")
+def routing(inputs: RoutingTerms) -> Tensor:
+    """Cross entropy of the routing with the known task."""
+    return nn.functional.nll_loss(inputs.weights.clamp_min(1e-9).log(), inputs.routes)
+
+
+@register_term("load_balance")
+def load_balance(inputs: RoutingTerms) -> Tensor:
+    """``Σ_k m_k log(m_k / p_k)`` of the batch's true task mix m and its mean routing p.
+
+    Towards uniform it would fight an unequal mix. In this direction it is finite for tasks that the batch lacks.
+    """
+    mix = torch.bincount(inputs.routes, minlength=inputs.weights.shape[1]).to(inputs.weights) / len(inputs.routes)
+    mean = inputs.weights.mean(dim=0).clamp_min(1e-9)
+    return (torch.xlogy(mix, mix) - mix * mean.log()).sum()
+
+
+@register_term("efficiency")
+def efficiency(inputs: RoutingTerms) -> Tensor:
+    """Mean effective number of adapters in use, ``1 / Σ_k w_k²``, less the one that is needed."""
+    return (1 / inputs.weights.square().sum(dim=1)).mean() - 1
+
+
+@register_term("consistency")
+def consistency(inputs: RoutingTerms) -> Tensor:
+    """Symmetric KL divergence between two views of an input: two dropout masks, and two wordings where there are."""
+    views = [_symmetric_kl(inputs.weights, inputs.second)]
+    if len(inputs.twins):
+        first, second = inputs.weights[inputs.twins[:, 0]], inputs.weights[inputs.twins[:, 1]]
+        views.append(_symmetric_kl(first, second))
+    return torch.stack(views).sum()
+
+
+def _symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    difference = first.clamp_min(1e-9).log() - second.clamp_min(1e-9).log()
+    return ((first - second) * difference).sum(dim=1).mean() / 2
+
+
+@register_term("entropy")
+def entropy(inputs: RoutingTerms) -> Tensor:
+    """Mean entropy of the routing, in nats."""
+    return -torch.xlogy(inputs.weights, inputs.weights).sum(dim=1).mean()
+
+
+@register_term("temperature")
+def temperature(inputs: RoutingTerms) -> Tensor:
+    """``(log T - log T_schedule)²``: keeps a learned temperature near its schedule."""
+    return (inputs.temperature.log() - inputs.scheduled_log_temperature).square()
+
+
+@register_term("z_loss")
+def z_loss(inputs: RoutingTerms) -> Tensor:
+    """Mean squared log-partition of the logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5)."""
+    return torch.logsumexp(inputs.logits, dim=1).square().mean()
+
+
+class Objective:
+    """Weighted terms of a configuration."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        unknown = [name for name in config.term_weights if name not in TERMS]
+        if unknown:
+            raise ConfigError(
+                f"training.term_weights.{unknown[0]}: no such term is registered; {did_you_mean(unknown[0], TERMS)}"
+            )
+        own = {name: getattr(config, f"{name}_weight") for name in TERMS if hasattr(config, f"{name}_weight")}
+        self.task_weight = config.task_weight
+        self.weights: Mapping[str, float] = {n: w for n, w in {**own, **config.term_weights}.items() if w > 0}
+
+    def routing_terms(self, inputs: RoutingTerms) -> dict[str, Tensor]:
+        """The value of every routing term that has a weight."""
+        return {name: TERMS[name](inputs) for name in self.weights}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of routing terms."""
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()

@@ -1,0 +1,70 @@
+"""AdamW with a group for every adapter, head and the router, and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynamo_mtl.model.dynamo import DynamoModel
+from dynamo_mtl.training.settings import TrainingConfig
+
+Group = dict[str, Any]
+
+
+def task_groups(model: DynamoModel, task: str, config: TrainingConfig, lora_lr: float, head_lr: float) -> list[Group]:
+    """Parameter groups of one task's adapter (A and B apart, for LoRA+) and head."""
+    adapter = model.bank[task]
+    decay = config.weight_decay
+    return [
+        {"params": list(adapter.down.parameters()), "lr": lora_lr, "weight_decay": decay, "task": task},
+        {
+            "params": list(adapter.up.parameters()),
+            "lr": lora_lr * config.loraplus_ratio,
+            "weight_decay": decay,
+            "task": task,
+        },
+        {"params": list(model.head(task).parameters()), "lr": head_lr, "weight_decay": 0.0, "task": task},
+    ]
+
+
+def router_group(model: DynamoModel, learning_rate: float, config: TrainingConfig) -> Group:
+    """Parameter group of the router."""
+    fixed = None if model.router.config.learn_temperature else model.router.log_temperature
+    parameters = [p for p in model.router.parameters() if p is not fixed]
+    return {"params": parameters, "lr": learning_rate, "weight_decay": config.weight_decay, "task": None}
+
+
+def make_optimizer(groups: list[Group], device: torch.device) -> torch.optim.AdamW:
+    """AdamW over exactly the parameters of ``groups``, with the fused kernel."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
+
+
+def warmup_and_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    """Factor on the learning rate: linear from 0 over the warm-up, then a cosine down to 0."""
+    warmup = max(1, round(steps * warmup_ratio))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def freeze_all_but(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Let only ``parameters`` be trained."""
+    chosen = {id(p) for p in parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def drop_idle_gradients(groups: Iterable[Group], tasks: set[str]) -> None:
+    """Take away the gradients of tasks without a row in the batch: no decay and no moment update for them."""
+    for group in groups:
+        if group["task"] is not None and group["task"] not in tasks:
+            for parameter in group["params"]:
+                parameter.grad = None

@@ -1,0 +1,55 @@
+"""Batches that mix all tasks, with the extra inputs that only the router reads: crossed ones and second wordings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynamo_mtl.data.mixture import MixedOrder
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.step import StepBatch, make_step_batch
+
+
+@dataclass
+class MixedDraw:
+    """Draws mixed batches: a pure function of the seed and the step."""
+
+    source: ExampleSource
+    config: TrainingConfig
+    steps: int
+    seed: int
+    ranked: dict[str, list[int]] | None = None
+    """Rows of each task from easy to hard; the tables' own order if None."""
+
+    def __post_init__(self) -> None:
+        tables = self.source.tables
+        sizes = tuple(len(self.ranked[n]) if self.ranked else len(t.train) for n, t in tables.items())
+        exponent = self.source.system.config.data.sampling_exponent
+        self.names = list(tables)
+        self.order = MixedOrder(sizes, self.config.batch_size, max(1, self.steps), exponent, self.seed)
+
+    def draw(self, step: int, share: float = 1.0) -> StepBatch:
+        """The batch of a step; ``share`` of each task's easiest examples are in use."""
+        data = self.source.system.config.data
+        rng = np.random.default_rng([self.seed, 4, step])
+        examples: list[EncodedExample] = []
+        extra: list[EncodedExample] = []
+        twins: list[tuple[int, int]] = []
+        members = self.order.batch(step, share)
+        for member, rank in members:
+            task = self.names[member]
+            row = self.ranked[task][rank] if self.ranked else rank
+            example = self.source.example(task, row, rng)
+            if rng.random() < data.instruction_rate:
+                # The same input under two wordings: the second one is read by the router only.
+                twins.append((len(examples), len(members) + len(extra)))
+                extra.append(self.source.router_input(task, row, rng, self.source.instruction(task, rng, 1.0)))
+            crossed = self.source.crossed(task, row, rng) if rng.random() < data.crossed_rate else None
+            if crossed is not None:
+                extra.append(crossed)
+            examples.append(example)
+        first_position = self.source.system.first_position
+        return make_step_batch([*examples, *extra], twins, self.config.token_budget, first_position)

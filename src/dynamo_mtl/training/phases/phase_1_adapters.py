@@ -1,0 +1,57 @@
+"""Phase 1: one adapter and its head, alone, on its task's data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from dynamo_mtl.data.mixture import SingleOrder
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import SCORE
+from dynamo_mtl.training.optimizer import task_groups
+from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.step import StepBatch, example_losses, make_step_batch, task_backward
+
+
+def without_shallow_windows(example: EncodedExample) -> EncodedExample:
+    """Leave out the windows that only a router would read."""
+    return replace(example, windows=example.windows[: example.deep])
+
+
+class AdapterPhase:
+    """Trains the adapter and head of one task with all rows sent to that adapter."""
+
+    def __init__(self, source: ExampleSource, task: str, config: TrainingConfig) -> None:
+        self.source, self.task, self.config = source, task, config
+        own = source.system.config.tasks[task].training
+        self.name = f"phase 1 {task}"
+        self.order = SingleOrder(len(source.tables[task].train), own.batch_size or config.batch_size, config.seed)
+        epochs = own.num_epochs or config.num_epochs
+        whole = math.ceil(epochs * self.order.steps_per_epoch)
+        self.steps = min(whole, own.max_steps or config.max_steps or whole)
+        self.eval_every = config.eval_every
+        lora_lr, head_lr = own.lora_lr or config.lora_lr, own.head_lr or config.head_lr
+        self.groups = task_groups(source.system.model, task, config, lora_lr, head_lr)
+        self.validation = [without_shallow_windows(e) for e in source.validation(task, config.eval_examples)]
+
+    def draw(self, step: int) -> StepBatch:
+        """The task's examples of a step, some with an instruction."""
+        rng = np.random.default_rng([self.config.seed, 1, step])
+        examples = [without_shallow_windows(self.source.example(self.task, r, rng)) for r in self.order.batch(step)]
+        return make_step_batch(examples, [], self.config.token_budget, self.source.system.first_position)
+
+    def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Task loss through this adapter alone."""
+        system = self.source.system
+        return task_backward(system, batch, system.route_of(self.task), scale)
+
+    def validate(self) -> dict[str, float]:
+        """Mean validation loss."""
+        losses = example_losses(self.source.system, self.validation, self.config.token_budget)
+        mean = sum(losses) / len(losses)
+        return {SCORE: -mean, "loss": mean}

@@ -1,0 +1,177 @@
+"""Phase 2: the router over frozen adapters on mixed tasks.
+
+First on pooled trunk features, which are computed once: an epoch then takes moments. Then a few steps of the whole
+objective through the mixture of frozen adapters, so that the router feels what its weights do to the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamo_mtl.data.batch import split_by_tokens
+from dynamo_mtl.data.mixture import SingleOrder
+from dynamo_mtl.inference.system import System
+from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.tasks.encoding import EncodedExample, collate
+from dynamo_mtl.tasks.tables import example_at
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import SCORE
+from dynamo_mtl.training.objective import LOSS, Objective, RoutingTerms
+from dynamo_mtl.training.optimizer import router_group
+from dynamo_mtl.training.phases.mixed import MixedDraw
+from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.step import StepBatch, mixture_backward
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Cached features of one update."""
+
+    features: Tensor
+    routes: Tensor
+    twins: Tensor
+    tasks: set[str]
+    tokens: int = 0
+
+
+@torch.no_grad()
+def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
+    """Router features ``(n, 2 · hidden)`` and true adapters ``(n,)`` of inputs that only the router reads."""
+    features: list[Tensor] = [torch.empty(0)] * len(examples)
+    for group in split_by_tokens([e.tokens for e in examples], budget):
+        packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
+        for index, row in zip(group, system.model.trunk(packed.batch).features, strict=True):
+            features[index] = row
+    return torch.stack(features), torch.tensor([e.route for e in examples], device=system.device)
+
+
+def routing_validation(system: System, features: Tensor, routes: Tensor) -> dict[str, float]:
+    """Accuracy and cross entropy of the router on features."""
+    system.model.eval()
+    with torch.no_grad():
+        weights = system.model.router(features).weights
+        loss = torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes)
+    return {SCORE: -float(loss), "accuracy": float((weights.argmax(dim=1) == routes).float().mean())}
+
+
+class FeaturePhase:
+    """Warm-up of the router on cached features: bare, instructed (two wordings) and crossed inputs."""
+
+    def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
+        self.name = "phase 2 router"
+        self.source, self.config = source, config
+        self.objective = Objective(config)
+        rng = np.random.default_rng([config.seed, 2])
+        examples: list[EncodedExample] = []
+        pairs: list[tuple[int, int]] = []
+        for task in source.system.tasks:
+            size = len(source.tables[task].train)
+            for row in rng.permutation(size)[: config.router.examples_per_task]:
+                self._add(examples, pairs, task, int(row), rng)
+        self.features, self.routes = trunk_features(source.system, examples, config.token_budget)
+        self.twin = torch.full((len(examples),), -1)
+        for first, second in pairs:
+            self.twin[first] = second
+        logger.info("%s  %d features cached", self.name, len(examples))
+        self.order = SingleOrder(len(examples), config.router.feature_batch_size, config.seed)
+        self.steps = config.router.feature_epochs * self.order.steps_per_epoch
+        self.eval_every = max(1, self.steps // 5)
+        self.groups = [router_group(source.system.model, config.router_lr, config)]
+        self.held_out = _validation_features(source, config)
+
+    def _add(
+        self,
+        examples: list[EncodedExample],
+        pairs: list[tuple[int, int]],
+        task: str,
+        row: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Add one text as the router may meet it."""
+        rates = self.source.system.config.data
+        if not self.source.system.config.tasks[task].requires_instruction:
+            examples.append(self.source.router_input(task, row, rng, None))
+        if rng.random() < max(rates.instruction_rate, 0.5):
+            pairs.append((len(examples), len(examples) + 1))
+            for _ in range(2):
+                examples.append(self.source.router_input(task, row, rng, self.source.instruction(task, rng, 1.0)))
+        crossed = self.source.crossed(task, row, rng) if rng.random() < rates.crossed_rate * 2 else None
+        if crossed is not None:
+            examples.append(crossed)
+
+    def draw(self, step: int) -> FeatureBatch:
+        """Features of a step, each with its twin if it has one."""
+        rows = self.order.batch(step)
+        both = [(rows.index(r), len(rows) + k) for k, r in enumerate(r for r in rows if self.twin[r] >= 0)]
+        rows = rows + [int(self.twin[r]) for r in rows if self.twin[r] >= 0]
+        twins = torch.tensor(both, dtype=torch.long).reshape(-1, 2)
+        return FeatureBatch(self.features[rows], self.routes[rows], twins, set())
+
+    def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The routing terms of the objective."""
+        router = self.source.system.model.router
+        router.schedule_temperature(step / self.steps)
+        routing = router(batch.features)
+        inputs = RoutingTerms(
+            routing.logits,
+            routing.weights,
+            batch.routes,
+            router(batch.features).weights,
+            batch.twins,
+            router.temperature,
+            router.get_buffer("scheduled_log_temperature"),
+        )
+        terms = self.objective.routing_terms(inputs)
+        total = self.objective.total(terms)
+        scale(total).backward()
+        return {LOSS: total.detach(), **{name: value.detach() for name, value in terms.items()}}
+
+    def validate(self) -> dict[str, float]:
+        """Routing of validation inputs, bare and instructed."""
+        return routing_validation(self.source.system, *self.held_out)
+
+
+def _validation_features(source: ExampleSource, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    examples: list[EncodedExample] = []
+    rng = np.random.default_rng([config.seed, 3])
+    for task in source.system.tasks:
+        table = source.tables[task].validation
+        for row in range(min(config.eval_examples, len(table))):
+            example = example_at(table, row)
+            instruction = source.instruction(task, rng, 0.5)
+            examples.append(source.system.encode_for_router(example.text, example.context, instruction, task))
+    return trunk_features(source.system, examples, config.token_budget)
+
+
+class MixturePhase:
+    """The whole objective through the mixture of frozen adapters; only the router moves."""
+
+    def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
+        self.name = "phase 2 mixture"
+        self.source, self.config = source, config
+        self.objective = Objective(config)
+        self.steps = config.router.mixture_steps
+        self.eval_every = max(1, self.steps // 2)
+        self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
+        self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
+        self.held_out = _validation_features(source, config)
+
+    def draw(self, step: int) -> StepBatch:
+        """Mixed tasks."""
+        return self.mixed.draw(step)
+
+    def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The whole objective with the router's own weights."""
+        return mixture_backward(self.source.system, batch, self.objective, 1.0, scale)
+
+    def validate(self) -> dict[str, float]:
+        """Routing of validation inputs, bare and instructed."""
+        return routing_validation(self.source.system, *self.held_out)
