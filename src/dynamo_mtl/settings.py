@@ -48,6 +48,18 @@ for _tag, _pattern, _first in (
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes values that occur twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(settings: Any) -> str:
+    """Settings as YAML that ``parse_yaml`` reads back as the same."""
+    return yaml.dump(settings, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
 def parse_yaml(text: str, name: str) -> Any:
     """Parse one YAML document. Raises ``ConfigError`` with ``name``, line and column."""
     try:

@@ -115,11 +115,14 @@ def open_table(
         if cause is None:
             raise
         raise cause from None
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        place = files[0] if files else location
+        raise DataError(f"{place}: the split '{split}' is empty; it needs at least one row") from error
     finally:
         datasets.enable_progress_bars()
     assert isinstance(table, datasets.Dataset)
-    if len(table) == 0:
-        raise DataError(f"{files[0] if files else location}: the split '{split}' is empty; it needs at least one row")
     return table
 
 

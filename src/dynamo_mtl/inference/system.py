@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 from tokenizers import Tokenizer
 
@@ -20,7 +20,7 @@ from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.model.router import RouterConfig
-from dynamo_mtl.settings import read_settings, validate
+from dynamo_mtl.settings import dump_yaml, read_settings, validate
 from dynamo_mtl.tasks.encoding import EncodedExample, SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Example, Task, TaskConfig, task_type, task_types
@@ -75,6 +75,9 @@ class SystemConfig(BaseModel):
     def _consistent(self) -> SystemConfig:
         if not self.tasks:
             raise ConfigError("data: no task is configured; give at least one <task>_data_path, for example sample")
+        for name in self.tasks:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+                raise ConfigError(f"tasks: the name {name!r} should have 1 to 64 letters, digits, _ or -")
         if self.router.top_k > len(self.tasks):
             raise ConfigError(f"router.top_k: found {self.router.top_k}, but there are only {len(self.tasks)} tasks")
         if self.data.window_overlap * 2 > self.data.max_source_length:
@@ -86,7 +89,7 @@ class SystemConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The resolved settings as YAML that reads back as the same."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump())
 
 
 def _plain(settings: Any) -> Mapping[str, Any]:

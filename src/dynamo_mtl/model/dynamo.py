@@ -94,9 +94,9 @@ class DynamoModel(nn.Module):
         self.bank = AdapterBank(loras, shape, self.tap_layer)
         self.router = Router(router, 2 * shape.hidden_size, len(loras))
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
-        self.heads = nn.ModuleDict({n: build_head(c, shape.hidden_size, embeddings, eps) for n, c in heads.items()})
+        self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:
-            for head in self.heads.values():
+            for head in self.heads:
                 if isinstance(head, LanguageModelHead) and not head.own_vocabulary:
                     head.load_state_dict(backbone.transform, strict=False)
         self.dtype = dtype
@@ -104,7 +104,7 @@ class DynamoModel(nn.Module):
 
     def head(self, name: str) -> Head:
         """The head of a task."""
-        head = self.heads[name]
+        head = self.heads[self.task_names.index(name)]
         assert isinstance(head, Head)
         return head
 

@@ -99,17 +99,14 @@ class AdapterBank(nn.Module):
     def __init__(self, configs: dict[str, LoraConfig], encoder: EncoderConfig, tap_layer: int) -> None:
         super().__init__()
         self.encoder, self.tap_layer = encoder, tap_layer
-        self.adapters = nn.ModuleDict({name: Adapter(config, encoder, tap_layer) for name, config in configs.items()})
+        self.names = list(configs)
+        # A list, since a dictionary of modules forbids names such as "train".
+        self.adapters = nn.ModuleList(Adapter(config, encoder, tap_layer) for config in configs.values())
 
     def __getitem__(self, name: str) -> Adapter:
-        adapter = self.adapters[name]
+        adapter = self.adapters[self.names.index(name)]
         assert isinstance(adapter, Adapter)
         return adapter
-
-    @property
-    def names(self) -> list[str]:
-        """Adapter names, in the order of the weight columns."""
-        return list(self.adapters)
 
     def mix(
         self,

@@ -13,6 +13,11 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.tasks.task import Example, Task
 
 TRAIN = "train"
+UNREAD = {
+    "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
+    "target_vocabulary", "max_target_length", "label_smoothing", "loss_weight", "requires_instruction",
+}  # fmt: skip
+"""Settings that do not change how a row is read."""
 
 
 def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> datasets.Dataset:
@@ -28,7 +33,7 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
     if path is None:
         raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
     location = f"{SAMPLE}:{settings.type}" if is_sample(path) else _rooted(path, config.root)
-    key = f"{settings.type} {settings.model_dump_json(exclude={'training', 'generation'})}"
+    key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)}"
     table = open_table(location, split, task.read, key, config)
     return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+import random
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dynamo_mtl.errors import DataError
 
 SAMPLE = "sample"
 """Data path that stands for this corpus."""
+SIZES = {"train": 3000, "validation": 300, "test": 300}
+"""Rows of each task in each split."""
 
 
 def sample_rows(task_type: str, split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -28,6 +32,30 @@ def sample_rows(task_type: str, split: str, seed: int = 0) -> Iterator[dict[str,
         raise DataError(
             f"{SAMPLE}: there is no sample corpus for task type '{task_type}'; give a file, folder or hub id"
         )
-    if split not in ("train", "validation", "test"):
-        raise DataError(f"{SAMPLE}: no split '{split}'; use train, validation or test")
-    return importlib.import_module(name).rows(split, seed)
+    if split not in SIZES:
+        raise DataError(f"{SAMPLE}: no split '{split}'; use {', '.join(SIZES)}")
+    make: Callable[[random.Random, str], dict[str, Any]] = importlib.import_module(name).make
+    yield from _distinct(make, split, random.Random(f"{task_type} {split} {seed}"))
+
+
+def _distinct(
+    make: Callable[[random.Random, str], dict[str, Any]], split: str, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Draw until the split has as many distinct rows as it should."""
+    seen: set[str] = set()
+    while len(seen) < SIZES[split]:
+        row = make(rng, split)
+        key = repr(row)
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def with_articles(text: str) -> str:
+    """The text with "an" before words that begin with a vowel."""
+    return re.sub(r"\b([aA]) (?=[aeiou])", r"\1n ", text)
+
+
+def capitalized(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,146 @@
+"""Decoding: the cache changes nothing, and beam search is what a slow reference says."""
+
+import pytest
+import torch
+
+from dynamo_mtl.inference.generation import Hypothesis, generate, make_cache
+from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.model.batch import Target, Window, build_batch
+from dynamo_mtl.tasks.generation_task import GenerationConfig
+
+SOURCES = [[0, 40, 41, 42, 2], [0, 50, 2], [0, 60, 61, 62, 63, 64, 65, 2]]
+TASK = "translation"
+
+
+@pytest.fixture()
+def ready(system):
+    """A system whose logits differ enough for search to matter."""
+    torch.manual_seed(4)
+    head = system.model.head(TASK)
+    with torch.no_grad():
+        head.embeddings.normal_(std=0.35)
+        head.bias.normal_(std=0.3)
+        head.bias[1] += 1.0
+    return system.model.eval() and system
+
+
+def _weights(system, rows):
+    soft = torch.softmax(torch.arange(rows * 5, dtype=torch.float32).reshape(rows, 5).sin() * 3, dim=-1)
+    return soft
+
+
+def _decode(system, settings):
+    weights = _weights(system, len(SOURCES))
+    batch = build_batch([Window(s, row) for row, s in enumerate(SOURCES)], [], system.first_position)
+    with torch.inference_mode():
+        output = system.model(batch, lambda _: weights, record=True)
+    cache = make_cache(output.recorded, batch, [0, 1, 2], settings.max_new_tokens, 4)
+    return generate(system.model, TASK, cache, weights, 0, 1, settings)
+
+
+def _next_log_probabilities(system, row, ids):
+    """Without a cache: source and target through a full pass."""
+    weights = _weights(system, len(SOURCES))[row : row + 1]
+    batch = build_batch([Window(SOURCES[row], 0)], [Target(0, TASK, [0, *ids])], system.first_position)
+    with torch.no_grad():
+        output = system.model(batch, lambda _: weights)
+        return torch.log_softmax(system.model.head(TASK)(output.hidden[-1:]), dim=-1)[0]
+
+
+def _slow_beam(system, row, settings):
+    beams, finished = [(0.0, [])], []
+    for step in range(settings.max_new_tokens):
+        candidates = []
+        for total, ids in beams:
+            values = _next_log_probabilities(system, row, ids)
+            if len(ids) < settings.min_new_tokens:
+                values[1] = float("-inf")
+            n = settings.no_repeat_ngram_size
+            for token in range(len(values)):
+                grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)] if n else []
+                if n and len(ids) >= n - 1 and tuple([*ids, token][-n:]) in grams:
+                    continue
+                if values[token] > float("-inf"):
+                    candidates.append((total + float(values[token]), ids, token))
+        candidates.sort(key=lambda c: -c[0])
+        beams = []
+        for rank, (total, ids, token) in enumerate(candidates[: 2 * settings.num_beams]):
+            if token == 1:
+                if rank < settings.num_beams:
+                    finished.append(Hypothesis(ids, total, len(ids) + 1))
+            elif len(beams) < settings.num_beams:
+                beams.append((total, [*ids, token]))
+        if len(finished) >= settings.num_beams:
+            break
+        if step + 1 == settings.max_new_tokens:
+            finished += [Hypothesis(ids, total, len(ids)) for total, ids in beams]
+    return max(finished, key=lambda h: h.score(settings.length_penalty))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GenerationConfig(max_new_tokens=8),
+        GenerationConfig(max_new_tokens=8, min_new_tokens=3),
+        GenerationConfig(max_new_tokens=10, no_repeat_ngram_size=2),
+        GenerationConfig(max_new_tokens=7, num_beams=3, length_penalty=0.0),
+        GenerationConfig(max_new_tokens=7, num_beams=3, length_penalty=2.0, no_repeat_ngram_size=2),
+    ],
+    ids=["greedy", "minimum", "no repeats", "beam", "beam long"],
+)
+def test_decoding_with_a_cache_equals_a_slow_search_without_one(ready, settings):
+    got = _decode(ready, settings)
+    expected = [_slow_beam(ready, row, settings) for row in range(len(SOURCES))]
+    assert [h.ids for h in got] == [h.ids for h in expected]
+    assert [h.log_probability for h in got] == pytest.approx([h.log_probability for h in expected], abs=1e-4)
+    assert len({tuple(h.ids) for h in got}) > 1
+
+
+def test_no_ngram_is_repeated(ready):
+    with torch.no_grad():
+        ready.model.head(TASK).bias[1] -= 20
+    free = _decode(ready, GenerationConfig(max_new_tokens=30))
+    held = _decode(ready, GenerationConfig(max_new_tokens=30, no_repeat_ngram_size=2))
+
+    def repeats(ids):
+        grams = list(zip(ids, ids[1:], strict=False))
+        return len(grams) - len(set(grams))
+
+    assert sum(repeats(h.ids) for h in free) > 0
+    assert sum(repeats(h.ids) for h in held) == 0
+
+
+def test_length_penalty_prefers_longer_answers():
+    short, long = Hypothesis([5], -2.0, 2), Hypothesis([5] * 7, -5.0, 8)
+    assert short.score(0) > long.score(0)
+    assert short.score(1) < long.score(1)
+
+
+def test_answers_are_the_same_one_by_one_and_batched(system):
+    predictor = Predictor(system)
+    inputs = [
+        TextInput("A wonderful film."),
+        TextInput("Who sang?", "Ada sang. Tom slept. " * 12),
+        TextInput("The man buys an apple."),
+        TextInput("People stopped. A fire closed the harbour. " * 8),
+        TextInput(""),
+    ]
+    hints = ["sentiment", "qa", "translation", "summarization", None]
+    together = predictor.predict(inputs, hints)
+    for index, (one, hint) in enumerate(zip(inputs, hints, strict=True)):
+        alone = predictor.predict([one], [hint])[0]
+        assert alone.task == together[index].task
+        assert alone.probabilities == pytest.approx(together[index].probabilities, abs=1e-5)
+        assert {k: v for k, v in alone.answer.items() if k != "score"} == {
+            k: v for k, v in together[index].answer.items() if k != "score"
+        }
+        assert alone.answer["score"] == pytest.approx(together[index].answer["score"], abs=1e-4)
+
+
+def test_route_gives_the_probabilities_of_predict(system):
+    predictor = Predictor(system)
+    inputs = [TextInput("A wonderful film."), TextInput("Who sang?", "Ada sang. " * 60)]
+    routed = predictor.route(inputs)
+    for row, prediction in zip(routed, predictor.predict(inputs), strict=True):
+        assert row == pytest.approx(prediction.probabilities, abs=1e-5)
+        assert prediction.task == list(system.tasks)[max(range(5), key=row.__getitem__)]

@@ -1,0 +1,137 @@
+"""Metrics against the reference packages and against numbers worked by hand."""
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from dynamo_mtl.metrics.classification import classification_scores
+from dynamo_mtl.metrics.generation import bleu, chrf, collapse_blanks, exact_match, parses, rouge
+from dynamo_mtl.metrics.routing import (
+    confusion_matrix,
+    expected_calibration_error,
+    length_router,
+    routing_scores,
+)
+from dynamo_mtl.metrics.spans import normalize_answer, span_scores, token_f1
+
+PREDICTIONS = ["The cat sat on the mat.", "Two dogs are running", "ein Haus"]
+REFERENCES = ["The cat is sitting on the mat.", "Two dogs run on grass", "ein Haus"]
+
+
+def test_rouge_equals_rouge_score():
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    ours = rouge(PREDICTIONS, REFERENCES)
+    for name, value in ours.items():
+        each = [scorer.score(r, p)[name].fmeasure for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]
+        assert value == pytest.approx(100 * np.mean(each))
+    # "sat/sitting" differ under the stemmer, "running/run" do not: 10/13 and 4·2/9 unigrams, then all.
+    assert ours["rouge1"] == pytest.approx(100 * (2 * 5 / 13 + 2 * 3 / 9 + 1) / 3)
+
+
+def test_bleu_and_chrf_equal_sacrebleu_and_tell_perfect_from_wrong():
+    assert bleu(PREDICTIONS, REFERENCES) == sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score
+    assert chrf(PREDICTIONS, REFERENCES) == sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score
+    assert bleu(REFERENCES, REFERENCES) == pytest.approx(100)
+    assert chrf(["zzz"] * 3, REFERENCES) < 1
+
+
+def test_exact_match_ignores_surrounding_blanks_only():
+    assert exact_match([" a b ", "a  b", "A b"], ["a b", "a b", "a b"]) == pytest.approx(1 / 3)
+
+
+def test_spans_equal_the_reference_implementation():
+    torchmetrics = pytest.importorskip("torchmetrics.text")
+    cases = [
+        ("The Eiffel Tower", ["Eiffel Tower", "the tower"]),
+        ("in 1889, Paris", ["1889"]),
+        ("", ["something"]),
+        ("an apple!", ["apple"]),
+        ("completely wrong", ["right answer"]),
+    ]
+    metric = torchmetrics.SQuAD()
+    for number, (prediction, accepted) in enumerate(cases):
+        target = {"answers": {"text": accepted, "answer_start": [0] * len(accepted)}, "id": str(number)}
+        metric.update([{"prediction_text": prediction, "id": str(number)}], [target])
+    expected = metric.compute()
+    ours = span_scores([(p, 0, len(p)) for p, _ in cases], [[(a, 0) for a in accepted] for _, accepted in cases])
+    assert ours["exact_match"] == pytest.approx(float(expected["exact_match"]))
+    assert ours["f1"] == pytest.approx(float(expected["f1"]), abs=1e-4)
+
+
+def test_span_scores_by_hand():
+    scores = span_scores([("red fox", 4, 11), None], [[("red foxes", 4), ("the red fox", 0)], [("x", 0)]])
+    assert scores == {"exact_match": 50.0, "f1": 50.0, "start_accuracy": 0.5, "end_accuracy": 0.5}
+    assert normalize_answer("The  U.S.A., an idea") == "usa idea"
+    assert token_f1("a red fox", "red foxes") == pytest.approx(0.5)
+
+
+def test_classification_scores_by_hand():
+    scores = classification_scores([1, 0, None, 1], [1, 0, 0, 0])
+    # Class 0: 1 hit, 1 predicted, 3 true; class 1: 1 hit, 2 predicted, 1 true.
+    assert scores["accuracy"] == 0.5
+    assert scores["precision"] == pytest.approx((1 + 1 / 2) / 2)
+    assert scores["recall"] == pytest.approx((1 / 3 + 1) / 2)
+    assert scores["f1"] == pytest.approx((2 / 4 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "valid"),
+    [
+        ("x = 1", True),
+        ("    return x", True),
+        ("def strip_tags ( value ) :", True),
+        ("    if x :\n        for y in x :", True),
+        ("elif x :", True),
+        ("else :\n    y = 2", True),
+        ("except ValueError :", True),
+        ("finally :", True),
+        ("@ decorated ( 1 )", True),
+        ("class A ( B ) :", True),
+        ("x = = 1", False),
+        ("def f(:", False),
+        ("", False),
+        ("y = 'open", False),
+    ],
+)
+def test_parses_completes_fragments_only(code, valid):
+    assert parses(code) is valid
+
+
+def test_collapse_blanks_keeps_lines():
+    assert collapse_blanks("def  f ( x ) :\n\treturn   x\n") == "def f ( x ) :\nreturn x"
+
+
+def test_routing_scores_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+    scores = routing_scores(probabilities, [0, 0, 1, 1])
+    assert scores["accuracy"] == 0.75
+    assert scores["macro"] == 0.75
+    assert scores["worst_task"] == 0.5
+    assert scores["load_balance"] == pytest.approx(1 - (0.15 + 0.15) / 2)
+    entropy = -(probabilities * np.log(probabilities)).sum(axis=1).mean()
+    assert scores["entropy"] == pytest.approx(entropy)
+    # Four confidences in four bins: |1 - 0.9|, |1 - 0.6|, |1 - 0.7|, |0 - 0.8|, a quarter each.
+    assert scores["ece"] == pytest.approx((0.1 + 0.4 + 0.3 + 0.8) / 4)
+
+
+def test_calibration_error_equals_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    import torch
+
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([0.5] * 4, size=400)
+    truth = rng.integers(4, size=400)
+    expected = functional.multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(truth), num_classes=4, n_bins=15
+    )
+    correct = probabilities.argmax(axis=1) == truth
+    assert expected_calibration_error(probabilities.max(axis=1), correct) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_confusion_counts_inputs_by_true_and_chosen_task():
+    assert confusion_matrix([0, 1, 1, 1], [0, 0, 1, 1], 2) == [[1, 1], [0, 2]]
+
+
+def test_length_router_sends_short_to_short_and_long_to_long():
+    assert length_router([[5, 6, 7, 8] * 10, [200, 220, 240] * 10], [6, 230, 7]) == [0, 1, 0]

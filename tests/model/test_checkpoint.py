@@ -1,0 +1,72 @@
+"""Saved models: what is written is what is read, and what does not fit is refused with words."""
+
+import json
+
+import pytest
+import torch
+
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.model.checkpoint import Metadata
+
+
+@pytest.fixture()
+def saved(system, tmp_path):
+    metadata = Metadata(
+        system.model.task_names, system.backbone.name, system.backbone.weight_hash, 1, "final_model", 3, 1.5
+    )
+    system.save(tmp_path / "model", metadata, system.config.to_yaml())
+    return tmp_path / "model"
+
+
+def test_a_checkpoint_reads_back_bit_for_bit(system, saved):
+    loaded, metadata = load_system(saved, torch.device("cpu"))
+    assert metadata.seed == 3
+    theirs = loaded.model.state_dict()
+    for name, tensor in system.model.state_dict().items():
+        assert torch.equal(theirs[name], tensor), name
+    expected = system.config.model_dump()
+    assert loaded.config.model_dump() == {key: expected[key] for key in loaded.config.model_dump()}
+
+
+def test_it_holds_no_pickle_and_leaves_nothing_beside_it(saved):
+    suffixes = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".yaml", ".safetensors", ".txt"}
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_saving_again_replaces_it(system, saved):
+    with torch.no_grad():
+        system.model.bank["qa"].up["1_query"].add_(1)
+    metadata = Metadata(system.model.task_names, "x", system.backbone.weight_hash, 1, "final_model", 4, 0.0)
+    system.save(saved, metadata, system.config.to_yaml())
+    loaded, metadata = load_system(saved, torch.device("cpu"))
+    assert metadata.seed == 4
+    assert torch.equal(loaded.model.bank["qa"].up["1_query"], system.model.bank["qa"].up["1_query"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["sentiment"]}, "was trained for the tasks sentiment"),
+        ({"weight_hash": "0" * 64}, "other backbone weights"),
+        ({"format": 99}, "format 99 is newer"),
+        ({"surprise": 1}, "not readable as checkpoint metadata"),
+    ],
+)
+def test_a_mismatch_is_refused_with_words(saved, change, message):
+    path = saved / "dynamo.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=message):
+        load_system(saved, torch.device("cpu"))
+
+
+def test_a_broken_tensor_file_is_named(saved):
+    (saved / "heads" / "qa.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(CheckpointError, match=r"qa\.safetensors: cannot be read"):
+        load_system(saved, torch.device("cpu"))
+
+
+def test_a_folder_without_metadata_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_system(tmp_path, torch.device("cpu"))

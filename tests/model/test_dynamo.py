@@ -1,0 +1,135 @@
+"""The routed forward: one pass for mixed tasks, whose work does not grow with the number of tasks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.model.batch import Target, Window, build_batch
+from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone, compute_dtype
+from dynamo_mtl.model.router import Router, RouterConfig, pool, top_k_weights
+from dynamo_mtl.tasks.encoding import collate
+from dynamo_mtl.tasks.tables import example_at
+
+
+def _examples(system, tables, names):
+    return [system.encode(example_at(tables[n].train, i), n) for i, n in enumerate(names)]
+
+
+def _one_hot(routes, count):
+    return F.one_hot(routes, count).float()
+
+
+def test_a_mixed_batch_gives_what_each_example_gives_alone(system, tables):
+    system.model.eval()
+    names = list(system.tasks) * 2
+    examples = _examples(system, tables, names)
+    together = collate(examples, system.first_position)
+    weights = _one_hot(together.routes, len(system.tasks))
+    with torch.no_grad():
+        mixed = system.model(together.batch, lambda _: weights)
+        for view in together.views:
+            losses = system.tasks[view.task].losses(system.model.head(view.task), mixed.hidden, view)
+            for row, index in enumerate(view.examples.tolist()):
+                alone = collate([examples[index]], system.first_position)
+                output = system.model(alone.batch, lambda _, w=weights[index : index + 1]: w)
+                expected = system.tasks[view.task].losses(
+                    system.model.head(view.task), output.hidden, alone.views[0]
+                )
+                torch.testing.assert_close(losses[view.label_rows == row], expected, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(output.routing.logits[0], mixed.routing.logits[index], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_tasks(
+    system, tables, monkeypatch, training
+):
+    system.model.train(training)
+    counts = {"backbone": 0, "products": 0}
+    for module in system.model.encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda *_: counts.__setitem__("backbone", counts["backbone"] + 1))
+    real_linear, real_bmm = F.linear, torch.bmm
+
+    def counted(function):
+        def call(*args, **kwargs):
+            counts["products"] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(F, "linear", counted(real_linear))
+    monkeypatch.setattr(torch, "bmm", counted(real_bmm))
+    seen = []
+    for names in (["translation"] * 5, ["translation", "summarization"] * 3, list(system.tasks)):
+        packed = collate(sorted(_examples(system, tables, names), key=lambda e: e.route), system.first_position)
+        weights = torch.full((len(names), len(system.tasks)), 0.2)
+        counts.update(backbone=0, products=0)
+        system.model(packed.batch, lambda _, w=weights: w)
+        seen.append(dict(counts))
+    assert seen[0]["backbone"] > 0
+    assert seen[0]["products"] > seen[0]["backbone"]
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_the_router_reads_first_tokens_and_means_of_all_windows():
+    hidden = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
+    features = pool(hidden, torch.tensor([0, 2, 4]), torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1]), 2)
+    # Example 0: windows (first 1, mean 2) and (first 5, mean 6); example 1: one token.
+    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
+
+
+def test_top_k_weights_are_renormalised():
+    weights = torch.tensor([[0.5, 0.3, 0.2]])
+    torch.testing.assert_close(top_k_weights(weights, 2), torch.tensor([[0.625, 0.375, 0.0]]))
+    torch.testing.assert_close(top_k_weights(weights, 1), torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_temperature_follows_its_schedule_and_its_bounds():
+    router = Router(RouterConfig(hidden_sizes=[4], temperature=2.0, final_temperature=0.5, min_temperature=0.7), 6, 3)
+    router.schedule_temperature(0.5)
+    assert router.temperature.item() == pytest.approx(1.0)
+    router.schedule_temperature(1.0)
+    assert router.temperature.item() == pytest.approx(0.7)  # clamped
+    features = torch.randn(2, 6)
+    routing = router.eval()(features)
+    torch.testing.assert_close(routing.weights, torch.softmax(routing.logits / 0.7, dim=-1))
+
+
+def test_the_backbone_stays_in_evaluation_mode_and_without_gradient(system):
+    system.model.train()
+    assert not system.model.encoder.training
+    assert system.model.router.training
+    assert not any(p.requires_grad for p in system.model.encoder.parameters())
+
+
+def test_target_embeddings_get_gradients_through_the_trunk(system, tables):
+    packed = collate(_examples(system, tables, ["translation"]), system.first_position)
+    output = system.model(packed.batch, lambda r: torch.ones_like(r.weights) / 5)
+    target = output.hidden[packed.views[0].target[0] :]
+    (target * torch.randn_like(target)).sum().backward()
+    head = system.model.head("translation")
+    used = packed.batch.target_ids["translation"]
+    assert head.embeddings.grad[used].abs().sum(dim=1).gt(0).all()
+    assert all(p.grad is None for p in system.model.encoder.parameters())
+
+
+def test_router_only_windows_do_not_run_deeper(system):
+    batch = build_batch([Window([0, 9, 2], 0), Window([0, 8, 2], 0, deep=False)], [Target(0, "translation", [0])], 2)
+    output = system.model.eval()(batch)
+    assert output.hidden.shape[0] == 4
+    assert batch.top_starts.tolist() == [0, -1]
+
+
+def test_contradictions_with_the_backbone_are_refused(system):
+    with pytest.raises(ConfigError, match=r"tap_layer: found 4.*has 4 layers"):
+        check_against_backbone(ModelConfig(tap_layer=4), system.backbone)
+    with pytest.raises(ConfigError, match=r"hidden_size: found 768.*has 32"):
+        check_against_backbone(ModelConfig(hidden_size=768), system.backbone)
+
+
+def test_precision_is_taken_as_configured():
+    assert compute_dtype("fp32", torch.device("cpu")) is torch.float32
+    assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
+    assert compute_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)

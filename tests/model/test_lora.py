@@ -1,0 +1,142 @@
+"""Adapters: soft mixing, tiles, merged weights and PEFT agree; mixed ranks, scalings and target modules are exact."""
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from dynamo_mtl.model.encoder import SITES, EncoderConfig
+from dynamo_mtl.model.lora import AdapterBank, ConcatenatedMix, LoraConfig, TiledMix
+from dynamo_mtl.model.router import top_k_weights
+
+SHAPE = EncoderConfig("roberta", 50, 16, 4, 4, 24, 60, 2, 1, 1e-5)
+CONFIGS = {
+    "a": LoraConfig(rank=2, alpha=8.0, target_modules=["query", "value"]),
+    "b": LoraConfig(rank=5, alpha=3.0, use_rslora=True),
+    "c": LoraConfig(rank=7, alpha=32.0, target_modules=["intermediate", "output", "query"]),
+}
+
+
+@pytest.fixture()
+def bank():
+    torch.manual_seed(0)
+    bank = AdapterBank(CONFIGS, SHAPE, tap_layer=1).eval()
+    for parameter in bank.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return bank
+
+
+def _merged(bank, weights, rows, layer, site, inputs):
+    """Each token through the plain weighted sum of full matrices."""
+    out = []
+    for token, row in zip(inputs, rows, strict=True):
+        total = 0
+        for column, name in enumerate(bank.names):
+            pair = bank[name].pair(layer, site)
+            if pair is not None:
+                total = total + weights[row, column] * bank[name].config.scaling * (pair[1] @ pair[0]) @ token
+        out.append(total)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("site", SITES)
+def test_concatenated_tiled_and_merged_weights_agree(bank, site, top_k):
+    rows = torch.randint(0, 6, (90,))
+    soft = torch.softmax(torch.randn(6, 3) + 2 * torch.eye(3).repeat(2, 1), dim=-1)
+    weights = top_k_weights(soft, top_k)
+    inputs = torch.randn(90, 24 if site == "output" else 16)
+    adapters = [bank[name] for name in bank.names]
+    concatenated = ConcatenatedMix(adapters, weights, rows, torch.float32, training=False)(2, site, inputs)
+    tiled = TiledMix(adapters, weights, rows, torch.float32, top_k, training=False)(2, site, inputs)
+    merged = _merged(bank, weights, rows, 2, site, inputs)
+    assert merged.abs().max() > 0.1
+    torch.testing.assert_close(concatenated, merged, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tiled, merged, atol=1e-5, rtol=1e-5)
+    all_soft = ConcatenatedMix(adapters, soft, rows, torch.float32, training=False)(2, site, inputs)
+    torch.testing.assert_close(all_soft, _merged(bank, soft, rows, 2, site, inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_the_cheaper_form_is_chosen_by_shape(bank):
+    few, many = torch.zeros(8, dtype=torch.long), torch.zeros(4000, dtype=torch.long)
+    weights = torch.eye(3)[:1]
+    wide = AdapterBank({str(i): LoraConfig(rank=32) for i in range(16)}, SHAPE, tap_layer=1)
+    one_hot = torch.eye(16)[:1]
+    assert isinstance(wide.mix(one_hot, many, torch.float32, top_k=1), TiledMix)
+    assert isinstance(wide.mix(one_hot, few, torch.float32, top_k=1), ConcatenatedMix)
+    assert isinstance(bank.mix(weights, many, torch.float32), ConcatenatedMix)
+
+
+def test_gradients_of_both_forms_agree(bank):
+    rows = torch.randint(0, 6, (70,))
+    weights = top_k_weights(torch.softmax(torch.randn(6, 3), dim=-1), 2)
+    inputs, out = torch.randn(70, 16), torch.randn(70, 16)
+    adapters = [bank[name] for name in bank.names]
+    gradients = []
+    for mix in (
+        ConcatenatedMix(adapters, weights, rows, torch.float32, training=False),
+        TiledMix(adapters, weights, rows, torch.float32, 2, training=False),
+    ):
+        bank.zero_grad()
+        (mix(1, "query", inputs) * out).sum().backward()
+        gradients.append([p.grad.clone() for p in bank.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) == 6
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_adapter_changes_nothing_and_the_trunk_has_none():
+    bank = AdapterBank(CONFIGS, SHAPE, tap_layer=2).eval()
+    mix = bank.mix(torch.eye(3), torch.tensor([0, 1, 2]), torch.float32)
+    assert mix(3, "query", torch.randn(3, 16)).abs().max() == 0
+    assert mix(1, "query", torch.randn(3, 16)) is None
+
+
+def test_dropout_acts_on_each_adapter_at_its_own_rate():
+    configs = {"none": LoraConfig(rank=3, alpha=3.0, dropout=0.0), "half": LoraConfig(rank=3, alpha=3.0, dropout=0.5)}
+    bank = AdapterBank(configs, SHAPE, tap_layer=0).train()
+    for parameter in bank.parameters():
+        torch.nn.init.ones_(parameter)
+    rows = torch.tensor([0] * 500 + [1] * 500)
+    torch.manual_seed(0)
+    added = bank.mix(torch.eye(2), rows, torch.float32)(0, "query", torch.ones(1000, 16))[:, 0]
+    assert (added[:500] == 48).all()
+    assert set(added[500:].tolist()) == {0.0, 32.0, 64.0, 96.0}
+    assert abs(added[500:].mean() - 48) < 4
+
+
+def test_an_adapter_folder_opens_in_peft_and_gives_the_same_states(system, tmp_path, tiny_roberta):
+    from dynamo_mtl.model.batch import Window, build_batch
+    from dynamo_mtl.model.checkpoint import Metadata
+
+    names = system.model.task_names
+    metadata = Metadata(names, str(tiny_roberta), system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(tmp_path / "saved", metadata, "")
+    ids = torch.randint(5, 500, (1, 17))
+    batch = build_batch([Window(ids[0].tolist(), 0)], [], system.first_position)
+    for index, name in enumerate(names):
+        weights = torch.eye(len(names))[index : index + 1]
+        with torch.no_grad():
+            ours = system.model.eval()(batch, lambda _, w=weights: w).hidden
+            base = transformers.RobertaModel.from_pretrained(tiny_roberta, add_pooling_layer=False).eval()
+            theirs = peft.PeftModel.from_pretrained(base, tmp_path / "saved" / "adapters" / name).eval()
+            expected = theirs(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+            plain = transformers.RobertaModel.from_pretrained(tiny_roberta, add_pooling_layer=False).eval()
+            assert (plain(ids).last_hidden_state[0] - expected).abs().max() > 1e-2
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        settings = json.loads((tmp_path / "saved" / "adapters" / name / "adapter_config.json").read_text())
+        stored = load_file(tmp_path / "saved" / "adapters" / name / "adapter_model.safetensors")
+        assert settings["r"] == next(v for k, v in stored.items() if "lora_A" in k).shape[0]
+
+
+def test_unknown_target_module_is_refused():
+    with pytest.raises(ValueError, match="choose from query, key"):
+        LoraConfig(target_modules=["quary"])
+
+
+def test_rank_stabilised_scaling():
+    assert LoraConfig(rank=16, alpha=8.0).scaling == 0.5
+    assert LoraConfig(rank=16, alpha=8.0, use_rslora=True).scaling == 2.0

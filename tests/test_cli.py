@@ -1,0 +1,216 @@
+"""The command line: what works, and one sentence with exit code 2 for what cannot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamo_mtl.cli import main
+from dynamo_mtl.config import load_config
+from dynamo_mtl.errors import ConfigError
+from tests.conftest import TASKS
+
+ROOT = Path(__file__).parent.parent
+
+
+def _fails(arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_help_loads_no_torch():
+    code = "import sys; from dynamo_mtl.cli import main\ntry:\n main(['--help'])\nexcept SystemExit: pass\n"
+    code += "bad = {'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "evaluate", "predict"):
+        assert verb in done.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_settings):
+    """A model trained by the command line."""
+    from dynamo_mtl.settings import dump_yaml
+
+    folder = tmp_path_factory.mktemp("cli")
+    settings = {**tiny_settings, "log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
+    (folder / "config.yaml").write_text(dump_yaml(settings))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(folder / "config.yaml"), "training.max_steps=2"])
+    assert stop.value.code == 0
+    return folder / "checkpoints" / "final_model"
+
+
+def test_evaluate_writes_the_result_file(model, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(model), "--output", str(tmp_path / "r.json"), "--pictures", str(tmp_path / "pictures")])
+    assert stop.value.code == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["format"] == 1
+    assert set(result["systems"]) == {"dynamo", "oracle", "single_task", "trivial"}
+    keys = {
+        "sentiment": {"accuracy", "precision", "recall", "f1"},
+        "qa": {"exact_match", "f1", "start_accuracy", "end_accuracy"},
+        "summarization": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match"},
+        "code_generation": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match", "parses"},
+        "translation": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match", "chrf"},
+    }
+    for task, names in keys.items():
+        assert names <= result["systems"]["dynamo"][task].keys()
+        assert result["systems"]["dynamo"][task]["n"] == 12
+    routing = {"accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "n"}
+    for kind in ("bare", "instructed", "crossed", "length_only"):
+        assert set(result["routing"][kind]) == routing
+    assert sum(map(sum, result["routing"]["confusion"])) == result["routing"]["bare"]["n"] == 60
+    assert (tmp_path / "pictures" / "routing_confusion.png").stat().st_size > 5000
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("Tasks", "Routing", "crossed"))
+
+
+def test_predict_prints_one_json_object(model, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(model), "A fine film.", "--task-hint", "sentiment", "--json"])
+    assert stop.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["sentiment"]["label"] in ("positive", "negative")
+    assert set(result["routing_info"]["probabilities"]) == set(TASKS)
+
+
+@pytest.mark.parametrize("text", ["", "</s><pad><mask>", "nul\x00", "\u202eabc", "😀" * 50, "x" * 100_000])
+def test_predict_survives_any_text(model, text, capsys):
+    for extra in ([], ["--context", text], ["--task-hint", "qa", "--context", "a b c"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["predict", str(model), text, "--json", *extra])
+        assert stop.value.code == 0
+        json.loads(capsys.readouterr().out)
+
+
+def test_lone_surrogates_are_answered(model):
+    from dynamo_mtl.inference.predictor import DynamoInference
+
+    result = DynamoInference(model).predict("\ud800 bad \udfff", context="a \ud800 b", task_hint="qa")
+    assert set(result["qa"]) == {"answer", "score", "start", "end"}
+
+
+def test_an_unknown_task_hint_is_suggested(model, capsys):
+    error = _fails(["predict", str(model), "x", "--task-hint", "sentimnt"], capsys)
+    assert "did you mean 'sentiment'?" in error
+
+
+def test_no_checkpoint_is_said(tmp_path, capsys):
+    assert "not a checkpoint" in _fails(["evaluate", str(tmp_path)], capsys)
+    assert "not a checkpoint" in _fails(["predict", str(tmp_path), "x"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("router.temprature=2", "unknown key 'router.temprature'; did you mean 'temperature'?"),
+        ("trainig.batch_size=2", "unknown key 'trainig'; did you mean 'training'?"),
+        ("lora_configs.qa.rnak=2", "unknown key 'lora_configs.qa.rnak'; did you mean 'rank'?"),
+        ("lora_configs.qaa.rank=2", "lora_configs.qaa: no such task; did you mean 'qa'?"),
+        ("data.sentimnt_data_path=x", "did you mean 'sentiment'?"),
+        ("tasks.qa.traning=2", "did you mean 'training'?"),
+        ("tasks.qa.type=squad", "tasks.qa.type: no task type 'squad'"),
+        ("training.batch_size=many", "training.batch_size: input should be a valid integer, found 'many'"),
+        ("training.batch_size=true", "training.batch_size: input should be a valid integer, found True"),
+        ("training.lora_lr=.nan", "training.lora_lr: input should be a finite number"),
+        ("training.batch_size=0", "training.batch_size: input should be greater than or equal to 1, found 0"),
+        ("router.top_k=6", "router.top_k: found 6, but there are only 5 tasks"),
+        ("model.tap_layer=4", "model.tap_layer: found 4"),
+        ("model.hidden_size=768", "model.hidden_size: found 768"),
+        ("model.freeze_backbone=false", "model.freeze_backbone: input should be True, found False"),
+        ("model.base_model_name=nobody/none", "three ways to get a backbone"),
+        ("model.base_model_name=./none", "is not a folder"),
+        ("data.max_source_length=240", "source and target need 240 + 41 positions"),
+        ("data.max_source_length=300", "has 256 positions"),
+        ("data.window_overlap=60", "data.window_overlap: found 60, at most half"),
+        ("data.qa_data_path=./nowhere", "nowhere: no such file or folder"),
+        ("training.term_weights={own: 1.0}", "no such term is registered"),
+        ("nonsense", "'nonsense': expected key.sub=value"),
+        ("tasks.../x.type=qa", "is a value, not a section"),
+    ],
+)
+def test_a_bad_configuration_is_one_sentence_before_training(tiny_config_file, tmp_path, override, message, capsys):
+    override = override.replace("tasks.../x.type=qa", "log_dir.x=1")
+    error = _fails(["train", str(tiny_config_file), override], capsys)
+    assert message in " ".join(error.split())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "label": 0}\n{broken\n', "train.jsonl, line 2: not valid JSON"),
+        ('{"txt": "a", "label": 0}\n', "needs a column 'text', found txt, label"),
+        ('{"text": "a", "label": 3}\n', "line 1: label 3"),
+        ("", "the split 'train' is empty"),
+    ],
+)
+def test_bad_data_is_one_sentence_before_training(tiny_config_file, tmp_path, content, message, capsys):
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "reviews" / "train.jsonl").write_text(content)
+    error = _fails(["train", str(tiny_config_file), f"data.sentiment_data_path={tmp_path / 'reviews'}"], capsys)
+    assert message in " ".join(error.split())
+
+
+def test_an_answer_that_is_not_in_its_context_stops_before_training(tiny_config_file, tmp_path, capsys):
+    row = {"context": "abc", "question": "q", "answers": {"text": ["zzz"], "answer_start": [0]}}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    error = _fails(["train", str(tiny_config_file), f"data.qa_data_path={tmp_path / 'train.jsonl'}"], capsys)
+    assert "the answer 'zzz'" in error
+
+
+def test_a_wrong_phase_or_config_file_is_said(tiny_config_file, capsys):
+    assert "use 1, 2, 3 or all" in _fails(["train", str(tiny_config_file), "--phase", "4"], capsys)
+    assert "cannot be read" in _fails(["train", "nowhere.yaml"], capsys)
+    assert "phase 3 starts from phase 2" in _fails(["train", str(tiny_config_file), "--phase", "3"], capsys)
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("configs/*.yaml"), ROOT / "config.yaml"]), ids=lambda p: p.name)
+def test_every_shipped_config_is_valid(path):
+    config = load_config(path)
+    assert set(config.tasks) >= set(TASKS)
+
+
+def test_the_first_interface_works_as_written(tiny_roberta, tmp_path, cache_dir, monkeypatch):
+    """The thin entry points with the shipped config.yaml, over a tiny backbone."""
+    small = [
+        f"model.base_model_name={tiny_roberta}", "model.hidden_size=32", "training.max_steps=2", "data.max_source_length=96",
+        "data.window_overlap=16", "training.eval_examples=4", "training.router.examples_per_task=10",
+        "training.router.mixture_steps=1", "training.joint.max_steps=1", "training.joint.examples_per_task=8",
+        f"data.cache_dir={cache_dir}", f"log_dir={tmp_path}/logs", f"checkpoint_dir={tmp_path}/checkpoints",
+        "model.precision=fp32", *[f"tasks.{t}.train_examples=40" for t in TASKS],
+        *[f"tasks.{t}.max_target_length=20" for t in TASKS[2:]], *[f"tasks.{t}.generation.max_new_tokens=6" for t in TASKS[2:]],
+    ]  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "config.yaml"), "--phase", "all", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "checkpoints" / "final_model"
+    command = [sys.executable, str(ROOT / "example_usage.py"), str(checkpoint), str(checkpoint / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "I love this movie! ->" in done.stdout
+    assert (tmp_path / "visualizations" / "routing_confusion.png").exists()
+
+
+def test_yaml_reads_numbers_as_people_write_them(tmp_path):
+    from dynamo_mtl.settings import parse_yaml, read_settings
+
+    text = "a: 3e-4\nb: 010\nc: on\nd: 1_0\ne: .5\nf: true\ng: ~\nh: -2\ni: 1.\n"
+    assert parse_yaml(text, "x") == {
+        "a": 3e-4, "b": 10, "c": "on", "d": "1_0", "e": 0.5, "f": True, "g": None, "h": -2, "i": 1.0,
+    }  # fmt: skip
+    for bad, message in (("a: 1\na: 2\n", "line 2.*repeated"), ("a: &x 1\nb: *x\n", "aliases"), ("a:\n\t- 1", "line 2")):
+        with pytest.raises(ConfigError, match=message):
+            parse_yaml(bad, "x.yaml")
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected keys and values, found list"):
+        read_settings(tmp_path / "c.yaml")

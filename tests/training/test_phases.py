@@ -1,0 +1,133 @@
+"""The three phases on a tiny RoBERTa: who may change, who may not, and that the result reads back."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dynamo_mtl.config import load_config
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.inference.predictor import DynamoInference
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.training import pipeline
+from dynamo_mtl.training.pipeline import train
+
+
+def _states(folder):
+    system, metadata = load_system(folder, torch.device("cpu"))
+    return {name: tensor.clone() for name, tensor in system.model.state_dict().items()}, metadata
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_settings, tiny_roberta):
+    """All three phases, watched: the backbone's bits after each."""
+    from dynamo_mtl.settings import dump_yaml
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {**tiny_settings, "log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
+    (folder / "config.yaml").write_text(dump_yaml(settings))
+    backbones = []
+    real = pipeline._run
+
+    def watched(phase, source, *rest):
+        before = {n: t.clone() for n, t in source.system.model.encoder.state_dict().items()}
+        real(phase, source, *rest)
+        backbones.append((before, source.system.model.encoder.state_dict()))
+
+    pipeline._run = watched
+    try:
+        last = train(load_config(folder / "config.yaml"), (1, 2, 3))
+    finally:
+        pipeline._run = real
+    assert last == folder / "checkpoints" / "final_model"
+    return folder, backbones
+
+
+def test_the_backbone_is_bit_identical_after_every_phase(trained):
+    _, backbones = trained
+    assert len(backbones) == 3
+    for before, after in backbones:
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_each_phase_changes_only_what_it_may(trained):
+    folder, _ = trained
+    one, two, three = (_states(folder / "checkpoints" / name)[0] for name in ("phase_1", "phase_2", "final_model"))
+    changed = {n for n in one if not torch.equal(one[n], two[n])}
+    assert changed
+    assert all(name.startswith("router.") for name in changed)
+    changed = {n.split(".")[0] for n in two if not torch.equal(two[n], three[n])}
+    assert "encoder" not in changed
+
+
+def test_phase_1_of_one_task_leaves_all_others_alone(system, session_config, tables, tmp_path):
+    from accelerate import Accelerator
+
+    from dynamo_mtl.training.examples import ExampleSource
+    from dynamo_mtl.training.loop import run_phase
+    from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+    from dynamo_mtl.training.tracking import MetricsLog
+
+    before = {n: t.clone() for n, t in system.model.state_dict().items()}
+    log = MetricsLog(tmp_path, Accelerator())
+    phase = AdapterPhase(ExampleSource(system, tables), "qa", session_config.training)
+    run_phase(phase, system, session_config.training, 0, Accelerator(), log)
+    log.close()
+    index = system.route_of("qa")
+    changed = {n for n, t in system.model.state_dict().items() if not torch.equal(before[n], t)}
+    assert changed
+    assert all(n.startswith((f"bank.adapters.{index}.", f"heads.{index}.")) for n in changed), changed
+    assert not any(p.requires_grad for p in system.model.parameters())
+
+
+def test_the_log_names_every_term(trained):
+    folder, _ = trained
+    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    phases = [line["phase"] for line in lines]
+    assert list(dict.fromkeys(phases)) == [
+        "phase 1 sentiment", "phase 1 qa", "phase 1 summarization", "phase 1 code_generation", "phase 1 translation",
+        "phase 2 router", "phase 2 mixture", "phase 3 joint",
+    ]  # fmt: skip
+    joint = next(line for line in lines if line["phase"] == "phase 3 joint" and "task" in line)
+    terms = {"task", "routing", "load_balance", "efficiency", "consistency", "temperature", "z_loss", "loss"}
+    assert terms <= joint.keys()
+    assert {"grad_norm", "steps_per_second"} <= joint.keys()
+
+
+def test_a_reloaded_model_predicts_the_same(trained):
+    folder, _ = trained
+    texts = ["A wonderful film.", "The man reads a book.", "Define a function f."]
+    models = [DynamoInference(folder / "checkpoints" / "final_model") for _ in range(2)]
+    answers = [[m.predict(t, return_routing_info=True) for t in texts] for m in models]
+    assert answers[0] == answers[1]
+
+
+def test_a_later_phase_needs_the_earlier_one(trained, tmp_path, tiny_config_file):
+    config = load_config(tiny_config_file)
+    with pytest.raises(CheckpointError, match=r"phase 2 starts from phase 1, which has not been trained.*--phase 1"):
+        train(config, (2,))
+    folder, _ = trained
+    shutil.copytree(folder / "checkpoints" / "phase_1", tmp_path / "checkpoints" / "phase_1")
+    assert train(config, (2,)) == tmp_path / "checkpoints" / "phase_2"
+    metadata = load_system(tmp_path / "checkpoints" / "phase_2", torch.device("cpu"))[1]
+    assert metadata.train_seconds > 0
+    assert metadata.dataset_sizes["qa"] == 60
+
+
+def test_the_same_seed_gives_the_same_parameters(tiny_config_file, tmp_path):
+    states = []
+    for run in ("a", "b"):
+        overrides = [f"checkpoint_dir={tmp_path / run}", "training.max_steps=2"]
+        states.append(_states(train(load_config(tiny_config_file, overrides), (1,)))[0])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_wandb_offline_writes_a_run(tiny_config_file, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    overrides = ["use_wandb=true", "wandb_project=test", "wandb_tags=[a, b]", "training.max_steps=2"]
+    train(load_config(tiny_config_file, overrides), (1,))
+    assert list((tmp_path / "logs" / "wandb").glob("offline-run-*"))

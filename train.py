@@ -1,0 +1,13 @@
+"""Train DYNAMO: ``python train.py --config config.yaml --phase all``. The same as ``dynamo train config.yaml``."""
+
+import argparse
+
+from dynamo_mtl.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="config.yaml", help="configuration file")
+    parser.add_argument("--phase", default="all", help="1, 2, 3 or all")
+    parser.add_argument("overrides", nargs="*", help="settings as key.sub=value")
+    arguments = parser.parse_args()
+    main(["train", arguments.config, *arguments.overrides, "--phase", arguments.phase])
