@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random RoBERTa with a byte-level tokenizer trained on the sample corpus, and small systems."""
+"""Shared fixtures: a tiny random RoBERTa with a byte-level tokenizer of its own, and small systems over it."""
 
 import os
 
@@ -90,7 +90,7 @@ def tiny_settings(tiny_roberta, cache_dir) -> dict:
     }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_config_file(tmp_path, tiny_settings) -> Path:
     """The small system's settings as a file; logs and checkpoints go beside it."""
     settings = {
@@ -118,7 +118,7 @@ def tables(session_config) -> dict[str, TaskTables]:
     return load_tables(session_config, make_tasks(session_config))
 
 
-@pytest.fixture()
+@pytest.fixture
 def system(session_config, tables) -> System:
     """A fresh small system whose adapters are not no-ops."""
     torch.manual_seed(0)

@@ -26,7 +26,9 @@ def _fails(arguments, capsys) -> str:
 
 def test_help_loads_no_torch():
     code = "import sys; from dynamo_mtl.cli import main\ntry:\n main(['--help'])\nexcept SystemExit: pass\n"
-    code += "bad = {'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    code += (
+        "bad = {'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for verb in ("train", "evaluate", "predict"):
@@ -182,12 +184,13 @@ def test_every_shipped_config_is_valid(path):
 def test_the_first_interface_works_as_written(tiny_roberta, tmp_path, cache_dir, monkeypatch):
     """The thin entry points with the shipped config.yaml, over a tiny backbone."""
     small = [
-        f"model.base_model_name={tiny_roberta}", "model.hidden_size=32", "training.max_steps=2", "data.max_source_length=96",
-        "data.window_overlap=16", "training.eval_examples=4", "training.router.examples_per_task=10",
+        f"model.base_model_name={tiny_roberta}", "model.hidden_size=32", "training.max_steps=2",
+        "data.max_source_length=96", "data.window_overlap=16", "training.eval_examples=4", "training.router.examples_per_task=10",
         "training.router.mixture_steps=1", "training.joint.max_steps=1", "training.joint.examples_per_task=8",
         f"data.cache_dir={cache_dir}", f"log_dir={tmp_path}/logs", f"checkpoint_dir={tmp_path}/checkpoints",
         "model.precision=fp32", *[f"tasks.{t}.train_examples=40" for t in TASKS],
-        *[f"tasks.{t}.max_target_length=20" for t in TASKS[2:]], *[f"tasks.{t}.generation.max_new_tokens=6" for t in TASKS[2:]],
+        *[f"tasks.{t}.max_target_length=20" for t in TASKS[2:]],
+        *[f"tasks.{t}.generation.max_new_tokens=6" for t in TASKS[2:]],
     ]  # fmt: skip
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "config.yaml"), "--phase", "all", *small]
@@ -208,7 +211,11 @@ def test_yaml_reads_numbers_as_people_write_them(tmp_path):
     assert parse_yaml(text, "x") == {
         "a": 3e-4, "b": 10, "c": "on", "d": "1_0", "e": 0.5, "f": True, "g": None, "h": -2, "i": 1.0,
     }  # fmt: skip
-    for bad, message in (("a: 1\na: 2\n", "line 2.*repeated"), ("a: &x 1\nb: *x\n", "aliases"), ("a:\n\t- 1", "line 2")):
+    for bad, message in (
+        ("a: 1\na: 2\n", "line 2.*repeated"),
+        ("a: &x 1\nb: *x\n", "aliases"),
+        ("a:\n\t- 1", "line 2"),
+    ):
         with pytest.raises(ConfigError, match=message):
             parse_yaml(bad, "x.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")

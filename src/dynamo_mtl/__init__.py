@@ -4,7 +4,11 @@ The two names that most programs need are ``DynamoInference`` (use a trained mod
 resolved on first use, so that importing the package stays cheap and loads no PyTorch.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.inference.predictor import DynamoInference
 
 __version__ = "0.1.0"
 __all__ = ["DynamoInference", "load_config"]

@@ -22,8 +22,6 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2 scalars, no repeated keys, no aliases."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
@@ -38,6 +36,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# A table of its own: the one that is inherited reads numbers and booleans as YAML 1.1 does.
+setattr(_StrictLoader, "yaml_implicit_resolvers", {})  # noqa: B010 (the library's stubs declare it on instances)
 for _tag, _pattern, _first in (
     ("bool", r"true|True|false|False", "tTfF"),
     ("null", r"~|null|Null|", "~nN\0"),
@@ -45,7 +45,13 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _construct_decimal(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
 
 
 class _PlainDumper(yaml.SafeDumper):

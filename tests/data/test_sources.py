@@ -15,7 +15,7 @@ from dynamo_mtl.tasks.task import task_types
 ROWS = [{"text": f"Zeile {n} – “quoted”", "label": n % 2} for n in range(5)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path):
     return DataConfig(cache_dir=str(tmp_path / "cache"))
 
@@ -116,9 +116,10 @@ def test_missing_places_are_named(tmp_path, config):
         _read(tmp_path, config)
     with pytest.raises(DataError, match="could be read from the hub"):
         _read("nobody/nothing", config)
+    task = task_types()["qa"]
+    named = task("qa", task.Config(type="qa"))
     with pytest.raises(ConfigError, match=r"data\.qa_data_path: missing"):
-        task = task_types()["qa"]
-        open_task_table(task("qa", task.Config(type="qa")), "train", config, 0)
+        open_task_table(named, "train", config, 0)
 
 
 def test_a_file_by_itself_overrides_the_split(tmp_path, config):

@@ -1,5 +1,7 @@
 """Decoding: the cache changes nothing, and beam search is what a slow reference says."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ SOURCES = [[0, 40, 41, 42, 2], [0, 50, 2], [0, 60, 61, 62, 63, 64, 65, 2]]
 TASK = "translation"
 
 
-@pytest.fixture()
+@pytest.fixture
 def ready(system):
     """A system whose logits differ enough for search to matter."""
     torch.manual_seed(4)
@@ -25,8 +27,7 @@ def ready(system):
 
 
 def _weights(system, rows):
-    soft = torch.softmax(torch.arange(rows * 5, dtype=torch.float32).reshape(rows, 5).sin() * 3, dim=-1)
-    return soft
+    return torch.softmax(torch.arange(rows * 5, dtype=torch.float32).reshape(rows, 5).sin() * 3, dim=-1)
 
 
 def _decode(system, settings):
@@ -103,7 +104,7 @@ def test_no_ngram_is_repeated(ready):
     held = _decode(ready, GenerationConfig(max_new_tokens=30, no_repeat_ngram_size=2))
 
     def repeats(ids):
-        grams = list(zip(ids, ids[1:], strict=False))
+        grams = list(itertools.pairwise(ids))
         return len(grams) - len(set(grams))
 
     assert sum(repeats(h.ids) for h in free) > 0

@@ -10,7 +10,7 @@ from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.checkpoint import Metadata
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(system, tmp_path):
     metadata = Metadata(
         system.model.task_names, system.backbone.name, system.backbone.weight_hash, 1, "final_model", 3, 1.5

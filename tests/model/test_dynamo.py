@@ -34,9 +34,7 @@ def test_a_mixed_batch_gives_what_each_example_gives_alone(system, tables):
             for row, index in enumerate(view.examples.tolist()):
                 alone = collate([examples[index]], system.first_position)
                 output = system.model(alone.batch, lambda _, w=weights[index : index + 1]: w)
-                expected = system.tasks[view.task].losses(
-                    system.model.head(view.task), output.hidden, alone.views[0]
-                )
+                expected = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, alone.views[0])
                 torch.testing.assert_close(losses[view.label_rows == row], expected, atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(output.routing.logits[0], mixed.routing.logits[index], atol=1e-5, rtol=1e-4)
 

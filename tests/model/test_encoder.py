@@ -12,9 +12,18 @@ from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.encoder import Cache, Encoder, PackedAttention
 
 LENGTHS = [5, 9, 30, 12, 31, 2]
-SHAPE = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+SHAPE = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 FAMILIES = {
-    "bert": (transformers.BertModel, transformers.BertConfig(**SHAPE, max_position_embeddings=80, initializer_range=0.3)),
+    "bert": (
+        transformers.BertModel,
+        transformers.BertConfig(**SHAPE, max_position_embeddings=80, initializer_range=0.3),
+    ),
     "roberta": (
         transformers.RobertaModel,
         transformers.RobertaConfig(
@@ -136,7 +145,9 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
         batch = build_batch([Window(source, 0)], [Target(0, "a", target)], 2)
         _run(encoder, batch, recorded)
         attention = PackedAttention(batch.target_plan, 4, before=recorded)
-        full = encoder.run(encoder.embed(encoder.word_embeddings(torch.tensor(target)), batch.target_positions), attention, 0, 3)
+        full = encoder.run(
+            encoder.embed(encoder.word_embeddings(torch.tensor(target)), batch.target_positions), attention, 0, 3
+        )
         keys, values = torch.zeros(3, 1, 40, 32), torch.zeros(3, 1, 40, 32)
         for layer, (key, value) in enumerate(recorded):
             keys[layer, 0, :20], values[layer, 0, :20] = key, value
@@ -168,7 +179,9 @@ def test_a_missing_backbone_names_three_ways(tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 1, "hidden_size": 1, "num_hidden_layers": 1,'
-        '"num_attention_heads": 1, "intermediate_size": 1, "max_position_embeddings": 1}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gpt2", "vocab_size": 1, "hidden_size": 1, "num_hidden_layers": 1,'
+        '"num_attention_heads": 1, "intermediate_size": 1, "max_position_embeddings": 1}'
+    )
     with pytest.raises(BackboneError, match="gpt2"):
         read_encoder_config(tmp_path)

@@ -20,7 +20,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def bank():
     torch.manual_seed(0)
     bank = AdapterBank(CONFIGS, SHAPE, tap_layer=1).eval()

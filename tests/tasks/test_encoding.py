@@ -1,5 +1,7 @@
 """Source encoding: windows, offsets, instructions, and text that wants to break it."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ def test_windows_overlap_and_cover_everything(encoder):
     assert len(windows) > 1
     assert windows[0].offsets[0][0] == 0
     assert windows[-1].offsets[-1][1] == len(context)
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in itertools.pairwise(windows):
         assert before.offsets[-8:] == after.offsets[:8]
 
 

@@ -66,7 +66,9 @@ def test_qa_labels_and_answers_are_characters_of_the_original_text(tiny_roberta)
 
     task = QuestionAnswering("qa", QuestionAnsweringConfig(type="qa"))
     encoder = SourceEncoder(load_tokenizer(tiny_roberta), max_length=40, overlap=12, max_windows=8)
-    context = "Zuerst kam 😀 José mit 12 Äpfeln. " * 3 + "Then Frau Müller-Lüdenscheidt sang. " + "The rest is silence. " * 3
+    context = (
+        "Zuerst kam 😀 José mit 12 Äpfeln. " * 3 + "Then Frau Müller-Lüdenscheidt sang. " + "The rest is silence. " * 3
+    )
     for answer in ("José", "Müller-Lüdenscheidt", "silence"):
         start = context.index(answer)
         example = Example("who?", context, json.dumps([[answer, start]]))
@@ -125,7 +127,9 @@ def test_own_embeddings_start_from_the_mean_of_the_backbones(own, tiny_roberta):
 
 
 def test_translation_reads_pairs_of_any_language_and_names_it_in_its_wordings():
-    task = Translation("translation_fr", TranslationConfig(type="translation", target_language="French", target_code="fr"))
+    task = Translation(
+        "translation_fr", TranslationConfig(type="translation", target_language="French", target_code="fr")
+    )
     example = task.read({"translation": {"en": "cat", "fr": "chat"}}, "here")
     assert (example.text, example.target) == ("cat", "chat")
     assert all("French" in wording for wording in task.instructions + task.evaluation_instructions)

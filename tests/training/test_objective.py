@@ -77,7 +77,7 @@ def test_the_objective_weights_every_term_and_leaves_out_those_without_weight():
     assert objective.weights["routing"] == 2.0
 
 
-@pytest.fixture()
+@pytest.fixture
 def own_terms(monkeypatch):
     monkeypatch.setattr(module, "TERMS", dict(TERMS))
 

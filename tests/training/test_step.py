@@ -15,7 +15,7 @@ def _same(loss):
     return loss
 
 
-@pytest.fixture()
+@pytest.fixture
 def quiet(system):
     """The system without any dropout, everything but the backbone trainable."""
     for module in system.model.modules():
@@ -68,7 +68,9 @@ def test_a_mixed_batch_gives_the_gradients_of_separate_batches(quiet, tables):
         alone = make_step_batch([e for e in examples if e.task == task], [], 100_000, quiet.first_position)
         task_backward(quiet, alone, quiet.route_of(task), _same)
         index = quiet.route_of(task)
-        own = {n: g for n, g in _gradients(quiet).items() if n.startswith((f"bank.adapters.{index}.", f"heads.{index}."))}
+        own = {
+            n: g for n, g in _gradients(quiet).items() if n.startswith((f"bank.adapters.{index}.", f"heads.{index}."))
+        }
         assert len(own) > 4
         for name, gradient in own.items():
             torch.testing.assert_close(mixed[name], gradient / 5, atol=1e-6, rtol=1e-3, msg=name)
@@ -77,7 +79,9 @@ def test_a_mixed_batch_gives_the_gradients_of_separate_batches(quiet, tables):
 def test_the_task_loss_reaches_the_router_through_the_mixture(quiet, tables):
     examples = _examples(quiet, tables, 1)
     batch = make_step_batch(examples, [], 100_000, quiet.first_position)
-    zero = {f"{n}_weight": 0.0 for n in ("routing", "load_balance", "efficiency", "consistency", "temperature", "z_loss")}
+    zero = {
+        f"{n}_weight": 0.0 for n in ("routing", "load_balance", "efficiency", "consistency", "temperature", "z_loss")
+    }
     objective = Objective(TrainingConfig(**zero, entropy_weight=1e-12))
     quiet.model.zero_grad(set_to_none=True)
     mixture_backward(quiet, batch, objective, 1.0, _same)
@@ -100,7 +104,9 @@ def test_an_idle_adapter_takes_no_step_at_all(quiet, tables):
     idle = {n for n in before if n.startswith((f"bank.adapters.{index}.", f"heads.{index}."))}
     after = dict(quiet.model.named_parameters())
     assert all(torch.equal(before[n], after[n]) for n in idle)
-    assert not torch.equal(quiet.model.bank["qa"].up["1_query"], before[f"bank.adapters.{quiet.route_of('qa')}.up.1_query"])
+    assert not torch.equal(
+        quiet.model.bank["qa"].up["1_query"], before[f"bank.adapters.{quiet.route_of('qa')}.up.1_query"]
+    )
     assert not any(p in optimizer.state for g in groups if g["task"] == "sentiment" for p in g["params"])
 
 

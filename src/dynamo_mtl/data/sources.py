@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
+from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_mtl.data.samples import SAMPLE, sample_rows
@@ -46,17 +48,17 @@ class DataConfig(BaseModel):
     """Where prepared data is kept; the cache folder of ``datasets`` if not given."""
     revision: str | None = None
     """Branch, tag or commit of hub data sets."""
-    max_source_length: int = Field(256, ge=16)
+    max_source_length: int = Field(default=256, ge=16)
     """Tokens in a window of a source."""
-    window_overlap: int = Field(64, ge=0)
-    max_windows: int = Field(4, ge=1)
-    instruction_rate: float = Field(0.3, ge=0, le=1)
+    window_overlap: int = Field(default=64, ge=0)
+    max_windows: int = Field(default=4, ge=1)
+    instruction_rate: float = Field(default=0.3, ge=0, le=1)
     """Share of training examples that get an instruction."""
-    crossed_rate: float = Field(0.1, ge=0, le=1)
+    crossed_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of router training inputs that look like one task and carry the instruction of another."""
-    sampling_exponent: float = Field(0.5, ge=0, le=1)
+    sampling_exponent: float = Field(default=0.5, ge=0, le=1)
     """Mixtures draw a task with a probability proportional to its size to this power."""
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -72,11 +74,19 @@ class RowLike(Protocol):
     """What a reader returns: text, optional context, target."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """What is worked on."""
+        ...
+
     @property
-    def context(self) -> str | None: ...
+    def context(self) -> str | None:
+        """A passage beside it."""
+        ...
+
     @property
-    def target(self) -> str: ...
+    def target(self) -> str:
+        """What is expected, as text."""
+        ...
 
 
 def open_table(
@@ -105,10 +115,9 @@ def open_table(
     features = datasets.Features({name: datasets.Value("string") for name in ("text", "context", "target")})
     datasets.disable_progress_bars()
     try:
-        table = datasets.Dataset.from_generator(
-            examples, features=features, cache_dir=config.cache_dir, fingerprint=fingerprint
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
+        cache = config.cache_dir or str(HF_DATASETS_CACHE)
+        table = datasets.Dataset.from_generator(examples, features=features, cache_dir=cache, fingerprint=fingerprint)
+    except DatasetGenerationError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, DataError):
             cause = cause.__cause__
@@ -192,7 +201,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Map
         for number, row in enumerate(stream):
             assert isinstance(row, Mapping)
             yield row, f"{name}, split {split}, row {number + 1}"
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, DatasetNotFoundError) as error:
         raise DataError(
             f"{name}: neither a local path nor a data set that could be read from the hub ({type(error).__name__})"
         ) from error

@@ -1,0 +1,1 @@
+"""Measuring a trained model: result files, tables and the routing analyzer."""

@@ -34,8 +34,8 @@ class RoutingAnalyzer:
         """Route everything that a data loader yields.
 
         Args:
-            dataloader: batches with padded ``input_ids`` and ``attention_mask`` ``(rows, length)``, and ``task`` (names)
-                or ``task_ids`` (numbers in the order of ``task_names``).
+            dataloader: batches with padded ``input_ids`` and ``attention_mask`` ``(rows, length)``, and ``task``
+                (names) or ``task_ids`` (numbers in the order of ``task_names``).
 
         Returns:
             The scores of ``routing_scores``, ``confusion`` and the mean ``probabilities`` of each task's inputs.

@@ -165,7 +165,8 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
     system = _assemble(config, tasks, backbone, device)
     for name, start in starts.items():
         head = system.model.head(name)
-        assert isinstance(head, LanguageModelHead) and head.embeddings is not None
+        assert isinstance(head, LanguageModelHead)
+        assert head.embeddings is not None
         with torch.no_grad():
             head.embeddings.copy_(start)
     return system

@@ -17,7 +17,7 @@ def confusion_matrix(predicted: Sequence[int], actual: Sequence[int], tasks: int
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal-width bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
+    """``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [
         (place == b).mean() * abs(correct[place == b].mean() - confidence[place == b].mean())

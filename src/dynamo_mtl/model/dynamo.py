@@ -44,7 +44,7 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the backbone and of all large products; adapters, heads and router keep fp32 parameters. ``auto`` is bf16
     where the hardware multiplies it fast, else fp32."""
-    tap_layer: int | None = Field(None, ge=0)
+    tap_layer: int | None = Field(default=None, ge=0)
     """Layers below it carry no adapter and feed the router; a third of the depth if not given."""
 
 

@@ -1,7 +1,7 @@
 """The frozen backbone, written out: post-norm BERT-family layers over packed tokens.
 
 - loads published RoBERTa, XLM-RoBERTa, CamemBERT and BERT weights (see ``backbone.py``), equal to ``transformers``
-- tokens are packed: ``(tokens, hidden)`` without padding; attention is handed in as an object (``packing.py``, ``Cache``)
+- tokens are packed: ``(tokens, hidden)`` without padding; attention is an argument (``PackedAttention``, ``Cache``)
 - adapters are handed in as an argument too; nothing here remembers a batch
 - token type 0 everywhere: the source encoding does not tell which fields were given
 """
@@ -78,6 +78,7 @@ class PackedAttention:
         self.plan, self.heads, self.record, self.before = plan, heads, record, before
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``(tokens, hidden)`` each → ``(tokens, hidden)``."""
         if self.record is not None:
             self.record.append((key, value))
         if self.before is not None:

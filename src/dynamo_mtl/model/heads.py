@@ -81,7 +81,7 @@ class LanguageModelHead(nn.Module):
         return F.embedding(ids, self.table)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(tokens, hidden)`` → logits ``(tokens, vocabulary)`` in fp32; the large product runs in the input's type."""
+        """``(tokens, hidden)`` → logits ``(tokens, vocabulary)`` in fp32; the large product is in the input's type."""
         inner = self.dense(hidden.float())
         if not self.own_vocabulary:
             inner = F.gelu(inner)

@@ -24,7 +24,7 @@ from dynamo_mtl.model.encoder import SITES, EncoderConfig
 TILE = 32
 """Tokens in a tile of ``TiledMix``."""
 TILED_OVERHEAD = 2.0
-"""Measured on two CPU cores: gathering and scattering tiles costs about as much again as their products."""
+"""How much work gathering and scattering tiles is taken to add, as a factor on that of their products."""
 
 
 class LoraConfig(BaseModel):
@@ -32,9 +32,9 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
     use_rslora: bool = False
 
@@ -172,6 +172,7 @@ class ConcatenatedMix:
         return down, up, scale, keep
 
     def __call__(self, layer: int, site: str, inputs: Tensor) -> Tensor | None:
+        """See ``Mix``."""
         if (layer, site) not in self.packed:
             self.packed[layer, site] = self._pack(layer, site)
         packed = self.packed[layer, site]
@@ -236,6 +237,7 @@ class TiledMix:
         )
 
     def __call__(self, layer: int, site: str, inputs: Tensor) -> Tensor | None:
+        """See ``Mix``."""
         if (layer, site) not in self.packed:
             self.packed[layer, site] = self._pack(layer, site)
         packed = self.packed[layer, site]

@@ -62,7 +62,7 @@ def move_rows(rows: Tensor, source: Tensor, to: Tensor, size: int) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention: ``(rows, heads, length, width)`` each, boolean ``mask`` → like ``query``.
 
-    In bf16 on a CPU the library's backward is two and a half times slower than these three plain lines.
+    In bf16 on a CPU the library's backward is slower than these three plain lines (``benchmarks/attention.py``).
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
         scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
@@ -136,6 +136,7 @@ class Span:
 
     @staticmethod
     def join(spans: Sequence[Span]) -> Span:
+        """One sequence out of several spans, in order."""
         return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
 
 

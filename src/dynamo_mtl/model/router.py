@@ -16,16 +16,16 @@ class RouterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = [768, 512, 256]
-    dropout: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(1.0, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature at the start of training."""
-    final_temperature: float | None = Field(None, gt=0)
+    final_temperature: float | None = Field(default=None, gt=0)
     """Temperature at the end of a phase that trains the router; ``temperature`` if not given."""
     learn_temperature: bool = False
     """Learn the temperature around its schedule (``temperature_weight`` pulls it back)."""
-    min_temperature: float = Field(0.05, gt=0)
-    max_temperature: float = Field(10.0, gt=0)
-    top_k: int = Field(1, ge=1)
+    min_temperature: float = Field(default=0.05, gt=0)
+    max_temperature: float = Field(default=10.0, gt=0)
+    top_k: int = Field(default=1, ge=1)
     """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
 
 

@@ -26,12 +26,12 @@ class GenerationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    max_new_tokens: int = Field(64, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    num_beams: int = Field(1, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    min_new_tokens: int = Field(default=0, ge=0)
+    num_beams: int = Field(default=1, ge=1)
     length_penalty: float = 1.0
     """A finished beam's log-probability is divided by its length to this power: above 1 favours longer answers."""
-    no_repeat_ngram_size: int = Field(0, ge=0)
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
     """No n-gram of this size occurs twice in an answer; 0 allows all."""
 
 
@@ -40,9 +40,9 @@ class GenerationTaskConfig(TaskConfig):
 
     target_vocabulary: int | Literal["backbone"] | None = None
     """Size of an own byte-level vocabulary, or ``backbone``; chosen by backbone and task if not given."""
-    max_target_length: int = Field(64, ge=1)
+    max_target_length: int = Field(default=64, ge=1)
     """Target tokens that training uses; longer targets are cut."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     generation: GenerationConfig = GenerationConfig()
 
 

@@ -23,7 +23,7 @@ from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
 class QuestionAnsweringConfig(TaskConfig):
     """Extractive question answering."""
 
-    max_answer_tokens: int = Field(30, ge=1)
+    max_answer_tokens: int = Field(default=30, ge=1)
 
 
 class QuestionAnswering(Task):
@@ -63,7 +63,8 @@ class QuestionAnswering(Task):
         for text, start in pairs:
             if not text or context[start : start + len(text)] != text:
                 raise DataError(
-                    f"{where}: the answer {text!r} of task '{self.name}' does not stand at character {start} of its context"
+                    f"{where}: the answer {text!r} of task '{self.name}' does not stand at character {start} "
+                    "of its context"
                 )
         return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
 
@@ -82,7 +83,7 @@ class QuestionAnswering(Task):
         )
 
     def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:
-        """First and last token of a character span; the window's first token (no answer here) if it is not all inside."""
+        """First and last token of a character span; twice the window's first (no answer) if it is not all inside."""
         inside = [i for i, (s, e) in enumerate(window.offsets) if s < end and e > start]
         if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
             return 0, 0

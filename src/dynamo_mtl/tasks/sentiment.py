@@ -23,7 +23,7 @@ class SentimentConfig(TaskConfig):
     """Labels are numbers in the data; their names are what users read."""
 
     labels: list[str] = Field(default=["negative", "positive"], min_length=2)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Sentiment(Task):

@@ -31,11 +31,11 @@ class TaskTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    num_epochs: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    lora_lr: float | None = Field(None, gt=0)
-    head_lr: float | None = Field(None, gt=0)
+    num_epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    lora_lr: float | None = Field(default=None, gt=0)
+    head_lr: float | None = Field(default=None, gt=0)
 
 
 class TaskConfig(BaseModel):
@@ -50,15 +50,15 @@ class TaskConfig(BaseModel):
     """Overrides the evaluation file of the task's data path, whatever the split."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column name → the name it has in the data."""
-    train_examples: int | None = Field(None, ge=1)
+    train_examples: int | None = Field(default=None, ge=1)
     """Use a random sample of that many training examples."""
-    validation_examples: int | None = Field(None, ge=1)
+    validation_examples: int | None = Field(default=None, ge=1)
     """Use a random sample of that many evaluation examples."""
     instructions: list[str] | None = None
     """Wordings that training uses; the type's own if not given."""
     requires_instruction: bool = False
     """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
-    loss_weight: float = Field(1.0, gt=0)
+    loss_weight: float = Field(default=1.0, gt=0)
     training: TaskTraining = TaskTraining()
 
 

@@ -38,20 +38,25 @@ class Translation(GenerationTask):
     evaluation_wordings = ("Please give the {language} version:", "Put this sentence into {language}:")
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
-    config: TranslationConfig
+
+    @property
+    def settings(self) -> TranslationConfig:
+        """The settings of this type."""
+        assert isinstance(self.config, TranslationConfig)
+        return self.config
 
     @property
     def instructions(self) -> list[str]:
-        return [wording.format(language=self.config.target_language) for wording in super().instructions]
+        return [wording.format(language=self.settings.target_language) for wording in super().instructions]
 
     @property
     def evaluation_instructions(self) -> list[str]:
-        return [w.format(language=self.config.target_language) for w in super().evaluation_instructions]
+        return [w.format(language=self.settings.target_language) for w in super().evaluation_instructions]
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         pair = row.get("translation")
         if isinstance(pair, Mapping):
-            codes = (self.config.source_code, self.config.target_code)
+            codes = (self.settings.source_code, self.settings.target_code)
             if any(code not in pair for code in codes):
                 raise DataError(f"{where}: 'translation' of task '{self.name}' lacks one of the languages {codes}")
             row = {"source": pair[codes[0]], "target": pair[codes[1]]}

@@ -64,7 +64,10 @@ def train_vocabulary(texts: Iterable[str], size: int) -> TargetVocabulary:
 def own_vocabulary(backend: Tokenizer) -> TargetVocabulary:
     """Wrap a trained byte-level tokenizer; start and end inside a text stay plain text."""
     backend.encode_special_tokens = True
-    return TargetVocabulary(backend, backend.token_to_id(START), backend.token_to_id(END), own=True)
+    start, end = backend.token_to_id(START), backend.token_to_id(END)
+    if start is None or end is None:
+        raise ValueError(f"the vocabulary lacks {START} or {END}")
+    return TargetVocabulary(backend, start, end, own=True)
 
 
 def backbone_vocabulary(tokenizer: SourceTokenizer) -> TargetVocabulary:

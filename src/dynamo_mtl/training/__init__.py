@@ -1,0 +1,1 @@
+"""The three phases and the one loop that runs them."""

@@ -88,10 +88,9 @@ def run_phase(
     """
     parameters = [p for group in phase.groups for p in group["params"]]
     freeze_all_but(system.model, parameters)
-    optimizer = accelerator.prepare_optimizer(make_optimizer(phase.groups, system.device))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, warmup_and_decay(phase.steps, config.warmup_ratio)
-    )
+    plain = make_optimizer(phase.groups, system.device)
+    schedule = torch.optim.lr_scheduler.LambdaLR(plain, warmup_and_decay(phase.steps, config.warmup_ratio))
+    optimizer = accelerator.prepare_optimizer(plain)
     scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled
     best = _Best(parameters, config.patience)
     best.update(_validate(phase, 0, log))

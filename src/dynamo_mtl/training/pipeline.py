@@ -82,7 +82,8 @@ def train(config: PipelineConfig, phases: Iterable[int]) -> Path:
     source = ExampleSource(system, tables)
     log = MetricsLog(Path(config.log_dir), accelerator)
     if config.training.compile:
-        system.model.encoder.layers = torch.nn.ModuleList(torch.compile(layer) for layer in system.model.encoder.layers)
+        for layer in system.model.encoder.layers:
+            layer.compile()
     last = folder
     try:
         for phase in chosen:
@@ -119,7 +120,7 @@ def _start(
         return load_system(before, device, config)
 
     def targets(task: Task) -> Iterable[str]:
-        return (row["target"] for row in tables[task.name].train)
+        return tables[task.name].train["target"]
 
     system = build_system(config, targets, device)
     metadata = Metadata(

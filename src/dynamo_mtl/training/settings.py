@@ -10,11 +10,11 @@ class RouterPhaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    examples_per_task: int = Field(1000, ge=1)
+    examples_per_task: int = Field(default=1000, ge=1)
     """Training inputs of each task whose trunk features are computed once."""
-    feature_epochs: int = Field(15, ge=1)
-    feature_batch_size: int = Field(64, ge=1)
-    mixture_steps: int = Field(50, ge=0)
+    feature_epochs: int = Field(default=15, ge=1)
+    feature_batch_size: int = Field(default=64, ge=1)
+    mixture_steps: int = Field(default=50, ge=0)
     """Steps of the whole objective through the mixture of frozen adapters."""
 
 
@@ -23,14 +23,14 @@ class JointPhaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    max_steps: int = Field(300, ge=1)
-    examples_per_task: int = Field(2000, ge=1)
+    max_steps: int = Field(default=300, ge=1)
+    examples_per_task: int = Field(default=2000, ge=1)
     """Training examples of each task that are ranked by their loss and drawn from."""
-    lr_factor: float = Field(0.2, gt=0)
+    lr_factor: float = Field(default=0.2, gt=0)
     """Learning rates of this phase relative to those of the earlier ones."""
-    initial_competence: float = Field(0.3, gt=0, le=1)
+    initial_competence: float = Field(default=0.3, gt=0, le=1)
     """Share of the easiest examples that the phase starts with."""
-    curriculum_share: float = Field(0.5, ge=0, le=1)
+    curriculum_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the phase after which all examples are in use."""
 
 
@@ -39,41 +39,41 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0)
-    num_epochs: float = Field(10, gt=0)
+    seed: int = Field(default=0, ge=0)
+    num_epochs: float = Field(default=10, gt=0)
     """Passes over a task's training data in phase 1; ``max_steps`` cuts it short."""
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(16, ge=1)
-    token_budget: int = Field(8192, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    token_budget: int = Field(default=8192, ge=1)
     """Most tokens in one forward pass: a larger batch is split into micro-batches and accumulated."""
-    lora_lr: float = Field(5e-4, gt=0)
-    head_lr: float = Field(1e-3, gt=0)
-    router_lr: float = Field(1e-3, gt=0)
-    loraplus_ratio: float = Field(1.0, gt=0)
+    lora_lr: float = Field(default=5e-4, gt=0)
+    head_lr: float = Field(default=1e-3, gt=0)
+    router_lr: float = Field(default=1e-3, gt=0)
+    loraplus_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     compile: bool = False
     """Compile the encoder's layers with ``torch.compile``."""
 
-    task_weight: float = Field(1.0, ge=0)
-    routing_weight: float = Field(1.0, ge=0)
-    load_balance_weight: float = Field(0.1, ge=0)
-    efficiency_weight: float = Field(0.01, ge=0)
-    consistency_weight: float = Field(0.1, ge=0)
-    entropy_weight: float = Field(0.0, ge=0)
-    temperature_weight: float = Field(0.1, ge=0)
-    z_loss_weight: float = Field(0.001, ge=0)
+    task_weight: float = Field(default=1.0, ge=0)
+    routing_weight: float = Field(default=1.0, ge=0)
+    load_balance_weight: float = Field(default=0.1, ge=0)
+    efficiency_weight: float = Field(default=0.01, ge=0)
+    consistency_weight: float = Field(default=0.1, ge=0)
+    entropy_weight: float = Field(default=0.0, ge=0)
+    temperature_weight: float = Field(default=0.1, ge=0)
+    z_loss_weight: float = Field(default=0.001, ge=0)
     term_weights: dict[str, float] = Field(default_factory=dict)
     """Weights of registered terms of one's own, by name."""
 
-    eval_every: int = Field(200, ge=1)
+    eval_every: int = Field(default=200, ge=1)
     """Steps between validations."""
-    eval_examples: int = Field(256, ge=1)
+    eval_examples: int = Field(default=256, ge=1)
     """Validation examples of each task that a validation reads."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """Stop after that many validations without a better score."""
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(default=20, ge=1)
     router: RouterPhaseConfig = RouterPhaseConfig()
     joint: JointPhaseConfig = JointPhaseConfig()

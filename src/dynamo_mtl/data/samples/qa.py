@@ -7,7 +7,8 @@ from typing import Any
 
 PEOPLE = (
     "Anna Berg", "Tom Hale", "Ines Costa", "Paul Reiter", "Mara Lind", "Omar Aziz", "Julia Novak", "Sam Whitlock",
-    "Lena Fischer", "Hugo Brandt", "Clara Moreau", "Ivan Petrov", "Nora Quinn", "Felix Okoye", "Ruth Adler", "Leo Tanaka",
+    "Lena Fischer", "Hugo Brandt", "Clara Moreau", "Ivan Petrov", "Nora Quinn", "Felix Okoye", "Ruth Adler",
+    "Leo Tanaka",
 )  # fmt: skip
 PLACES = (
     "Halden", "Marwick", "Lindau", "Torvale", "Eastmere", "Corrin", "Velden", "Ashford", "Brenna", "Oakhill",
@@ -32,7 +33,11 @@ KINDS: dict[str, tuple[tuple[tuple[str, str, str], ...], ...]] = {
         (
             ("{person} was born in {place} in {year}.", "Where was {person} born?", "place"),
             ("The family moved to {place2} when she was {number} years old.", "Where did the family move?", "place2"),
-            ("In {year2} she met {person2}, who taught her to repair {thing}.", "Whom did she meet in {year2}?", "person2"),
+            (
+                "In {year2} she met {person2}, who taught her to repair {thing}.",
+                "Whom did she meet in {year2}?",
+                "person2",
+            ),
             ("Her first book appeared in {year3}.", "In what year did her first book appear?", "year3"),
             ("She wrote it about {animal}.", "What was her book about?", "animal"),
         ),

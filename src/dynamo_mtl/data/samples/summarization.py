@@ -33,7 +33,10 @@ LEADS = {
         "Phones at the local newspaper did not stop ringing.",
         "For once the weather was not the main topic of conversation.",
     ),
-    "validation": ("Rarely have so many residents agreed on what mattered.", "Breakfast tables were louder than usual."),
+    "validation": (
+        "Rarely have so many residents agreed on what mattered.",
+        "Breakfast tables were louder than usual.",
+    ),
     "test": ("The morning bulletin had only one subject.", "Neighbours gathered on the pavement to compare notes."),
 }
 FRAMES = {

@@ -1,0 +1,64 @@
+"""Attention with gradient, bf16 on a CPU: the library's kernel against the plain form.
+
+Writes ``results/bench-attention.json``.
+
+Paired and interleaved runs in one process; the ratio is library time over plain time, its median and quartiles.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.model.packing import attention
+
+SHAPES = ((16, 12), (8, 40), (12, 210), (4, 250))
+"""Rows and lengths; 12 heads of width 32, as in MiniLM."""
+PAIRS = 15
+
+
+def library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """What ``torch`` offers."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def seconds(
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], inputs: list[Tensor], mask: Tensor
+) -> float:
+    """Forward and backward of one call."""
+    began = time.perf_counter()
+    run(*(t.transpose(1, 2) for t in inputs), mask).sum().backward()
+    return time.perf_counter() - began
+
+
+def race(rows: int, length: int) -> dict[str, float]:
+    """The paired ratio for one shape, after checking that both give the same."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(rows, length, 12, 32, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    mask[..., -2:] = False
+    outputs = [run(*(t.transpose(1, 2) for t in inputs), mask) for run in (library, attention)]
+    torch.testing.assert_close(*outputs, atol=2e-2, rtol=2e-2)
+    pairs = [(seconds(library, inputs, mask), seconds(attention, inputs, mask)) for _ in range(PAIRS + 3)][3:]
+    low, median, high = statistics.quantiles([one / other for one, other in pairs], n=4)
+    return {"rows": rows, "length": length, "ratio": median, "ratio_quartile_1": low, "ratio_quartile_3": high}
+
+
+if __name__ == "__main__":
+    result = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "races": [race(*shape) for shape in SHAPES],
+    }
+    path = Path(__file__).parent.parent / "results" / "bench-attention.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
