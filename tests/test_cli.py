@@ -185,7 +185,8 @@ def test_the_first_interface_works_as_written(tiny_roberta, tmp_path, cache_dir,
     """The thin entry points with the shipped config.yaml, over a tiny backbone."""
     small = [
         f"model.base_model_name={tiny_roberta}", "model.hidden_size=32", "training.max_steps=2",
-        "data.max_source_length=96", "data.window_overlap=16", "training.eval_examples=4", "training.router.examples_per_task=10",
+        "data.max_source_length=96", "data.window_overlap=16", "training.eval_examples=4",
+        "training.router.examples_per_task=10",
         "training.router.mixture_steps=1", "training.joint.max_steps=1", "training.joint.examples_per_task=8",
         f"data.cache_dir={cache_dir}", f"log_dir={tmp_path}/logs", f"checkpoint_dir={tmp_path}/checkpoints",
         "model.precision=fp32", *[f"tasks.{t}.train_examples=40" for t in TASKS],

@@ -20,7 +20,7 @@ from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynamo_mtl.data.samples import SAMPLE, sample_rows
+from dynamo_mtl.data.samples import SAMPLE, sample_revision, sample_rows
 from dynamo_mtl.errors import DataError
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -174,7 +174,8 @@ def is_sample(location: str) -> bool:
 
 def _fingerprint(location: str, split: str, key: str, files: list[Path] | None, config: DataConfig) -> str:
     stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files or []]
-    parts = (location, split, key, stamps, config.revision, FORMAT)
+    sample = sample_revision(location.removeprefix(f"{SAMPLE}:")) if is_sample(location) else None
+    parts = (location, split, key, stamps, sample, config.revision, FORMAT)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import example_at
+from dynamo_mtl.tasks.task import Example
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,21 @@ class ExampleSource:
         example = example_at(self.tables[task].train, row)
         return self.system.encode(example, task, self.instruction(task, rng, self.system.config.data.instruction_rate))
 
-    def router_input(self, task: str, row: int, rng: np.random.Generator, instruction: str | None) -> EncodedExample:
+    def router_input(self, task: str, row: int, instruction: str | None) -> EncodedExample:
         """An input of a task that only the router reads, with the given instruction."""
         example = example_at(self.tables[task].train, row)
         return self.system.encode_for_router(example.text, example.context, instruction, task)
 
-    def crossed(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample | None:
-        """A text of ``task`` with the instruction of another: it belongs to the other. None if there is no other.
+    def crossed(self, task: str, example: Example, rng: np.random.Generator) -> list[EncodedExample]:
+        """A text of ``task`` with the instruction of another task: it belongs to that one. Empty if there is none.
 
         Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
         """
         others = [n for n, t in self.system.tasks.items() if n != task and not t.needs_context]
         if not others or self.system.tasks[task].needs_context:
-            return None
+            return []
         other = others[int(rng.integers(len(others)))]
-        example = example_at(self.tables[task].train, row)
-        instruction = self.instruction(other, rng, 1.0)
-        return self.system.encode_for_router(example.text, None, instruction, other)
+        return [self.system.encode_for_router(example.text, None, self.instruction(other, rng, 1.0), other)]
 
     def validation(self, task: str, count: int) -> list[EncodedExample]:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""

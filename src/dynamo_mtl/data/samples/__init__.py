@@ -6,11 +6,13 @@ with a word changed. Same seed, same rows. The corpus shows that everything work
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import random
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from dynamo_mtl.errors import DataError
@@ -36,6 +38,12 @@ def sample_rows(task_type: str, split: str, seed: int = 0) -> Iterator[dict[str,
         raise DataError(f"{SAMPLE}: no split '{split}'; use {', '.join(SIZES)}")
     make: Callable[[random.Random, str], dict[str, Any]] = importlib.import_module(name).make
     yield from _distinct(make, split, random.Random(f"{task_type} {split} {seed}"))
+
+
+def sample_revision(task_type: str) -> str:
+    """A hash of the grammar, so that prepared rows of an older one are not used."""
+    files = [Path(__file__), Path(__file__).with_name(f"{task_type}.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 
 
 def _distinct(

@@ -43,42 +43,64 @@ ADJECTIVES = (
     ("tired", "müde"), ("happy", "glücklich"), ("sick", "krank"), ("hungry", "hungrig"), ("late", "spät dran"),
     ("alone", "allein"),
 )  # fmt: skip
-FRAMES = {
-    "train": (
-        ("{s} {v}.", "{S} {g} {o}."),
-        ("{s} {v} {p}.", "{S} {g} {o} {P}."),
-        ("{t} {s} {v}.", "{T} {g} {sg} {o}."),
-        ("{s} wants to {i}.", "{S} will {o} {gi}."),
-        ("does {s} {i}?", "{G} {sg} {o}?"),
-        ("{s} {v}, because {s2} is {a}.", "{S} {g} {o}, weil {s2g} {A} ist."),
-        ("I think that {s} {v}.", "Ich glaube, dass {sg} {o} {g}."),
-        ("{t} {s} wants to {i} {p}.", "{T} will {sg} {P} {o} {gi}."),
-        ("{s} is {a}.", "{S} ist {A}."),
-        ("{s} must {i} {t}.", "{S} muss {T_low} {o} {gi}."),
-        ("{s2} knows that {s} {v} {p}.", "{S2} weiß, dass {sg} {P} {o} {g}."),
-    ),
+# A frame is an opening, a plain or a modal verb, with or without a place, with or without a second clause.
+OPENINGS = ("plain", "time", "that", "question")
+Frame = tuple[str, bool, bool, bool]
+HELD_OUT: dict[str, tuple[Frame, ...]] = {
     "validation": (
-        ("{t} {s} must {i}, because {s2} is {a}.", "{T} muss {sg} {o} {gi}, weil {s2g} {A} ist."),
-        ("I think that {s} wants to {i} {p}.", "Ich glaube, dass {sg} {P} {o} {gi} will."),
-        ("{s2} is {a}, but {s} {v} {p}.", "{S2} ist {A}, aber {sg} {g} {o} {P}."),
+        ("time", True, True, True), ("that", False, True, True), ("question", True, False, True),
+        ("plain", True, True, False), ("time", False, False, True),
     ),
     "test": (
-        ("does {s} want to {i} {p} {t}?", "Will {sg} {T_low} {P} {o} {gi}?"),
-        ("{s2} knows that {s} is {a} and {v}.", "{S2} weiß, dass {sg} {A} ist und {o} {g}."),
-        ("{t} {s} {v} {p}, and {s2} is {a}.", "{T} {g} {sg} {o} {P}, und {s2g} ist {A}."),
+        ("that", True, True, True), ("question", False, True, True), ("plain", False, False, True),
+        ("time", True, True, False), ("that", True, False, False),
     ),
-}
+}  # fmt: skip
+ALL_FRAMES: tuple[Frame, ...] = tuple(
+    (opening, modal, place, tail)
+    for opening in OPENINGS
+    for modal in (False, True)
+    for place in (False, True)
+    for tail in (False, True)
+)
+FRAMES = {**HELD_OUT, "train": tuple(f for f in ALL_FRAMES if not any(f in held for held in HELD_OUT.values()))}
 
 
 def make(rng: random.Random, split: str) -> dict[str, Any]:
     """One sentence pair."""
-    (s, sg), (s2, s2g) = rng.sample(SUBJECTS, 2)
-    v, i, g, gi, o = rng.choice(ACTIONS)
-    (p, place), (t, time), (a, adjective) = rng.choice(PLACES), rng.choice(TIMES), rng.choice(ADJECTIVES)
-    english, german = rng.choice(FRAMES[split])
-    words = {
-        "s": s, "s2": s2, "v": v, "i": i, "p": p, "t": t, "a": a, "sg": sg, "s2g": s2g, "g": g, "gi": gi, "o": o,
-        "S": capitalized(sg), "S2": capitalized(s2g), "G": capitalized(g), "P": place, "A": adjective,
-        "T": capitalized(time), "T_low": time,
-    }  # fmt: skip
-    return {"source": capitalized(english.format(**words)), "target": german.format(**words)}
+    opening, modal, has_place, has_tail = rng.choice(FRAMES[split])
+    subject, knower, other = rng.sample(SUBJECTS, 3)
+    third, infinitive, german_third, german_infinitive, german_object = rng.choice(ACTIONS)
+    place = rng.choice(PLACES) if has_place else ("", "")
+    time = rng.choice(TIMES)
+    verb, base, finite, last = third, infinitive, german_third, ""
+    if modal:
+        wish = rng.random() < 0.5
+        verb, base = (f"wants to {infinitive}", f"want to {infinitive}") if wish else (f"must {infinitive}", infinitive)
+        finite, last = "will" if wish else "muss", german_infinitive
+        auxiliary = "does" if wish else "must"
+    else:
+        auxiliary = "does"
+    middle = _join(place[1], german_object, last)
+    if opening == "plain":
+        english, german = _join(subject[0], verb, place[0]), _join(subject[1], finite, middle)
+    elif opening == "time":
+        english, german = _join(time[0], subject[0], verb, place[0]), _join(time[1], finite, subject[1], middle)
+    elif opening == "that":
+        think = rng.random() < 0.5
+        english = _join("I think that" if think else f"{knower[0]} knows that", subject[0], verb, place[0])
+        german = _join("ich glaube, dass" if think else f"{knower[1]} weiß, dass", subject[1], middle, finite)
+    else:
+        english, german = _join(auxiliary, subject[0], base, place[0]), _join(finite, subject[1], middle)
+    if has_tail:
+        mood = rng.choice(ADJECTIVES)
+        if rng.random() < 0.5:
+            english, german = f"{english}, because {other[0]} is {mood[0]}", f"{german}, weil {other[1]} {mood[1]} ist"
+        else:
+            english, german = f"{english}, but {other[0]} is {mood[0]}", f"{german}, aber {other[1]} ist {mood[1]}"
+    end = "?" if opening == "question" else "."
+    return {"source": capitalized(english) + end, "target": capitalized(german) + end}
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

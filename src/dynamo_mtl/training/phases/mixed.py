@@ -8,6 +8,7 @@ import numpy as np
 
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.tables import example_at
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, make_step_batch
@@ -46,10 +47,9 @@ class MixedDraw:
             if rng.random() < data.instruction_rate:
                 # The same input under two wordings: the second one is read by the router only.
                 twins.append((len(examples), len(members) + len(extra)))
-                extra.append(self.source.router_input(task, row, rng, self.source.instruction(task, rng, 1.0)))
-            crossed = self.source.crossed(task, row, rng) if rng.random() < data.crossed_rate else None
-            if crossed is not None:
-                extra.append(crossed)
+                extra.append(self.source.router_input(task, row, self.source.instruction(task, rng, 1.0)))
+            if rng.random() < data.crossed_rate:
+                extra += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
             examples.append(example)
         first_position = self.source.system.first_position
         return make_step_batch([*examples, *extra], twins, self.config.token_budget, first_position)

@@ -98,14 +98,13 @@ class FeaturePhase:
         """Add one text as the router may meet it."""
         rates = self.source.system.config.data
         if not self.source.system.config.tasks[task].requires_instruction:
-            examples.append(self.source.router_input(task, row, rng, None))
+            examples.append(self.source.router_input(task, row, None))
         if rng.random() < max(rates.instruction_rate, 0.5):
             pairs.append((len(examples), len(examples) + 1))
             for _ in range(2):
-                examples.append(self.source.router_input(task, row, rng, self.source.instruction(task, rng, 1.0)))
-        crossed = self.source.crossed(task, row, rng) if rng.random() < rates.crossed_rate * 2 else None
-        if crossed is not None:
-            examples.append(crossed)
+                examples.append(self.source.router_input(task, row, self.source.instruction(task, rng, 1.0)))
+        if rng.random() < 2 * rates.crossed_rate:
+            examples += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
 
     def draw(self, step: int) -> FeatureBatch:
         """Features of a step, each with its twin if it has one."""
@@ -148,6 +147,8 @@ def _validation_features(source: ExampleSource, config: TrainingConfig) -> tuple
             example = example_at(table, row)
             instruction = source.instruction(task, rng, 0.5)
             examples.append(source.system.encode_for_router(example.text, example.context, instruction, task))
+            if rng.random() < source.system.config.data.crossed_rate:
+                examples += source.crossed(task, example, rng)
     return trunk_features(source.system, examples, config.token_budget)
 
 
