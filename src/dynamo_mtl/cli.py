@@ -74,6 +74,15 @@ def evaluate(
 
 
 @app.command()
+def report(result: Annotated[Path, typer.Argument(help="Result file.")]) -> None:
+    """Print a result file as Markdown tables."""
+    from dynamo_mtl.evaluation.benchmark import read_result
+    from dynamo_mtl.evaluation.report import result_markdown
+
+    typer.echo(result_markdown(read_result(result)))
+
+
+@app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],

@@ -116,10 +116,10 @@ def test_a_later_phase_needs_the_earlier_one(trained, tmp_path, tiny_config_file
     assert metadata.dataset_sizes["qa"] == 60
 
 
-def test_the_same_seed_gives_the_same_parameters(tiny_config_file, tmp_path):
+def test_the_same_seed_gives_the_same_parameters_with_and_without_workers(tiny_config_file, tmp_path):
     states = []
-    for run in ("a", "b"):
-        overrides = [f"checkpoint_dir={tmp_path / run}", "training.max_steps=2"]
+    for run, workers in (("a", 0), ("b", 1)):
+        overrides = [f"checkpoint_dir={tmp_path / run}", "training.max_steps=2", f"data.num_workers={workers}"]
         states.append(_states(train(load_config(tiny_config_file, overrides), (1,)))[0])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -131,3 +131,34 @@ def test_wandb_offline_writes_a_run(tiny_config_file, tmp_path, monkeypatch):
     overrides = ["use_wandb=true", "wandb_project=test", "wandb_tags=[a, b]", "training.max_steps=2"]
     train(load_config(tiny_config_file, overrides), (1,))
     assert list((tmp_path / "logs" / "wandb").glob("offline-run-*"))
+
+
+def test_debug_logging_shows_routing_weights_and_batches(tiny_config_file, tmp_path, trained, caplog):
+    folder, _ = trained
+    shutil.copytree(folder / "checkpoints" / "phase_2", tmp_path / "checkpoints" / "phase_2")
+    with caplog.at_level("DEBUG", logger="dynamo_mtl"):
+        train(load_config(tiny_config_file), (3,))
+    assert "routing weights: mean {'sentiment':" in caplog.text
+    assert "micro-batches" in caplog.text
+
+
+def test_training_stops_when_validation_no_longer_improves():
+    from dynamo_mtl.training.loop import _Best
+
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    best = _Best([parameter], patience=2)
+    for value, score in ((1.0, 0.1), (2.0, 0.5), (3.0, 0.4), (4.0, 0.3)):
+        with torch.no_grad():
+            parameter.fill_(value)
+        assert not best.exhausted
+        best.update(score)
+    assert best.exhausted
+    best.restore()
+    assert parameter.tolist() == [2.0, 2.0]
+
+
+def test_compiled_layers_train_too(tiny_config_file, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **k: calls.append(type(self).__name__))
+    train(load_config(tiny_config_file, ["training.compile=true", "training.max_steps=1"]), (1,))
+    assert calls == ["EncoderLayer"] * 4

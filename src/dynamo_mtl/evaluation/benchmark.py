@@ -63,6 +63,14 @@ class Result:
             raise ConfigError(f"{path}: the result cannot be written ({error})") from error
 
 
+def read_result(path: Path) -> Result:
+    """Read a result file. Raises ``ConfigError`` if it is none."""
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({error})") from error
+
+
 def evaluate_checkpoint(
     checkpoint: Path, config: SystemConfig, split: str, systems: Sequence[str], seed: int = 0
 ) -> Result:

@@ -49,6 +49,13 @@ def print_result(result: Result) -> None:
         console.print(table)
 
 
+def result_markdown(result: Result) -> str:
+    """Both tables as Markdown, with what was trained and how long."""
+    minutes = result.train_seconds / 60
+    facts = f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
+    return f"{facts}\n\n{markdown(*result_rows(result))}\n\n{markdown(*routing_rows(result))}"
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

@@ -7,6 +7,8 @@ end. So neither depends on how the batch was split.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +46,9 @@ def make_step_batch(
 ) -> StepBatch:
     """Pack the examples of one update into micro-batches of at most ``budget`` tokens."""
     order = split_by_tokens([e.tokens for e in examples], budget)
+    if logger.isEnabledFor(logging.DEBUG):
+        makeup = Counter(e.task or "router only" for e in examples)
+        logger.debug("batch: %s in %d micro-batches, %d twins", dict(makeup), len(order), len(twins))
     return StepBatch(
         micro=[collate([examples[i] for i in group], first_position) for group in order],
         order=order,
@@ -52,6 +57,8 @@ def make_step_batch(
         tokens=sum(e.tokens for e in examples),
     )
 
+
+logger = logging.getLogger(__name__)
 
 Scale = Callable[[Tensor], Tensor]
 """What a loss is multiplied by before its gradient is taken: fp16 needs it, the other types do not."""
@@ -96,6 +103,9 @@ def mixture_backward(
     routing: Routing = system.model.router(features)
     known = torch.nn.functional.one_hot(routes, len(system.tasks)).to(routing.weights)
     mixed = torch.lerp(known, routing.weights, own_share)
+    if logger.isEnabledFor(logging.DEBUG):
+        mean = [round(w, 3) for w in routing.weights.mean(dim=0).tolist()]
+        logger.debug("routing weights: mean %s, own share %.2f", dict(zip(system.tasks, mean, strict=True)), own_share)
     task_value = torch.zeros((), device=system.device)
     gradients: list[Tensor] = []
     first = 0

@@ -1,0 +1,103 @@
+"""README and guide: every command runs, every figure comes from a result file."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dynamo_mtl.cli import main
+from dynamo_mtl.evaluation.benchmark import read_result
+from dynamo_mtl.evaluation.report import result_markdown
+from dynamo_mtl.settings import dump_yaml
+from tests.conftest import TASKS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+RESULTS = {"quickstart": "quickstart.json", "minilm": "minilm-cpu.json"}
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in _blocks(README, "bash") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_readme_tables_are_those_of_the_result_files(name):
+    assert result_markdown(read_result(ROOT / "results" / RESULTS[name])) in README
+
+
+def test_make_targets_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in COMMANDS:
+        command, *arguments = shlex.split(line, comments=True)
+        if command == "make":
+            assert f"\n{arguments[0]}:" in makefile
+        if command == "python":
+            assert (ROOT / arguments[0]).is_file()  # run by test_cli.py
+        if command == "pip":
+            assert (ROOT / arguments[-1]).is_file()
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README + GUIDE):
+        assert link.startswith("http") or (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tiny_settings):
+    """A folder like the repository's root, with a trained quickstart and tiny configurations."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").mkdir()
+    for name in ("quickstart", "minilm"):
+        settings = {
+            **tiny_settings,
+            "training": {**tiny_settings["training"], "max_steps": 1},
+            "log_dir": str(folder / "logs"),
+            "checkpoint_dir": str(folder / "runs" / name / "checkpoints"),
+        }
+        (folder / "configs" / f"{name}.yaml").write_text(dump_yaml(settings))
+    with pytest.raises(SystemExit):
+        main(["train", str(folder / "configs" / "quickstart.yaml")])
+    return folder
+
+
+def test_dynamo_commands_run_as_written(workplace, monkeypatch):
+    """On tiny settings: ``DATA`` is a folder, and the sample corpus stands in for its files."""
+    monkeypatch.chdir(workplace)
+    (workplace / "DATA" / "qa").mkdir(parents=True)
+    lines = [line for line in COMMANDS if re.match(r"(\.venv/bin/)?dynamo ", line)]
+    assert len(lines) >= 3
+    for line in lines:
+        arguments = shlex.split(line, comments=True)[1:]
+        arguments = [a for a in arguments if not a.startswith("tasks.qa.validation_file")]
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0, line
+    assert (workplace / "results" / "minilm-cpu.json").exists()
+    shutil.rmtree(workplace / "results")
+
+
+def test_python_blocks_run_as_written(workplace, monkeypatch):
+    from dynamo_mtl.training import objective
+
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(objective, "TERMS", dict(objective.TERMS))
+    blocks = _blocks(README, "python") + _blocks(GUIDE, "python")
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "docs", "exec"), {})
+    assert "sharpness" in objective.TERMS
+    assert (workplace / "visualizations" / "routing_confusion.png").exists()
+
+
+def test_the_guide_names_every_section_and_term():
+    from dynamo_mtl.config import DynamoConfig
+    from dynamo_mtl.training.objective import TERMS
+
+    for name in ("data", "tasks", "model", "lora_configs", "router", "training"):
+        assert name in DynamoConfig.model_fields
+        assert f"`{name}" in GUIDE
+    assert all(f"`{term}`" in GUIDE for term in TERMS)
+    assert all(task in README.replace(" ", "_") or task in GUIDE for task in TASKS)
