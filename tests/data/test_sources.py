@@ -3,13 +3,14 @@
 import gzip
 import json
 
+import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from dynamo_mtl.data.sources import DataConfig, find_files, sample_of
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.tasks.tables import example_at, open_task_table
+from dynamo_mtl.tasks.tables import check_splits, example_at, open_task_table
 from dynamo_mtl.tasks.task import task_types
 
 ROWS = [{"text": f"Zeile {n} – “quoted”", "label": n % 2} for n in range(5)]
@@ -142,3 +143,25 @@ def test_find_files_knows_the_names_of_published_splits(tmp_path):
     _write(tmp_path, "dev.tsv")
     assert find_files(str(tmp_path), "validation") == [tmp_path / "dev.tsv"]
     assert find_files("owner/name", "train") is None
+
+
+def test_one_file_is_not_both_training_and_validation_data(tmp_path, config):
+    path = _write(tmp_path, "rows.jsonl")
+    task = task_types()["sentiment"]
+    paths = config.model_copy(update={"paths": {"s": str(path)}})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl is a single file.*tasks\.s\.validation_file"):
+        check_splits(task("s", task.Config(type="sentiment")), paths)
+    check_splits(task("s", task.Config(type="sentiment", validation_file=str(tmp_path))), paths)
+
+
+def test_a_hub_data_set_is_read_as_a_stream_at_its_revision(tmp_path, config, monkeypatch):
+    asked = {}
+
+    def stand_in(name, **options):
+        asked.update(name=name, **options)
+        return iter(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    table = _read("owner/reviews", config.model_copy(update={"revision": "abc"}))
+    assert len(table) == 5
+    assert asked == {"name": "owner/reviews", "split": "train", "revision": "abc", "streaming": True}

@@ -185,3 +185,32 @@ def test_another_architecture_is_refused(tmp_path):
     )
     with pytest.raises(BackboneError, match="gpt2"):
         read_encoder_config(tmp_path)
+
+
+def test_a_hub_id_is_fetched_at_its_revision_without_code_or_pickles(tiny_roberta, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def stand_in(name, **options):
+        asked.update(name=name, **options)
+        return str(tiny_roberta)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in)
+    backbone = load_backbone("owner/model", revision="abc")
+    assert backbone.encoder.config.hidden_size == 32
+    assert (asked["name"], asked["revision"]) == ("owner/model", "abc")
+    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in asked["allow_patterns"])
+
+
+def test_a_published_language_model_head_is_a_start(tmp_path, tiny_roberta):
+    """Weights saved from a masked language model carry a prefix and a head; both are understood."""
+    import shutil
+
+    config = transformers.RobertaConfig.from_pretrained(tiny_roberta)
+    model = transformers.RobertaForMaskedLM(config)
+    shutil.copytree(tiny_roberta, tmp_path / "mlm")
+    model.save_pretrained(tmp_path / "mlm")
+    backbone = load_backbone(str(tmp_path / "mlm"))
+    assert torch.equal(backbone.transform["dense.weight"], model.lm_head.dense.weight)
+    assert torch.equal(backbone.encoder.layers[3].output.weight, model.roberta.encoder.layer[3].output.dense.weight)

@@ -28,14 +28,29 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
         DataError: missing file or column, unreadable row, empty split.
     """
     settings = task.config
-    override = settings.train_file if split == TRAIN else settings.validation_file
-    path = override or config.paths.get(task.name)
-    if path is None:
-        raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
-    location = f"{SAMPLE}:{settings.type}" if is_sample(path) else _rooted(path, config.root)
+    location = _location(task, split, config)
     key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)}"
     table = open_table(location, split, task.read, key, config)
     return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
+
+
+def check_splits(task: Task, config: DataConfig) -> None:
+    """Refuse one file as both training and validation data. Raises ``ConfigError``."""
+    train, validation = (_location(task, split, config) for split in (TRAIN, "validation"))
+    if train == validation and Path(train).is_file():
+        raise ConfigError(
+            f"data.{task.name}{DATA_PATH}: {train} is a single file, which would be both training and validation data; "
+            f"name the other one with tasks.{task.name}.validation_file"
+        )
+
+
+def _location(task: Task, split: str, config: DataConfig) -> str:
+    """Where the rows of a split are: a path, a hub id or the sample corpus."""
+    override = task.config.train_file if split == TRAIN else task.config.validation_file
+    path = override or config.paths.get(task.name)
+    if path is None:
+        raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
+    return f"{SAMPLE}:{task.config.type}" if is_sample(path) else _rooted(path, config.root)
 
 
 def example_at(table: datasets.Dataset, index: int) -> Example:

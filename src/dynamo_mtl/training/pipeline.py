@@ -17,7 +17,7 @@ from pydantic import Field
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System, SystemConfig, build_system, load_system, make_tasks
 from dynamo_mtl.model.checkpoint import METADATA, Metadata
-from dynamo_mtl.tasks.tables import TRAIN, open_task_table
+from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Task
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.loop import run_phase
@@ -48,6 +48,8 @@ class PipelineConfig(SystemConfig):
 def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:
     """Open and validate the training and validation data of all tasks."""
     seed = config.training.seed
+    for task in tasks.values():
+        check_splits(task, config.data)
     return {
         name: TaskTables(
             open_task_table(task, TRAIN, config.data, seed), open_task_table(task, "validation", config.data, seed)
