@@ -136,6 +136,13 @@ def test_no_checkpoint_is_said(tmp_path, capsys):
         ("data.qa_data_path=./nowhere", "nowhere: no such file or folder"),
         ("training.term_weights={own: 1.0}", "no such term is registered"),
         ("nonsense", "'nonsense': expected key.sub=value"),
+        ("tasks=3", "tasks: input should be a valid dictionary, found 3"),
+        ("tasks.qa=3", "tasks.qa: expected keys and values, found 3"),
+        ("lora_configs.qa=3", "lora_configs.qa: expected keys and values, found 3"),
+        ("lora_configs=[1]", "lora_configs: expected keys and values, found [1]"),
+        ("data=[1]", "data: input should be a valid dictionary"),
+        ("training=3", "training: input should be a valid dictionary"),
+        ("router={3: 4}", "router"),
         ("tasks.../x.type=qa", "is a value, not a section"),
     ],
 )
@@ -165,7 +172,9 @@ def test_bad_data_is_one_sentence_before_training(tiny_config_file, tmp_path, co
 def test_an_answer_that_is_not_in_its_context_stops_before_training(tiny_config_file, tmp_path, capsys):
     row = {"context": "abc", "question": "q", "answers": {"text": ["zzz"], "answer_start": [0]}}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    error = _fails(["train", str(tiny_config_file), f"data.qa_data_path={tmp_path / 'train.jsonl'}"], capsys)
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "train.jsonl").rename(tmp_path / "questions" / "train.jsonl")
+    error = _fails(["train", str(tiny_config_file), f"data.qa_data_path={tmp_path / 'questions'}"], capsys)
     assert "the answer 'zzz'" in error
 
 

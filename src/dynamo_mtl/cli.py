@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dynamo_mtl.errors import EXIT_CODE, ConfigError, DynamoError
+from dynamo_mtl.errors import EXIT_CODE, ConfigError, DynamoError, writable_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,27 +50,35 @@ def evaluate(
     systems: Annotated[
         str, typer.Option(help="Systems to score, separated by commas.")
     ] = "dynamo,oracle,single_task,trivial",
-    pictures: Annotated[Path | None, typer.Option(help="Folder for the routing picture.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the routing picture; visualization_dir if not given.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint and write the result file."""
     _start_logging(verbose)
+    from dynamo_mtl.config import load_config
     from dynamo_mtl.evaluation.benchmark import SYSTEMS, evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
-    from dynamo_mtl.inference.system import checkpoint_config
+    from dynamo_mtl.model.checkpoint import CONFIG, read_metadata
 
     chosen = systems.split(",")
     unknown = [name for name in chosen if name not in SYSTEMS]
     if unknown:
         raise ConfigError(f"--systems: no system '{unknown[0]}'; use {', '.join(SYSTEMS)}")
-    result = evaluate_checkpoint(checkpoint, checkpoint_config(checkpoint, overrides or []), split, chosen)
+    read_metadata(checkpoint)
+    config = load_config(checkpoint / CONFIG, overrides or [])
+    if output is not None:
+        writable_folder(output.parent, "--output")
+    result = evaluate_checkpoint(checkpoint, config, split, chosen)
     if output is not None:
         result.write(output)
     print_result(result)
-    if pictures is not None:
+    if "confusion" in result.routing:
         from dynamo_mtl.evaluation.routing import draw_confusion
 
-        typer.echo(f"picture: {draw_confusion(result.routing['confusion'], result.routing['tasks'], pictures)}")
+        folder = pictures or Path(config.visualization_dir)
+        typer.echo(f"picture: {draw_confusion(result.routing['confusion'], result.routing['tasks'], folder)}")
 
 
 @app.command()

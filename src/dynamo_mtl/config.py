@@ -13,7 +13,7 @@ class DynamoConfig(PipelineConfig):
     """Everything that a configuration file can say."""
 
     visualization_dir: str = "./visualizations"
-    results_dir: str = "./results"
+    """Where ``dynamo evaluate`` draws its picture."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DynamoConfig:

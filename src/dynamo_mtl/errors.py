@@ -10,7 +10,9 @@ The command line prints the sentence and leaves with ``EXIT_CODE``; everything e
 """
 
 import difflib
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 EXIT_CODE = 2
 
@@ -33,6 +35,20 @@ class BackboneError(DynamoError):
 
 class CheckpointError(DynamoError):
     """A checkpoint folder is missing, incomplete or was made for something else."""
+
+
+def writable_folder(folder: Path, key: str) -> None:
+    """Make a folder and see that a file can be written there, before work is done whose result belongs there.
+
+    Raises:
+        ConfigError: it cannot be made or written; the message names ``key``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: {folder} cannot be written ({error.strerror})") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

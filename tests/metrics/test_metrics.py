@@ -84,6 +84,8 @@ def test_classification_scores_by_hand():
         ("    if x :\n        for y in x :", True),
         ("elif x :", True),
         ("else :\n    y = 2", True),
+        ("try :", True),
+        ("\tif x:\n\t\twhile y:", True),
         ("except ValueError :", True),
         ("finally :", True),
         ("@ decorated ( 1 )", True),

@@ -31,7 +31,7 @@ def test_a_checkpoint_reads_back_bit_for_bit(system, saved):
 
 def test_it_holds_no_pickle_and_leaves_nothing_beside_it(saved):
     suffixes = {path.suffix for path in saved.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".yaml", ".safetensors", ".txt"}
+    assert suffixes <= {".json", ".yaml", ".safetensors", ".txt", ".md"}
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 

@@ -73,7 +73,7 @@ def test_the_objective_weights_every_term_and_leaves_out_those_without_weight():
     assert "load_balance" not in terms
     assert "entropy" not in terms
     expected = sum(objective.weights[name] * float(value) for name, value in terms.items())
-    assert float(objective.total(terms)) == pytest.approx(expected)
+    assert float(objective.total(terms, torch.device("cpu"))) == pytest.approx(expected)
     assert objective.weights["routing"] == 2.0
 
 

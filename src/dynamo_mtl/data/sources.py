@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 from datasets.config import HF_DATASETS_CACHE
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_mtl.data.samples import SAMPLE, sample_revision, sample_rows
@@ -25,7 +26,7 @@ from dynamo_mtl.errors import DataError
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "train-v1.1"),
-    "validation": ("validation", "valid", "val", "dev", "dev-v1.1", "test"),
+    "validation": ("validation", "valid", "val", "dev", "dev-v1.1"),
     "test": ("test",),
 }
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
@@ -202,9 +203,11 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Map
         for number, row in enumerate(stream):
             assert isinstance(row, Mapping)
             yield row, f"{name}, split {split}, row {number + 1}"
-    except (OSError, ValueError, DatasetNotFoundError) as error:
+    except Exception as error:  # the hub's libraries raise many kinds
+        reason = str(error).split("\n", maxsplit=1)[0]
         raise DataError(
-            f"{name}: neither a local path nor a data set that could be read from the hub ({type(error).__name__})"
+            f"{name}: neither a local path nor a data set that could be read from the hub "
+            f"({type(error).__name__}: {reason})"
         ) from error
 
 
@@ -221,7 +224,7 @@ def _file_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield from _parquet_rows(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
@@ -248,7 +251,10 @@ def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if isinstance(content, list):
-        yield from ((row, f"{path}, item {number}") for number, row in enumerate(content, start=1))
+        for number, row in enumerate(content, start=1):
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, item {number}: expected a JSON object, found {type(row).__name__}")
+            yield row, f"{path}, item {number}"
         return
     try:
         for article in content["data"]:
@@ -257,12 +263,13 @@ def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
                     if question.get("is_impossible"):
                         continue
                     yield {**question, "context": paragraph["context"]}, f"{path}, question {question['id']}"
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: neither a list of objects nor the SQuAD format (missing {error})") from error
 
 
 def _delimited_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     tab = path.suffix.lower() == ".tsv"
+    csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         # GLUE's TSV files hold bare quotation marks.
         quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL

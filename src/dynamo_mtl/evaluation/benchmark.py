@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs, typed_answers
 from dynamo_mtl.inference.system import System, SystemConfig, load_system
@@ -83,7 +83,6 @@ def evaluate_checkpoint(
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system)
     examples = {n: _examples(system, n, split, seed) for n in system.tasks}
-    train = {n: _examples(system, n, TRAIN, seed) for n in system.tasks}
     scores: dict[str, Scores] = {}
     if "dynamo" in systems:
         scores["dynamo"] = _score_system(predictor, examples, hint=False, label="dynamo")
@@ -97,8 +96,8 @@ def evaluate_checkpoint(
         else:
             logger.warning("single_task is left out: there is no %s", before)
     if "trivial" in systems:
-        scores["trivial"] = {n: _trivial(system, n, train[n], examples[n]) for n in system.tasks}
-    return _result(metadata, system, split, scores, _routing(predictor, examples, train, seed))
+        scores["trivial"] = {n: _trivial(system, n, examples[n], seed) for n in system.tasks}
+    return _result(metadata, system, split, scores, _routing(predictor, examples, seed))
 
 
 def _result(
@@ -120,9 +119,9 @@ def _result(
     )
 
 
-def _examples(system: System, task: str, split: str, seed: int) -> list[Example]:
+def _examples(system: System, task: str, split: str, seed: int, limit: int | None = None) -> list[Example]:
     table = open_task_table(system.tasks[task], split, system.config.data, seed)
-    return [example_at(table, i) for i in range(len(table))]
+    return [example_at(table, i) for i in range(min(len(table), limit or len(table)))]
 
 
 def _score_system(predictor: Predictor, examples: Mapping[str, Sequence[Example]], hint: bool, label: str) -> Scores:
@@ -141,18 +140,16 @@ def _needed_instruction(system: System, task: str) -> str | None:
     return system.tasks[task].evaluation_instructions[0] if needed else None
 
 
-def _trivial(system: System, task: str, train: Sequence[Example], examples: Sequence[Example]) -> dict[str, float]:
-    answers = system.tasks[task].trivial_answers(train, examples)
+def _trivial(system: System, task: str, examples: Sequence[Example], seed: int) -> dict[str, float]:
+    answers = system.tasks[task].trivial_answers(_examples(system, task, TRAIN, seed), examples)
     return {**system.tasks[task].score(answers, examples), "n": len(examples)}
 
 
-def _routing(
-    predictor: Predictor, examples: Mapping[str, Sequence[Example]], train: Mapping[str, Sequence[Example]], seed: int
-) -> dict[str, Any]:
+def _routing(predictor: Predictor, examples: Mapping[str, Sequence[Example]], seed: int) -> dict[str, Any]:
     """Routing of bare, instructed and crossed inputs, and what input length alone would give."""
     system = predictor.system
     kinds = make_routed_inputs(system, examples, seed)
-    routing: dict[str, Any] = {}
+    routing: dict[str, Any] = {"tasks": list(system.tasks)}
     for kind, inputs in kinds.items():
         if inputs:
             probabilities, truth = route_inputs(predictor, inputs)
@@ -163,11 +160,15 @@ def _routing(
     bare = kinds["bare"]
     if bare:
         tasks = list(dict.fromkeys(i.task for i in bare))
-        learned = [[_length(system, _input(e)) for e in train[name][:LENGTH_SAMPLE]] for name in tasks]
+        try:
+            train = [_examples(system, name, TRAIN, seed, LENGTH_SAMPLE) for name in tasks]
+        except DataError as error:
+            logger.warning("the router that sees only the length is left out: %s", error)
+            return routing
+        learned = [[_length(system, _input(e)) for e in rows] for rows in train]
         guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in bare])]
         one_hot = np.eye(len(system.tasks))[[system.route_of(g) for g in guessed]]
         routing["length_only"] = routing_scores(one_hot, [system.route_of(i.task) for i in bare])
-    routing["tasks"] = list(system.tasks)
     return routing
 
 

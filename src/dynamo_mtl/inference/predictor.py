@@ -98,7 +98,7 @@ class Predictor:
         model, names = self.system.model, list(self.system.tasks)
         trunk = model.trunk(self._collate(sources, [None] * len(sources)).batch, record=True)
         routing = model.router(trunk.features)
-        weights = top_k_weights(routing.weights, model.router.config.top_k)
+        weights = top_k_weights(routing.weights, model.router.config.top_k).clone()
         chosen = [
             names[best] if hint is None else hint
             for hint, best in zip(hints, routing.weights.argmax(dim=1).tolist(), strict=True)

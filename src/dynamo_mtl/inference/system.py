@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,22 +49,32 @@ class SystemConfig(BaseModel):
             return raw
         named = raw.get("tasks") or {}
         data = raw.get("data") or {}
-        if not isinstance(named, dict) or not isinstance(data, dict):
+        if not isinstance(named, dict) or not isinstance(data, dict) or not isinstance(data.get("paths", {}), dict):
             return raw
-        paths = data.get("paths") or {k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)}
+        paths = {
+            **(data.get("paths") or {}),
+            **{k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)},
+        }
         tasks: dict[str, TaskConfig] = {}
         for name in dict.fromkeys([*paths, *named]):
             settings = named.get(name) or {}
+            if not isinstance(settings, dict | TaskConfig):
+                raise ConfigError(f"tasks.{name}: expected keys and values, found {settings!r:.80}")
             if isinstance(settings, TaskConfig):
                 tasks[name] = settings
                 continue
             kind = settings.get("type", name)
+            if not isinstance(kind, str):
+                raise ConfigError(f"tasks.{name}.type: expected the name of a task type, found {kind!r:.80}")
             if "type" not in settings and name not in task_types():
                 known = {*task_types(), *named}
                 raise ConfigError(f"data.{name}{DATA_PATH}: no task '{name}'; {did_you_mean(name, known)}")
             task = task_type(kind, f"tasks.{name}.type")
             tasks[name] = validate(task.Config, {**settings, "type": kind}, f"tasks.{name}")
         loras = raw.get("lora_configs") or {}
+        for name, settings in loras.items() if isinstance(loras, dict) else [("", loras)]:
+            if not isinstance(settings, dict | LoraConfig | None):
+                raise ConfigError(f"lora_configs{name and '.'}{name}: expected keys and values, found {settings!r:.80}")
         unknown = [name for name in loras if name not in tasks]
         if unknown:
             raise ConfigError(f"lora_configs.{unknown[0]}: no such task; {did_you_mean(unknown[0], tasks)}")
@@ -150,7 +160,6 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
     """
     backbone = load_backbone(config.model.base_model_name, config.model.revision)
     tasks = make_tasks(config)
-    _check_lengths(config, tasks, backbone)
     byte_level = backbone.encoder.config.model_type in BYTE_LEVEL
     starts: dict[str, torch.Tensor] = {}
     for name, task in tasks.items():
@@ -197,19 +206,14 @@ def load_system(folder: Path, device: torch.device, config: SystemConfig | None 
     return system, metadata
 
 
-def checkpoint_config(folder: Path, overrides: Sequence[str]) -> SystemConfig:
-    """A checkpoint's own settings with ``key.sub=value`` overrides, such as other data paths."""
-    read_metadata(folder)
-    return read_system_config(folder / CONFIG, overrides)
-
-
-def read_system_config(path: Path, overrides: Sequence[str] = ()) -> SystemConfig:
-    """The part of a configuration file that a trained model depends on."""
-    raw = read_settings(path, overrides)
+def read_system_config(path: Path) -> SystemConfig:
+    """The part of a configuration file that a trained model depends on; other sections are left to training."""
+    raw = read_settings(path)
     return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, str(path))
 
 
 def _assemble(config: SystemConfig, tasks: dict[str, Task], backbone: Backbone, device: torch.device) -> System:
+    _check_lengths(config, tasks, backbone)
     heads = {name: task.head_config() for name, task in tasks.items()}
     dtype = compute_dtype(config.model.precision, device)
     model = DynamoModel(backbone, config.model, config.lora_configs, heads, config.router, dtype).to(device)

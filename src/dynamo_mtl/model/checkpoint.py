@@ -30,6 +30,7 @@ from dynamo_mtl.model.lora import Adapter
 FORMAT_VERSION = 1
 METADATA = "dynamo.json"
 CONFIG = "config.yaml"
+CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
 # Our site → the module path that published encoders and PEFT use.
@@ -86,6 +87,7 @@ def save_checkpoint(
         (staging / "vocabularies").mkdir()
         (staging / METADATA).write_text(json.dumps(asdict(metadata), indent=2) + "\n", encoding="utf-8")
         (staging / CONFIG).write_text(config, encoding="utf-8")
+        (staging / CARD).write_text(_model_card(model, metadata), encoding="utf-8")
         for name in model.task_names:
             _save_adapter(staging / "adapters" / name, model.bank[name], model, metadata.backbone)
             save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
@@ -102,9 +104,41 @@ def save_checkpoint(
             shutil.rmtree(old)
         else:
             os.replace(staging, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(f"{folder}: the checkpoint could not be written ({error})") from error
+
+
+def _model_card(model: DynamoModel, metadata: Metadata) -> str:
+    rows = [
+        f"| {name} | {model.bank[name].config.rank} | {metadata.dataset_sizes.get(name, 'unknown')} |"
+        for name in model.task_names
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: dynamo-mtl",
+            f"base_model: {metadata.backbone}",
+            "tags: [lora, multi-task, routing]",
+            "---",
+            "",
+            f"# DYNAMO model over {metadata.backbone}",
+            "",
+            f"One frozen backbone, {len(rows)} adapters and heads, one router ({metadata.phase}, seed {metadata.seed}, "
+            f"{metadata.train_seconds / 60:.0f} minutes of training on {metadata.device}).",
+            "",
+            "| task | rank | training examples |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "```python",
+            "from dynamo_mtl import DynamoInference",
+            "",
+            'DynamoInference("PATH").predict("A text.", return_routing_info=True)',
+            "```",
+            "",
+        ]
+    )
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -185,6 +219,7 @@ def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str) -> Metad
 def load_task(folder: Path, model: DynamoModel, name: str) -> None:
     """Load one task's adapter and head from a checkpoint."""
     _load(model.head(name), folder / "heads" / f"{name}.safetensors")
+    _check_scaling(folder / "adapters" / name / "adapter_config.json", model.bank[name])
     path = folder / "adapters" / name / "adapter_model.safetensors"
     tensors = _read(path)
     adapter = model.bank[name]
@@ -202,6 +237,20 @@ def load_task(folder: Path, model: DynamoModel, name: str) -> None:
                     parameter.copy_(tensor)
     if tensors:
         raise CheckpointError(f"{path}: unexpected tensor {next(iter(tensors))}")
+
+
+def _check_scaling(path: Path, adapter: Adapter) -> None:
+    """Refuse an adapter that was trained with another scaling: its tensors would fit and its answers be wrong."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    config = adapter.config
+    for key, value in (("r", config.rank), ("lora_alpha", config.alpha), ("use_rslora", config.use_rslora)):
+        if stored.get(key) != value:
+            raise CheckpointError(
+                f"{path}: was trained with {key} {stored.get(key)!r}, the configuration says {value!r}"
+            )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

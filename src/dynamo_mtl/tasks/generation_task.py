@@ -7,7 +7,7 @@ tokens are fed, each predicts the next one, the last predicts the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -38,7 +38,7 @@ class GenerationConfig(BaseModel):
 class GenerationTaskConfig(TaskConfig):
     """Settings of the tasks that write text."""
 
-    target_vocabulary: int | Literal["backbone"] | None = None
+    target_vocabulary: Annotated[int, Field(ge=258)] | Literal["backbone"] | None = None
     """Size of an own byte-level vocabulary, or ``backbone``; chosen by backbone and task if not given."""
     max_target_length: int = Field(default=64, ge=1)
     """Target tokens that training uses; longer targets are cut."""
@@ -70,7 +70,7 @@ class GenerationTask(Task):
         return HeadConfig("language_model", vocabulary=self.vocabulary.size if self.vocabulary.own else None)
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        ids = self.vocabulary.encode(self.target_text(example), self.config.max_target_length)
+        ids = self.vocabulary.encode(example.target, self.config.max_target_length)
         return EncodedExample(
             route,
             [w.ids for w in source.windows],
@@ -79,10 +79,6 @@ class GenerationTask(Task):
             target_ids=[self.vocabulary.start, *ids],
             labels={"next": [*ids, self.vocabulary.end]},
         )
-
-    def target_text(self, example: Example) -> str:
-        """The text that is learned."""
-        return example.target
 
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         assert isinstance(head, LanguageModelHead)

@@ -50,18 +50,17 @@ class QuestionAnswering(Task):
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         context = self.text_column(row, "context", where)
         answers = self.column(row, "answers", where)
-        if isinstance(answers, Mapping) and {"text", "answer_start"} <= set(answers):
-            pairs = list(zip(answers["text"], answers["answer_start"], strict=False))
-        elif isinstance(answers, Sequence) and all(isinstance(a, Mapping) and "text" in a for a in answers):
-            pairs = [(a["text"], a.get("answer_start", -1)) for a in answers]
-        else:
-            raise DataError(f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start'")
+        pairs = _answer_pairs(answers)
+        if pairs is None:
+            raise DataError(
+                f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', found {answers!r:.80}"
+            )
         if not pairs:
             raise DataError(
                 f"{where}: no answer for a question of task '{self.name}'; unanswerable ones must be left out"
             )
         for text, start in pairs:
-            if not text or context[start : start + len(text)] != text:
+            if not text or start < 0 or context[start : start + len(text)] != text:
                 raise DataError(
                     f"{where}: the answer {text!r} of task '{self.name}' does not stand at character {start} "
                     "of its context"
@@ -147,3 +146,23 @@ class QuestionAnswering(Task):
             first, last = max(spans, key=lambda s: len(words & set(re.findall(r"\w+", context[s[0] : s[1]].lower()))))
             answers.append({"answer": context[first:last].strip(), "score": 1.0, "start": first, "end": last})
         return answers
+
+
+def _answer_pairs(answers: Any) -> list[tuple[str, int]] | None:
+    """``(text, first character)`` of every accepted answer, from any published form; None if it is none of them."""
+    if isinstance(answers, str):  # a cell of a table
+        try:
+            answers = json.loads(answers)
+        except ValueError:
+            return None
+    if isinstance(answers, Mapping):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            return None
+        pairs = list(zip(texts, starts, strict=True))
+    elif isinstance(answers, list) and all(isinstance(a, Mapping) for a in answers):
+        pairs = [(a.get("text"), a.get("answer_start")) for a in answers]
+    else:
+        return None
+    well_formed = all(isinstance(text, str) and type(start) is int for text, start in pairs)
+    return pairs if well_formed else None

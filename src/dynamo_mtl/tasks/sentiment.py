@@ -49,7 +49,7 @@ class Sentiment(Task):
         label = self.column(row, "label", where)
         names = self.config.labels
         if isinstance(label, str):
-            label = names.index(label) if label in names else int(label) if label.strip().isdigit() else label
+            label = names.index(label) if label in names else int(label) if label.strip().isdecimal() else label
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
             raise DataError(
                 f"{where}: label {label!r} of task '{self.name}' is out of range; "
@@ -81,7 +81,9 @@ class Sentiment(Task):
         return [{"label": self.config.labels[b], "score": row[b]} for b, row in zip(best, probabilities, strict=True)]
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
-        predictions = [None if a is None else self.config.labels.index(a["label"]) for a in answers]
+        # Another task of this type may have other labels; its answer is wrong here.
+        numbers = {label: number for number, label in enumerate(self.config.labels)}
+        predictions = [None if a is None else numbers.get(a["label"]) for a in answers]
         return classification_scores(predictions, [int(e.target) for e in examples])
 
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:

@@ -15,7 +15,8 @@ from dynamo_mtl.tasks.task import Example, Task
 TRAIN = "train"
 UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
-    "target_vocabulary", "max_target_length", "label_smoothing", "loss_weight", "requires_instruction",
+    "evaluation_instructions", "target_vocabulary", "max_target_length", "label_smoothing", "loss_weight",
+    "requires_instruction",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 

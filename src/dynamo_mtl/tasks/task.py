@@ -54,8 +54,10 @@ class TaskConfig(BaseModel):
     """Use a random sample of that many training examples."""
     validation_examples: int | None = Field(default=None, ge=1)
     """Use a random sample of that many evaluation examples."""
-    instructions: list[str] | None = None
+    instructions: list[str] | None = Field(default=None, min_length=1)
     """Wordings that training uses; the type's own if not given."""
+    evaluation_instructions: list[str] | None = None
+    """Wordings that scoring uses; the type's own if not given."""
     requires_instruction: bool = False
     """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
     loss_weight: float = Field(default=1.0, gt=0)
@@ -106,8 +108,8 @@ class Task(abc.ABC):
 
     @property
     def evaluation_instructions(self) -> list[str]:
-        """Scoring wordings, held out of training."""
-        return list(self.evaluation_wordings)
+        """Scoring wordings: configured ones, else the type's, which are held out of training."""
+        return list(self.config.evaluation_instructions or self.evaluation_wordings)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ class TranslationConfig(GenerationTaskConfig):
 
     target_language: str = "German"
     source_code: str = "en"
-    """Key of the source in rows that hold ``translation: {en: …, de: …}``."""
+    """Column of the source, where rows hold languages: ``en`` beside ``de``, or ``translation: {en: …, de: …}``."""
     target_code: str = "de"
 
 
@@ -27,7 +27,7 @@ class Translation(GenerationTask):
     Config = TranslationConfig
     answer_key = "translation_text"
     english_targets = False
-    column_names = {"source": ("source", "en", "text"), "target": ("target", "de", "fr", "translation")}
+    column_names = {"source": ("source", "text"), "target": ("target", "translation")}
     wordings = (
         "Translate to {language}:",
         "Translate into {language}:",
@@ -47,11 +47,11 @@ class Translation(GenerationTask):
 
     @property
     def instructions(self) -> list[str]:
-        return [wording.format(language=self.settings.target_language) for wording in super().instructions]
+        return [w.replace("{language}", self.settings.target_language) for w in super().instructions]
 
     @property
     def evaluation_instructions(self) -> list[str]:
-        return [w.format(language=self.settings.target_language) for w in super().evaluation_instructions]
+        return [w.replace("{language}", self.settings.target_language) for w in super().evaluation_instructions]
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         pair = row.get("translation")
@@ -60,6 +60,10 @@ class Translation(GenerationTask):
             if any(code not in pair for code in codes):
                 raise DataError(f"{where}: 'translation' of task '{self.name}' lacks one of the languages {codes}")
             row = {"source": pair[codes[0]], "target": pair[codes[1]]}
+        else:
+            named = {"source": row.get(self.settings.source_code), "target": row.get(self.settings.target_code)}
+            known = {k: v for k, v in named.items() if v is not None and k not in self.config.columns}
+            row = {**known, **row}
         return Example(self.text_column(row, "source", where), None, self.text_column(row, "target", where))
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:

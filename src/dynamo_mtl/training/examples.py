@@ -28,17 +28,23 @@ class ExampleSource:
     system: System
     tables: dict[str, TaskTables]
 
-    def instruction(self, task: str, rng: np.random.Generator, rate: float) -> str | None:
+    def instruction(
+        self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None
+    ) -> str | None:
         """One of the task's wordings for a share ``rate`` of calls; always one if the task requires it."""
-        wordings = self.system.tasks[task].instructions
+        wordings = [w for w in self.system.tasks[task].instructions if w != other_than]
         required = self.system.config.tasks[task].requires_instruction
-        chosen = wordings[int(rng.integers(len(wordings)))]
-        return chosen if rng.random() < rate or required else None
+        if not wordings or (rng.random() >= rate and not required):
+            return None
+        return wordings[int(rng.integers(len(wordings)))]
 
     def example(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample:
         """A training example of a task, bare or instructed."""
-        example = example_at(self.tables[task].train, row)
-        return self.system.encode(example, task, self.instruction(task, rng, self.system.config.data.instruction_rate))
+        return self.with_instruction(task, row, self.instruction(task, rng, self.system.config.data.instruction_rate))
+
+    def with_instruction(self, task: str, row: int, instruction: str | None) -> EncodedExample:
+        """A training example of a task with the given instruction."""
+        return self.system.encode(example_at(self.tables[task].train, row), task, instruction)
 
     def router_input(self, task: str, row: int, instruction: str | None) -> EncodedExample:
         """An input of a task that only the router reads, with the given instruction."""

@@ -92,7 +92,10 @@ def run_phase(
     schedule = torch.optim.lr_scheduler.LambdaLR(plain, warmup_and_decay(phase.steps, config.warmup_ratio))
     optimizer = accelerator.prepare_optimizer(plain)
     scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled
-    best = _Best(parameters, config.patience)
+    router = system.model.router
+    # The temperature follows its schedule without being trained; it is part of the validated state all the same.
+    kept = [*parameters, router.log_temperature, router.get_buffer("scheduled_log_temperature")]
+    best = _Best(kept, config.patience)
     best.update(_validate(phase, 0, log))
     progress = Progress(phase.name, phase.steps)
     recent: list[dict[str, Tensor]] = []
@@ -101,14 +104,15 @@ def run_phase(
         optimizer.zero_grad(set_to_none=True)
         recent.append(phase.backward(batch, step - 1, scale))
         drop_idle_gradients(phase.groups, batch.tasks)
-        norm = accelerator.clip_grad_norm_([p for p in parameters if p.grad is not None], config.max_grad_norm)
+        accelerator.unscale_gradients(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], config.max_grad_norm)
         optimizer.step()
         schedule.step()
         progress.tokens += batch.tokens
         if step % config.log_every == 0 or step == phase.steps:
             terms = {name: float(torch.stack([r[name] for r in recent]).mean()) for name in recent[0]}
             rates = progress.line(step, terms[LOSS])
-            log.write(phase.name, step, {**terms, "grad_norm": float(norm or 0.0), **rates})
+            log.write(phase.name, step, {**terms, "grad_norm": float(norm), **rates})
             recent = []
         if step % phase.eval_every == 0 or step == phase.steps:
             best.update(_validate(phase, step, log))
@@ -117,6 +121,7 @@ def run_phase(
                 break
     best.restore()
     freeze_all_but(system.model, [])
+    accelerator.free_memory()  # forget this phase's optimizer
 
 
 def _unscaled(loss: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ def _validate(phase: Phase, step: int, log: MetricsLog) -> float:
 class _Best:
     """Remembers the trained parameters of the best validation."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], patience: int | None) -> None:
+    def __init__(self, parameters: list[Tensor], patience: int | None) -> None:
         self.parameters, self.patience = parameters, patience
         self.score, self.worse, self.state = -math.inf, 0, [p.detach().clone() for p in parameters]
 

@@ -135,6 +135,8 @@ class Objective:
                 f"training.term_weights.{unknown[0]}: no such term is registered; {did_you_mean(unknown[0], TERMS)}"
             )
         own = {name: getattr(config, f"{name}_weight") for name in TERMS if hasattr(config, f"{name}_weight")}
+        if not config.routing_weight and not config.task_weight:
+            raise ConfigError("training: routing_weight and task_weight are both 0, so nothing would train the router")
         self.task_weight = config.task_weight
         self.weights: Mapping[str, float] = {n: w for n, w in {**own, **config.term_weights}.items() if w > 0}
 
@@ -142,6 +144,7 @@ class Objective:
         """The value of every routing term that has a weight."""
         return {name: TERMS[name](inputs) for name in self.weights}
 
-    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def total(self, terms: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """Weighted sum of routing terms."""
-        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        start = torch.zeros((), device=device)
+        return sum((self.weights[name] * value for name, value in terms.items()), start=start)

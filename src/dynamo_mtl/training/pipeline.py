@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from pydantic import Field
 
-from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 from dynamo_mtl.inference.system import System, SystemConfig, build_system, load_system, make_tasks
 from dynamo_mtl.model.checkpoint import METADATA, Metadata
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
@@ -82,7 +82,9 @@ def train(config: PipelineConfig, phases: Iterable[int]) -> Path:
     tables = load_tables(config, make_tasks(config))
     system, metadata = _start(config, tables, before, accelerator.device)
     source = ExampleSource(system, tables)
+    writable_folder(folder, "checkpoint_dir")
     log = MetricsLog(Path(config.log_dir), accelerator)
+    _start_trackers(config, accelerator)
     if config.training.compile:
         for layer in system.model.encoder.layers:
             layer.compile()
@@ -107,7 +109,8 @@ def _run(phase: int, source: ExampleSource, config: PipelineConfig, accelerator:
         for task in source.system.tasks:
             run_phase(AdapterPhase(source, task, settings), source.system, settings, workers, accelerator, log)
     elif phase == 2:
-        run_phase(FeaturePhase(source, settings), source.system, settings, 0, accelerator, log)
+        if settings.routing_weight:  # without the known task, there is nothing to learn from features alone
+            run_phase(FeaturePhase(source, settings), source.system, settings, 0, accelerator, log)
         if settings.router.mixture_steps:
             run_phase(MixturePhase(source, settings), source.system, settings, workers, accelerator, log)
     else:
@@ -163,10 +166,19 @@ def _accelerator(config: PipelineConfig) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision, log_with="wandb" if config.use_wandb else None)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"model.precision or use_wandb: not possible on this machine ({error})") from error
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"training runs in one process, found {accelerator.num_processes}; start it without a launcher"
+        )
+    if config.use_wandb and not accelerator.log_with:
+        raise ConfigError("use_wandb: the package wandb is not installed; install it with: pip install wandb")
+    return accelerator
+
+
+def _start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
     if config.use_wandb:
         accelerator.init_trackers(
             config.wandb_project,
             config=config.model_dump(),
             init_kwargs={"wandb": {"tags": config.wandb_tags, "dir": config.log_dir}},
         )
-    return accelerator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -65,7 +67,7 @@ class TrainingConfig(BaseModel):
     entropy_weight: float = Field(default=0.0, ge=0)
     temperature_weight: float = Field(default=0.1, ge=0)
     z_loss_weight: float = Field(default=0.001, ge=0)
-    term_weights: dict[str, float] = Field(default_factory=dict)
+    term_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weights of registered terms of one's own, by name."""
 
     eval_every: int = Field(default=200, ge=1)

@@ -128,9 +128,14 @@ def mixture_backward(
         scheduled_log_temperature=system.model.router.get_buffer("scheduled_log_temperature"),
     )
     terms = objective.routing_terms(inputs)
-    total = objective.total(terms)
-    scaled = scale(total)
-    torch.autograd.backward([scaled, mixed], [torch.ones_like(scaled), torch.cat(gradients)])
+    total = objective.total(terms, system.device)
+    parts = [(mixed, torch.cat(gradients))]
+    if total.requires_grad:
+        scaled = scale(total)
+        parts.append((scaled, torch.ones_like(scaled)))
+    torch.autograd.backward(
+        [value for value, _ in parts if value.requires_grad], [g for v, g in parts if v.requires_grad]
+    )
     return {
         LOSS: total.detach() + task_value,
         TASK: task_value / (objective.task_weight or 1.0),

@@ -43,13 +43,14 @@ class MixedDraw:
         for member, rank in members:
             task = self.names[member]
             row = self.ranked[task][rank] if self.ranked else rank
-            example = self.source.example(task, row, rng)
-            if rng.random() < data.instruction_rate:
+            instruction = self.source.instruction(task, rng, data.instruction_rate)
+            second = self.source.instruction(task, rng, 1.0, other_than=instruction) if instruction else None
+            if second:
                 # The same input under two wordings: the second one is read by the router only.
                 twins.append((len(examples), len(members) + len(extra)))
-                extra.append(self.source.router_input(task, row, self.source.instruction(task, rng, 1.0)))
+                extra.append(self.source.router_input(task, row, second))
             if rng.random() < data.crossed_rate:
                 extra += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
-            examples.append(example)
+            examples.append(self.source.with_instruction(task, row, instruction))
         first_position = self.source.system.first_position
         return make_step_batch([*examples, *extra], twins, self.config.token_budget, first_position)

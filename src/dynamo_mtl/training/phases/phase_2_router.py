@@ -85,7 +85,7 @@ class FeaturePhase:
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
         self.eval_every = max(1, self.steps // 5)
         self.groups = [router_group(source.system.model, config.router_lr, config)]
-        self.held_out = _validation_features(source, config)
+        self.held_out = validation_features(source, config)
 
     def _add(
         self,
@@ -99,11 +99,12 @@ class FeaturePhase:
         rates = self.source.system.config.data
         if not self.source.system.config.tasks[task].requires_instruction:
             examples.append(self.source.router_input(task, row, None))
-        if rng.random() < max(rates.instruction_rate, 0.5):
+        first = self.source.instruction(task, rng, rates.instruction_rate)
+        second = self.source.instruction(task, rng, 1.0, other_than=first) if first else None
+        if first and second:
             pairs.append((len(examples), len(examples) + 1))
-            for _ in range(2):
-                examples.append(self.source.router_input(task, row, self.source.instruction(task, rng, 1.0)))
-        if rng.random() < 2 * rates.crossed_rate:
+        examples += [self.source.router_input(task, row, wording) for wording in (first, second) if wording]
+        if rng.random() < rates.crossed_rate:
             examples += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
 
     def draw(self, step: int) -> FeatureBatch:
@@ -117,7 +118,7 @@ class FeaturePhase:
     def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The routing terms of the objective."""
         router = self.source.system.model.router
-        router.schedule_temperature(step / self.steps)
+        router.schedule_temperature(step / max(1, self.steps - 1))
         routing = router(batch.features)
         inputs = RoutingTerms(
             routing.logits,
@@ -129,7 +130,7 @@ class FeaturePhase:
             router.get_buffer("scheduled_log_temperature"),
         )
         terms = self.objective.routing_terms(inputs)
-        total = self.objective.total(terms)
+        total = self.objective.total(terms, batch.features.device)
         scale(total).backward()
         return {LOSS: total.detach(), **{name: value.detach() for name, value in terms.items()}}
 
@@ -138,7 +139,8 @@ class FeaturePhase:
         return routing_validation(self.source.system, *self.held_out)
 
 
-def _validation_features(source: ExampleSource, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+def validation_features(source: ExampleSource, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """Features and true adapters of validation inputs: bare or instructed, and some crossed."""
     examples: list[EncodedExample] = []
     rng = np.random.default_rng([config.seed, 3])
     for task in source.system.tasks:
@@ -163,7 +165,7 @@ class MixturePhase:
         self.eval_every = max(1, self.steps // 2)
         self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
         self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
-        self.held_out = _validation_features(source, config)
+        self.held_out = validation_features(source, config)
 
     def draw(self, step: int) -> StepBatch:
         """Mixed tasks."""
