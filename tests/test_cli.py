@@ -105,6 +105,33 @@ def test_an_unknown_task_hint_is_suggested(model, capsys):
     assert "did you mean 'sentiment'?" in error
 
 
+def test_evaluate_refuses_misspelt_settings(model, capsys):
+    assert "did you mean 'data'?" in _fails(["evaluate", str(model), "dta.root=x"], capsys)
+    assert "did you mean 'sentiment'?" in _fails(["evaluate", str(model), "data.sentimnt_data_path=x"], capsys)
+    assert "no system 'oracel'" in _fails(["evaluate", str(model), "--systems", "oracel"], capsys)
+
+
+def test_evaluate_needs_no_training_data_for_a_named_file(model, tmp_path, capsys):
+    """A folder with an evaluation file only: all but the length-only router is scored."""
+    (tmp_path / "reviews").mkdir()
+    rows = [{"text": f"Film number {n} was fine.", "label": n % 2} for n in range(6)]
+    (tmp_path / "reviews" / "validation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    output = tmp_path / "r.json"
+    arguments = ["evaluate", str(model), f"data.sentiment_data_path={tmp_path / 'reviews'}", "--systems", "oracle"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--output", str(output), "--pictures", str(tmp_path)])
+    assert stop.value.code == 0
+    result = json.loads(output.read_text())
+    assert result["systems"]["oracle"]["sentiment"]["n"] == 6
+    assert "length_only" not in result["routing"]
+    capsys.readouterr()
+
+
+def test_an_unwritable_place_is_said_before_the_work(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "--output" in _fails(["evaluate", str(model), "--output", str(tmp_path / "file" / "r.json")], capsys)
+
+
 def test_no_checkpoint_is_said(tmp_path, capsys):
     assert "not a checkpoint" in _fails(["evaluate", str(tmp_path)], capsys)
     assert "not a checkpoint" in _fails(["predict", str(tmp_path), "x"], capsys)
@@ -141,8 +168,13 @@ def test_no_checkpoint_is_said(tmp_path, capsys):
         ("lora_configs.qa=3", "lora_configs.qa: expected keys and values, found 3"),
         ("lora_configs=[1]", "lora_configs: expected keys and values, found [1]"),
         ("data=[1]", "data: input should be a valid dictionary"),
+        ("tasks.qa.type=[qa]", "tasks.qa.type: expected the name of a task type"),
+        ("tasks.translation.target_vocabulary=-5", "greater than or equal to 258"),
+        ("data.paths=3", "data.paths: input should be a valid dictionary"),
+        ("training.term_weights={routing: -1}", "greater than or equal to 0"),
+        ("training={routing_weight: 0, task_weight: 0}", "nothing would train the router"),
         ("training=3", "training: input should be a valid dictionary"),
-        ("router={3: 4}", "router"),
+        ("router={3: 4}", "a key should be text"),
         ("tasks.../x.type=qa", "is a value, not a section"),
     ],
 )

@@ -105,6 +105,12 @@ def test_broken_files_of_other_formats_are_named(tmp_path, config):
     (tmp_path / "train.csv").write_text("text,label\na,1,2\n")
     with pytest.raises(DataError, match=r"train\.csv, line 2: expected 2 columns"):
         _read(tmp_path, config)
+    (tmp_path / "train.parquet").unlink()
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.json").write_text("[1, 2]")
+    with pytest.raises(DataError, match=r"train\.json, item 1: expected a JSON object, found int"):
+        _read(tmp_path, config)
+    (tmp_path / "train.json").unlink()
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "label": 1}\n' * 50)[:-12])
     with pytest.raises(DataError, match=r"train\.jsonl\.gz: cannot be read"):
         _read(tmp_path, config)

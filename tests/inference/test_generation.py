@@ -145,3 +145,15 @@ def test_route_gives_the_probabilities_of_predict(system):
     for row, prediction in zip(routed, predictor.predict(inputs), strict=True):
         assert row == pytest.approx(prediction.probabilities, abs=1e-5)
         assert prediction.task == list(system.tasks)[max(range(5), key=row.__getitem__)]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_a_hint_changes_the_answer_and_not_the_reported_routing(system, top_k):
+    system.model.router.config = system.model.router.config.model_copy(update={"top_k": top_k})
+    predictor = Predictor(system)
+    inputs = [TextInput("A wonderful film."), TextInput("The man buys an apple.")]
+    free = predictor.predict(inputs)
+    hinted = predictor.predict(inputs, ["sentiment", None])
+    assert hinted[0].task == "sentiment"
+    assert [p.probabilities for p in hinted] == [pytest.approx(p.probabilities) for p in free]
+    assert hinted[1].answer == free[1].answer

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.checkpoint import Metadata
 
@@ -70,3 +70,24 @@ def test_a_broken_tensor_file_is_named(saved):
 def test_a_folder_without_metadata_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_system(tmp_path, torch.device("cpu"))
+
+
+def test_another_scaling_is_refused(system, saved):
+    lora = system.config.lora_configs["qa"]
+    changed = system.config.model_copy(
+        update={"lora_configs": {**system.config.lora_configs, "qa": lora.model_copy(update={"alpha": 99.0})}}
+    )
+    with pytest.raises(CheckpointError, match=r"was trained with lora_alpha 3\.0, the configuration says 99\.0"):
+        load_system(saved, torch.device("cpu"), changed)
+
+
+def test_lengths_are_checked_when_a_checkpoint_is_used(system, saved):
+    longer = system.config.model_copy(update={"data": system.config.data.model_copy(update={"max_source_length": 600})})
+    with pytest.raises(ConfigError, match=r"max_source_length: found 600.*256 positions"):
+        load_system(saved, torch.device("cpu"), longer)
+
+
+def test_a_model_card_says_what_it_is(saved):
+    card = (saved / "README.md").read_text()
+    assert "| qa | 6 |" in card
+    assert "seed 3" in card

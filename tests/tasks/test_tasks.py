@@ -160,3 +160,49 @@ def test_code_reports_how_many_references_parse():
     assert scores["parses"] == 1.0
     assert scores["reference_parses"] == 0.5
     assert scores["uppercase_share"] == 0.5
+
+
+def test_an_answer_of_another_label_set_is_wrong_and_not_a_crash():
+    scores = _task("sentiment").score([{"label": "angry", "score": 1.0}], [Example("t", None, "1")])
+    assert scores["accuracy"] == 0
+
+
+def test_translation_reads_the_column_of_its_language():
+    task = Translation("fr", TranslationConfig(type="translation", target_language="French", target_code="fr"))
+    example = task.read({"en": "cat", "de": "Katze", "fr": "chat"}, "here")
+    assert (example.text, example.target) == ("cat", "chat")
+    with pytest.raises(DataError, match="needs a column 'target'"):
+        task.read({"en": "cat", "de": "Katze"}, "here")
+
+
+def test_own_wordings_may_hold_braces_and_are_scored_with():
+    settings_ = {"instructions": ["Into {lang}:"], "evaluation_instructions": ["Say it in {language}:"]}
+    task = _task("translation", **settings_)
+    assert task.instructions == ["Into {lang}:"]
+    assert task.evaluation_instructions == ["Say it in German:"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": ["def"], "answer_start": ["4"]},
+        {"text": ["def"], "answer_start": [None]},
+        {"text": [5], "answer_start": [4]},
+        {"text": "def", "answer_start": 4},
+        {"text": ["def", "x"], "answer_start": [4]},
+        ["def"],
+        "not json",
+        7,
+    ],
+)
+def test_malformed_answers_are_named(answers):
+    with pytest.raises(DataError, match=r"f, line 2: 'answers' of task 'qa' should hold 'text' and 'answer_start'"):
+        _task("qa").read({"context": "abc def", "question": "q", "answers": answers}, "f, line 2")
+
+
+def test_answers_may_come_as_json_in_a_table_and_not_before_the_text():
+    row = {"context": "abc def", "question": "q", "answers": '{"text": ["def"], "answer_start": [4]}'}
+    assert json.loads(_task("qa").read(row, "here").target) == [["def", 4]]
+    row["answers"] = [{"text": "def", "answer_start": -3}]
+    with pytest.raises(DataError, match="does not stand at character -3"):
+        _task("qa").read(row, "here")

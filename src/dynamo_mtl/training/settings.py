@@ -13,7 +13,9 @@ class RouterPhaseConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     examples_per_task: int = Field(default=1000, ge=1)
-    """Training inputs of each task whose trunk features are computed once."""
+    """Training texts of each task whose trunk features are computed once, bare, instructed and crossed."""
+    tokens_per_task: int = Field(default=1_000_000, ge=1)
+    """No further text of a task is read once its inputs have that many tokens: long texts are costly."""
     feature_epochs: int = Field(default=15, ge=1)
     feature_batch_size: int = Field(default=64, ge=1)
     mixture_steps: int = Field(default=50, ge=0)

@@ -74,8 +74,14 @@ class FeaturePhase:
         pairs: list[tuple[int, int]] = []
         for task in source.system.tasks:
             size = len(source.tables[task].train)
+            first = len(examples)
+            tokens = 0
             for row in rng.permutation(size)[: config.router.examples_per_task]:
                 self._add(examples, pairs, task, int(row), rng)
+                tokens += sum(example.tokens for example in examples[first:])
+                first = len(examples)
+                if tokens >= config.router.tokens_per_task:
+                    break
         self.features, self.routes = trunk_features(source.system, examples, config.token_budget)
         self.twin = torch.full((len(examples),), -1)
         for first, second in pairs:
