@@ -64,7 +64,7 @@ class DataConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _collect_paths(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
+        if not isinstance(raw, dict) or not isinstance(raw.get("paths", {}), dict):
             return raw
         named = {k.removesuffix(DATA_PATH): v for k, v in raw.items() if k.endswith(DATA_PATH)}
         rest = {k: v for k, v in raw.items() if not k.endswith(DATA_PATH)}
