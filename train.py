@@ -9,5 +9,5 @@ if __name__ == "__main__":
     parser.add_argument("--config", default="config.yaml", help="configuration file")
     parser.add_argument("--phase", default="all", help="1, 2, 3 or all")
     parser.add_argument("overrides", nargs="*", help="settings as key.sub=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     main(["train", arguments.config, *arguments.overrides, "--phase", arguments.phase])

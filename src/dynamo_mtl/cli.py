@@ -68,8 +68,12 @@ def evaluate(
         raise ConfigError(f"--systems: no system '{unknown[0]}'; use {', '.join(SYSTEMS)}")
     read_metadata(checkpoint)
     config = load_config(checkpoint / CONFIG, overrides or [])
+    folder = pictures or Path(config.visualization_dir)
+    writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
         writable_folder(output.parent, "--output")
+        if output.is_dir():
+            raise ConfigError(f"--output: {output} is a folder; name a file")
     result = evaluate_checkpoint(checkpoint, config, split, chosen)
     if output is not None:
         result.write(output)
@@ -77,8 +81,9 @@ def evaluate(
     if "confusion" in result.routing:
         from dynamo_mtl.evaluation.routing import draw_confusion
 
-        folder = pictures or Path(config.visualization_dir)
-        typer.echo(f"picture: {draw_confusion(result.routing['confusion'], result.routing['tasks'], folder)}")
+        title = "Where the router sends bare inputs"
+        picture = draw_confusion(result.routing["confusion"], result.routing["tasks"], folder, title)
+        typer.echo(f"picture: {picture}")
 
 
 @app.command()

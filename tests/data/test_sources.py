@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dynamo_mtl.data.sources import DataConfig, find_files, sample_of
+from dynamo_mtl.data.sources import DataConfig, find_file, sample_of
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.tasks.tables import check_splits, example_at, open_task_table
 from dynamo_mtl.tasks.task import task_types
@@ -145,10 +145,10 @@ def test_a_root_is_put_before_relative_paths(tmp_path, config):
     assert len(_read("reviews", config.model_copy(update={"root": str(tmp_path)}))) == 5
 
 
-def test_find_files_knows_the_names_of_published_splits(tmp_path):
+def test_find_file_knows_the_names_of_published_splits(tmp_path):
     _write(tmp_path, "dev.tsv")
-    assert find_files(str(tmp_path), "validation") == [tmp_path / "dev.tsv"]
-    assert find_files("owner/name", "train") is None
+    assert find_file(str(tmp_path), "validation") == tmp_path / "dev.tsv"
+    assert find_file("owner/name", "train") is None
 
 
 def test_one_file_is_not_both_training_and_validation_data(tmp_path, config):

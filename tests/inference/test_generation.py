@@ -34,7 +34,7 @@ def _decode(system, settings):
     weights = _weights(system, len(SOURCES))
     batch = build_batch([Window(s, row) for row, s in enumerate(SOURCES)], [], system.first_position)
     with torch.inference_mode():
-        output = system.model(batch, lambda _: weights, record=True)
+        output = system.model(batch, weights, record=True)
     cache = make_cache(output.recorded, batch, [0, 1, 2], settings.max_new_tokens, 4)
     return generate(system.model, TASK, cache, weights, 0, 1, settings)
 
@@ -44,7 +44,7 @@ def _next_log_probabilities(system, row, ids):
     weights = _weights(system, len(SOURCES))[row : row + 1]
     batch = build_batch([Window(SOURCES[row], 0)], [Target(0, TASK, [0, *ids])], system.first_position)
     with torch.no_grad():
-        output = system.model(batch, lambda _: weights)
+        output = system.model(batch, weights)
         return torch.log_softmax(system.model.head(TASK)(output.hidden[-1:]), dim=-1)[0]
 
 

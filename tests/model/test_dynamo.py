@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone, compute_dtype
+from dynamo_mtl.model.encoder import PackedAttention
 from dynamo_mtl.model.router import Router, RouterConfig, pool, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at
@@ -28,15 +29,17 @@ def test_a_mixed_batch_gives_what_each_example_gives_alone(system, tables):
     together = collate(examples, system.first_position)
     weights = _one_hot(together.routes, len(system.tasks))
     with torch.no_grad():
-        mixed = system.model(together.batch, lambda _: weights)
+        mixed = system.model(together.batch, weights)
+        features = system.model.trunk(together.batch).features
         for view in together.views:
             losses = system.tasks[view.task].losses(system.model.head(view.task), mixed.hidden, view)
             for row, index in enumerate(view.examples.tolist()):
                 alone = collate([examples[index]], system.first_position)
-                output = system.model(alone.batch, lambda _, w=weights[index : index + 1]: w)
+                output = system.model(alone.batch, weights[index : index + 1])
                 expected = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, alone.views[0])
                 torch.testing.assert_close(losses[view.label_rows == row], expected, atol=1e-4, rtol=1e-4)
-                torch.testing.assert_close(output.routing.logits[0], mixed.routing.logits[index], atol=1e-5, rtol=1e-4)
+                trunk = system.model.trunk(alone.batch)
+                torch.testing.assert_close(trunk.features[0], features[index], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -64,7 +67,7 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
         packed = collate(sorted(_examples(system, tables, names), key=lambda e: e.route), system.first_position)
         weights = torch.full((len(names), len(system.tasks)), 0.2)
         counts.update(backbone=0, products=0)
-        system.model(packed.batch, lambda _, w=weights: w)
+        system.model(packed.batch, weights)
         seen.append(dict(counts))
     assert seen[0]["backbone"] > 0
     assert seen[0]["products"] > seen[0]["backbone"]
@@ -73,9 +76,23 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
 
 def test_the_router_reads_first_tokens_and_means_of_all_windows():
     hidden = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
-    features = pool(hidden, torch.tensor([0, 2, 4]), torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1]), 2)
+    batch = build_batch([Window([5, 6], 0), Window([5, 6], 0), Window([5], 1)], [], 0)
+    features = pool(hidden, batch)
     # Example 0: windows (first 1, mean 2) and (first 5, mean 6); example 1: one token.
     torch.testing.assert_close(features, torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
+
+
+def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
+    batch = collate(_examples(system, tables, list(system.tasks)), system.first_position).batch
+    encoder = system.model.encoder
+    attention = PackedAttention(batch.trunk_plan, encoder.config.num_heads)
+    with torch.no_grad():
+        states = [encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)]
+        for layer in range(system.model.tap_layer):
+            states.append(encoder.run(states[-1], attention, layer, layer + 1))
+        expected = torch.cat([pool(state, batch) for state in states], dim=1)
+    assert len(states) > 1
+    torch.testing.assert_close(system.model.trunk(batch).features, expected)
 
 
 def test_top_k_weights_are_renormalised():
@@ -104,7 +121,7 @@ def test_the_backbone_stays_in_evaluation_mode_and_without_gradient(system):
 
 def test_target_embeddings_get_gradients_through_the_trunk(system, tables):
     packed = collate(_examples(system, tables, ["translation"]), system.first_position)
-    output = system.model(packed.batch, lambda r: torch.ones_like(r.weights) / 5)
+    output = system.model(packed.batch, torch.full((1, 5), 0.2))
     target = output.hidden[packed.views[0].target[0] :]
     (target * torch.randn_like(target)).sum().backward()
     head = system.model.head("translation")

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.model.heads import SpanHead
 from dynamo_mtl.tasks.encoding import SourceEncoder, collate
+from dynamo_mtl.tasks.generation_task import nearest_examples
 from dynamo_mtl.tasks.qa import QuestionAnswering, QuestionAnsweringConfig
 from dynamo_mtl.tasks.task import Example, task_types
-from dynamo_mtl.tasks.translation import Translation, TranslationConfig, nearest_examples
+from dynamo_mtl.tasks.translation import Translation, TranslationConfig
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, train_vocabulary
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from datasets.exceptions import DatasetGenerationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_mtl.data.samples import SAMPLE, sample_revision, sample_rows
-from dynamo_mtl.errors import DataError
+from dynamo_mtl.errors import DataError, writable_folder
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "train-v1.1"),
@@ -105,18 +104,19 @@ def open_table(
     Raises:
         DataError: nothing there, an unreadable row, or an empty split.
     """
-    files = None if is_sample(location) else find_files(location, split)
-    fingerprint = _fingerprint(location, split, key, files, config)
+    file = None if is_sample(location) else find_file(location, split)
+    fingerprint = _fingerprint(location, split, key, file, config)
 
     def examples() -> Iterator[dict[str, str | None]]:
-        for row, where in _rows(location, split, files, config):
+        for row, where in _rows(location, split, file, config):
             example = reader(row, where)
             yield {"text": example.text, "context": example.context, "target": example.target}
 
     features = datasets.Features({name: datasets.Value("string") for name in ("text", "context", "target")})
+    cache = str(Path(config.cache_dir or HF_DATASETS_CACHE).expanduser())
+    writable_folder(Path(cache), "data.cache_dir")
     datasets.disable_progress_bars()
     try:
-        cache = config.cache_dir or str(HF_DATASETS_CACHE)
         table = datasets.Dataset.from_generator(examples, features=features, cache_dir=cache, fingerprint=fingerprint)
     except DatasetGenerationError as error:
         cause: BaseException | None = error
@@ -128,8 +128,7 @@ def open_table(
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        place = files[0] if files else location
-        raise DataError(f"{place}: the split '{split}' is empty; it needs at least one row") from error
+        raise DataError(f"{file or location}: the split '{split}' is empty; it needs at least one row") from error
     finally:
         datasets.enable_progress_bars()
     assert isinstance(table, datasets.Dataset)
@@ -144,7 +143,7 @@ def sample_of(table: datasets.Dataset, count: int | None, seed: int) -> datasets
     return table.select(chosen)
 
 
-def find_files(location: str, split: str) -> list[Path] | None:
+def find_file(location: str, split: str) -> Path | None:
     """The file of a split in a folder, or the named file itself; None for a hub id.
 
     Raises:
@@ -152,7 +151,7 @@ def find_files(location: str, split: str) -> list[Path] | None:
     """
     path = Path(location)
     if path.is_file():
-        return [path]
+        return path
     if not path.is_dir():
         # "owner/name" may be a hub id; anything that looks like a path is one.
         if location.count("/") > 1 or location.startswith((".", "/", "~")) or location.endswith(SUFFIXES):
@@ -161,7 +160,7 @@ def find_files(location: str, split: str) -> list[Path] | None:
     for name in SPLIT_NAMES.get(split, (split,)):
         for suffix in SUFFIXES:
             if (path / f"{name}{suffix}").is_file():
-                return [path / f"{name}{suffix}"]
+                return path / f"{name}{suffix}"
     expected = ", ".join(f"{name}.jsonl" for name in SPLIT_NAMES.get(split, (split,))[:2])
     raise DataError(
         f"{location}: no file for the split '{split}'; expected {expected} or another of {', '.join(SUFFIXES)}"
@@ -173,10 +172,10 @@ def is_sample(location: str) -> bool:
     return location == SAMPLE or location.startswith(f"{SAMPLE}:")
 
 
-def _fingerprint(location: str, split: str, key: str, files: list[Path] | None, config: DataConfig) -> str:
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files or []]
+def _fingerprint(location: str, split: str, key: str, file: Path | None, config: DataConfig) -> str:
+    stamp = (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file else None
     sample = sample_revision(location.removeprefix(f"{SAMPLE}:")) if is_sample(location) else None
-    parts = (location, split, key, stamps, sample, config.revision, FORMAT)
+    parts = (location, split, key, stamp, sample, config.revision, FORMAT)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -184,17 +183,14 @@ FORMAT = 1
 """Part of the cache key: raised when the meaning of prepared tables changes."""
 
 
-def _rows(
-    location: str, split: str, files: list[Path] | None, config: DataConfig
-) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _rows(location: str, split: str, file: Path | None, config: DataConfig) -> Iterator[tuple[Mapping[str, Any], str]]:
     if is_sample(location):
         for number, row in enumerate(sample_rows(location.removeprefix(f"{SAMPLE}:"), split)):
             yield row, f"{location}, row {number + 1}"
-    elif files is None:
+    elif file is None:
         yield from _hub_rows(location, split, config.revision)
     else:
-        for file in files:
-            yield from _file_rows(file)
+        yield from _file_rows(file)
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -220,8 +216,10 @@ def _file_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield from _squad_rows(path)
         elif name.endswith((".csv", ".tsv")):
             yield from _delimited_rows(path)
-        else:
+        elif name.endswith(".parquet"):
             yield from _parquet_rows(path)
+        else:
+            raise DataError(f"{path}: unknown file type; use one of {', '.join(SUFFIXES)}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
@@ -284,8 +282,6 @@ def _delimited_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     from pyarrow import ArrowInvalid, parquet
 
-    if path.suffix.lower() != ".parquet":
-        raise DataError(f"{path}: unknown file type; use one of {', '.join(SUFFIXES)}")
     try:
         number = 0
         for batch in parquet.ParquetFile(path).iter_batches():
@@ -293,4 +289,4 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
                 number += 1
                 yield row, f"{path}, row {number}"
     except ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({io.StringIO(str(error)).readline().strip()})") from error
+        raise DataError(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
 from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs, typed_answers
 from dynamo_mtl.inference.system import System, SystemConfig, load_system
 from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
 from dynamo_mtl.model.checkpoint import METADATA, Metadata
-from dynamo_mtl.tasks.tables import TRAIN, example_at, open_task_table
+from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
 from dynamo_mtl.tasks.task import Example
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ LENGTH_SAMPLE = 1000
 """Training inputs of each task that the length-only router learns from."""
 
 Scores = dict[str, dict[str, float]]
+Predictions = dict[str, list[Prediction]]
+"""A system's answer to every example of every task."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,17 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file. Raises ``ConfigError`` if it is none."""
+    """Read a result file. Raises ``ConfigError`` if it is none, or of another format."""
     try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
+        result = Result(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({error})") from error
+    if result.format != FORMAT:
+        raise ConfigError(f"{path}: format {result.format!r}, this program reads format {FORMAT}")
+    return result
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, config: SystemConfig, split: str, systems: Sequence[str], seed: int = 0
-) -> Result:
+def evaluate_checkpoint(checkpoint: Path, config: SystemConfig, split: str, systems: Sequence[str]) -> Result:
     """Score a checkpoint on the split of the data that ``config`` names.
 
     Raises:
@@ -82,22 +85,26 @@ def evaluate_checkpoint(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system)
-    examples = {n: _examples(system, n, split, seed) for n in system.tasks}
+    examples = {n: _examples(system, n, split, metadata.seed) for n in system.tasks}
     scores: dict[str, Scores] = {}
+    if "trivial" in systems:  # first, since it is the one that needs the training data
+        scores["trivial"] = {n: _trivial(system, n, examples[n], metadata.seed) for n in system.tasks}
+    routed: Predictions = {}
     if "dynamo" in systems:
-        scores["dynamo"] = _score_system(predictor, examples, hint=False, label="dynamo")
+        routed = _predict(predictor, examples, hint=False, label="dynamo")
+        scores["dynamo"] = _score(predictor, examples, routed)
     if "oracle" in systems:
-        scores["oracle"] = _score_system(predictor, examples, hint=True, label="oracle")
+        known = routed if system.config.router.top_k == 1 else {}
+        answers = _predict(predictor, examples, hint=True, label="oracle", known=known)
+        scores["oracle"] = _score(predictor, examples, answers)
     if "single_task" in systems:
         before = checkpoint / ".." / "phase_1"
         if (before / METADATA).is_file():
-            alone, _ = load_system(before, device, config)
-            scores["single_task"] = _score_system(Predictor(alone), examples, hint=True, label="single_task")
+            alone = Predictor(load_system(before, device, config, with_router=False)[0])
+            scores["single_task"] = _score(alone, examples, _predict(alone, examples, hint=True, label="single_task"))
         else:
             logger.warning("single_task is left out: there is no %s", before)
-    if "trivial" in systems:
-        scores["trivial"] = {n: _trivial(system, n, examples[n], seed) for n in system.tasks}
-    return _result(metadata, system, split, scores, _routing(predictor, examples, seed))
+    return _result(metadata, system, split, scores, _routing(predictor, examples, routed, metadata.seed))
 
 
 def _result(
@@ -120,16 +127,32 @@ def _result(
 
 
 def _examples(system: System, task: str, split: str, seed: int, limit: int | None = None) -> list[Example]:
-    table = open_task_table(system.tasks[task], split, system.config.data, seed)
-    return [example_at(table, i) for i in range(min(len(table), limit or len(table)))]
+    return first_examples(open_task_table(system.tasks[task], split, system.config.data, seed), limit)
 
 
-def _score_system(predictor: Predictor, examples: Mapping[str, Sequence[Example]], hint: bool, label: str) -> Scores:
+def _predict(
+    predictor: Predictor,
+    examples: Mapping[str, Sequence[Example]],
+    hint: bool,
+    label: str,
+    known: Mapping[str, Sequence[Prediction]] | None = None,
+) -> Predictions:
+    """Predictions of every task's examples, but for those that ``known`` has from the adapter of the right task."""
+    predictions: Predictions = {}
+    for name, rows in examples.items():
+        found = {i: p for i, p in enumerate((known or {}).get(name, ())) if p.task == name}
+        missing = [i for i in range(len(rows)) if i not in found]
+        instruction = _needed_instruction(predictor.system, name)
+        made = predict_examples(predictor, name, [rows[i] for i in missing], hint, instruction, f"{label} {name}")
+        found.update(zip(missing, made, strict=True))
+        predictions[name] = [found[i] for i in range(len(rows))]
+    return predictions
+
+
+def _score(predictor: Predictor, examples: Mapping[str, Sequence[Example]], predictions: Predictions) -> Scores:
     scores: Scores = {}
     for name, rows in examples.items():
-        instruction = _needed_instruction(predictor.system, name)
-        predictions = predict_examples(predictor, name, rows, hint, instruction, f"{label} {name}")
-        answers = typed_answers(predictor, name, predictions)
+        answers = typed_answers(predictor, name, predictions[name])
         scores[name] = {**predictor.system.tasks[name].score(answers, rows), "n": len(rows)}
     return scores
 
@@ -145,14 +168,24 @@ def _trivial(system: System, task: str, examples: Sequence[Example], seed: int) 
     return {**system.tasks[task].score(answers, examples), "n": len(examples)}
 
 
-def _routing(predictor: Predictor, examples: Mapping[str, Sequence[Example]], seed: int) -> dict[str, Any]:
-    """Routing of bare, instructed and crossed inputs, and what input length alone would give."""
+def _routing(
+    predictor: Predictor, examples: Mapping[str, Sequence[Example]], routed: Predictions, seed: int
+) -> dict[str, Any]:
+    """Routing of bare, instructed and crossed inputs, and what input length alone would give.
+
+    Bare inputs that ``routed`` holds predictions of are not routed again.
+    """
     system = predictor.system
     kinds = make_routed_inputs(system, examples, seed)
     routing: dict[str, Any] = {"tasks": list(system.tasks)}
     for kind, inputs in kinds.items():
         if inputs:
-            probabilities, truth = route_inputs(predictor, inputs)
+            if kind == "bare" and routed:
+                tasks = dict.fromkeys(i.task for i in inputs)
+                probabilities = np.array([p.probabilities for name in tasks for p in routed[name]])
+                truth = [system.route_of(i.task) for i in inputs]
+            else:
+                probabilities, truth = route_inputs(predictor, inputs)
             routing[kind] = routing_scores(probabilities, truth)
             if kind == "bare":
                 predicted = probabilities.argmax(axis=1).tolist()

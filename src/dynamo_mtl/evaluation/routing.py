@@ -16,7 +16,7 @@ from dynamo_mtl.metrics.routing import confusion_matrix, routing_scores
 from dynamo_mtl.model.batch import Window, build_batch
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.packing import to_device
-from dynamo_mtl.tasks.tables import example_at, open_task_table
+from dynamo_mtl.tasks.tables import first_examples, open_task_table
 
 
 @dataclass
@@ -25,9 +25,8 @@ class RoutingAnalyzer:
 
     model: DynamoModel
     task_names: list[str]
-    probabilities: np.ndarray | None = None
-    """``(n, tasks)`` of the last analysis."""
-    actual: list[int] | None = None
+    confusion: list[list[int]] | None = None
+    """Of the last analysis."""
 
     @torch.inference_mode()
     def analyze_routing_decisions(self, dataloader: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -57,13 +56,12 @@ class RoutingAnalyzer:
             actual += self._tasks(batch)
         if not rows:
             raise DataError("the data loader of the routing analysis is empty")
-        self.probabilities, self.actual = np.concatenate(rows), actual
-        predicted = self.probabilities.argmax(axis=1).tolist()
-        truth = np.array(actual)
-        means = {self.task_names[t]: self.probabilities[truth == t].mean(axis=0).tolist() for t in np.unique(truth)}
+        probabilities, truth = np.concatenate(rows), np.array(actual)
+        self.confusion = confusion_matrix(probabilities.argmax(axis=1).tolist(), actual, len(self.task_names))
+        means = {self.task_names[t]: probabilities[truth == t].mean(axis=0).tolist() for t in np.unique(truth)}
         return {
-            **routing_scores(self.probabilities, actual),
-            "confusion": confusion_matrix(predicted, actual, len(self.task_names)),
+            **routing_scores(probabilities, actual),
+            "confusion": self.confusion,
             "probabilities": means,
         }
 
@@ -76,11 +74,9 @@ class RoutingAnalyzer:
 
     def visualize_routing_patterns(self, folder: str | Path) -> Path:
         """Draw the confusion matrix of the last analysis into ``folder`` and return the picture's path."""
-        if self.probabilities is None or self.actual is None:
+        if self.confusion is None:
             raise DataError("there is nothing to draw yet: call analyze_routing_decisions first")
-        predicted = self.probabilities.argmax(axis=1).tolist()
-        matrix = confusion_matrix(predicted, self.actual, len(self.task_names))
-        return draw_confusion(matrix, self.task_names, Path(folder))
+        return draw_confusion(self.confusion, self.task_names, Path(folder), "Where the router sends inputs")
 
 
 def create_routing_analyzer(model: DynamoInference | DynamoModel, task_names: Sequence[str]) -> RoutingAnalyzer:
@@ -94,21 +90,27 @@ def create_routing_analyzer(model: DynamoInference | DynamoModel, task_names: Se
 def routing_dataloader(
     model: DynamoInference, split: str = "validation", batch_size: int = 64, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Padded batches of every task's bare inputs (their first windows), as the analyzer reads them."""
+    """Padded batches of every task's inputs (their first windows), as the analyzer reads them.
+
+    Inputs are bare, but for tasks that require an instruction.
+    """
     system = model.system
     for name, task in system.tasks.items():
-        table = open_task_table(task, split, system.config.data, seed=0)
-        count = min(len(table), limit or len(table))
-        for first in range(0, count, batch_size):
-            examples = [example_at(table, i) for i in range(first, min(first + batch_size, count))]
-            ids = [torch.tensor(system.source.encode(e.text, e.context).windows[0].ids) for e in examples]
+        needed = system.config.tasks[name].requires_instruction
+        instruction = task.evaluation_instructions[0] if needed else None
+        table = open_task_table(task, split, system.config.data, seed=model.metadata.seed)
+        examples = first_examples(table, limit)
+        for first in range(0, len(examples), batch_size):
+            batch = examples[first : first + batch_size]
+            sources = [system.source.encode(e.text, e.context, instruction) for e in batch]
+            ids = [torch.tensor(source.windows[0].ids) for source in sources]
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
             lengths = torch.tensor([len(i) for i in ids])
             mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-            yield {"input_ids": padded, "attention_mask": mask.long(), "task": [name] * len(examples)}
+            yield {"input_ids": padded, "attention_mask": mask.long(), "task": [name] * len(batch)}
 
 
-def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], folder: Path) -> Path:
+def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], folder: Path, title: str) -> Path:
     """Draw a confusion matrix, each row as shares of a task's inputs, to ``routing_confusion.png``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,7 +125,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], folder
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("sent to the adapter of")
     axes.set_ylabel("input of")
-    axes.set_title("Where the router sends bare inputs")
+    axes.set_title(title)
     for row in range(len(names)):
         for column in range(len(names)):
             share = shares[row, column]

@@ -163,7 +163,7 @@ def _advance(searches: list[_Search], row_owner: list[int], log_probabilities: T
             banned = searches[owner].banned(ids)
             if banned:
                 log_probabilities[row, banned] = float("-inf")
-    wanted = 2 * next(iter(searches)).settings.num_beams
+    wanted = 2 * searches[0].settings.num_beams
     best, tokens = log_probabilities.topk(min(wanted, log_probabilities.shape[1]), dim=1)
     best_list, token_list = best.tolist(), tokens.tolist()
     for owner, rows in rows_of.items():

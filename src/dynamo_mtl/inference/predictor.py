@@ -109,7 +109,7 @@ class Predictor:
         # What runs deeper depends on the chosen tasks, so the top is planned after routing; the trunk is not run again.
         packed = self._collate(sources, chosen)
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
-        output = model(packed.batch, lambda _: weights, top_k=model.router.config.top_k, record=generates, trunk=trunk)
+        output = model(packed.batch, weights, top_k=model.router.config.top_k, record=generates, trunk=trunk)
         answers: dict[int, Answer] = {}
         for view in packed.views:
             members = view.examples.tolist()

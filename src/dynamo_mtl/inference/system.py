@@ -181,8 +181,16 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
     return system
 
 
-def load_system(folder: Path, device: torch.device, config: SystemConfig | None = None) -> tuple[System, Metadata]:
-    """A trained system from a checkpoint folder; ``config`` replaces the checkpoint's own if given.
+def load_system(
+    folder: Path, device: torch.device, config: SystemConfig | None = None, with_router: bool = True
+) -> tuple[System, Metadata]:
+    """A trained system from a checkpoint folder.
+
+    Args:
+        folder: written by training.
+        device: where the model will be.
+        config: replaces the checkpoint's own if given.
+        with_router: read the router too; without, the system has a fresh one of any shape.
 
     Raises:
         CheckpointError: not a checkpoint, or made for other tasks or another backbone.
@@ -202,7 +210,7 @@ def load_system(folder: Path, device: torch.device, config: SystemConfig | None 
             except Exception as error:  # the library raises bare exceptions
                 raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
     system = _assemble(config, tasks, backbone, device)
-    metadata = load_checkpoint(folder, system.model, backbone.weight_hash)
+    metadata = load_checkpoint(folder, system.model, backbone.weight_hash, with_router)
     return system, metadata
 
 

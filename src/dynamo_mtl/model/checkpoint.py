@@ -194,8 +194,8 @@ def read_metadata(folder: Path) -> Metadata:
         raise CheckpointError(f"{path}: not readable as checkpoint metadata ({error})") from error
 
 
-def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str) -> Metadata:
-    """Load adapters, heads and router into a model of the same tasks and backbone.
+def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str, with_router: bool = True) -> Metadata:
+    """Load adapters, heads and, unless told not to, the router into a model of the same tasks and backbone.
 
     Raises:
         CheckpointError: other tasks, another backbone, a missing file or tensors that do not fit.
@@ -212,7 +212,8 @@ def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str) -> Metad
         )
     for name in model.task_names:
         load_task(folder, model, name)
-    _load(model.router, folder / "router.safetensors")
+    if with_router:
+        _load(model.router, folder / "router.safetensors")
     return metadata
 
 
@@ -242,8 +243,8 @@ def load_task(folder: Path, model: DynamoModel, name: str) -> None:
 def _check_scaling(path: Path, adapter: Adapter) -> None:
     """Refuse an adapter that was trained with another scaling: its tensors would fit and its answers be wrong."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     config = adapter.config
     for key, value in (("r", config.rank), ("lora_alpha", config.alpha), ("use_rslora", config.use_rslora)):

@@ -10,7 +10,7 @@ embeddings and heads are looked up by task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +54,8 @@ class Output:
 
     hidden: Tensor
     """``(top tokens, hidden)``: deep source tokens, then target tokens; see ``Batch``."""
-    routing: Routing
+    routing: Routing | None
+    """What the router said; None where the weights were given."""
     weights: Tensor
     """``(examples, adapters)``: the mixture that was used."""
     recorded: list[tuple[Tensor, Tensor]]
@@ -68,7 +69,7 @@ class Trunk:
     hidden: Tensor
     """``(source tokens, hidden)``."""
     features: Tensor
-    """``(examples, 2 · hidden)``: what the router reads."""
+    """``(examples, 2 · (tap_layer + 1) · hidden)``: read by the router; of the embeddings and every trunk layer."""
     recorded: list[tuple[Tensor, Tensor]]
     """Keys and values of all source tokens, for target tokens and for the cache."""
 
@@ -92,7 +93,7 @@ class DynamoModel(nn.Module):
         self.task_names = list(loras)
         self.encoder = backbone.encoder
         self.bank = AdapterBank(loras, shape, self.tap_layer)
-        self.router = Router(router, 2 * shape.hidden_size, len(loras))
+        self.router = Router(router, 2 * (self.tap_layer + 1) * shape.hidden_size, len(loras))
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:
@@ -122,14 +123,16 @@ class DynamoModel(nn.Module):
         )
         with torch.no_grad():
             hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
-            hidden = self.encoder.run(hidden, attention, 0, self.tap_layer)
-            features = pool(hidden, batch.starts, batch.windows, batch.examples, batch.example_count)
-        return Trunk(hidden, features, recorded)
+            pooled = [pool(hidden, batch)]
+            for layer in range(self.tap_layer):
+                hidden = self.encoder.run(hidden, attention, layer, layer + 1)
+                pooled.append(pool(hidden, batch))
+        return Trunk(hidden, torch.cat(pooled, dim=1), recorded)
 
     def forward(
         self,
         batch: Batch,
-        mixture: Callable[[Routing], Tensor] | None = None,
+        weights: Tensor | None = None,
         active: Sequence[int] | None = None,
         top_k: int | None = None,
         record: bool = False,
@@ -139,19 +142,18 @@ class DynamoModel(nn.Module):
 
         Args:
             batch: packed inputs.
-            mixture: routing → mixing weights ``(examples, adapters)``; the router's own top-k if None.
-            active: adapters that ``mixture`` can give a weight to (all if None).
+            weights: mixing weights ``(examples, adapters)``; the router's own top-k if None.
+            active: adapters that can have a weight other than zero (all if None).
             top_k: at most that many weights of a row are not zero, if known.
             record: keep keys and values of the source for generation.
             trunk: this batch's trunk, if it has run already (to choose what goes deeper).
         """
         trunk = trunk or self.trunk(batch, record)
-        routing = self.router(trunk.features)
-        if mixture is None:
+        routing = None
+        if weights is None:
+            routing = self.router(trunk.features)
             top_k = self.router.config.top_k
             weights = top_k_weights(routing.weights, top_k)
-        else:
-            weights = mixture(routing)
         hidden = trunk.hidden.index_select(0, batch.deep_tokens)
         if batch.target_plan is not None:
             hidden = torch.cat([hidden, self._target_trunk(batch, trunk)])
@@ -160,8 +162,9 @@ class DynamoModel(nn.Module):
         if batch.top_plan is not None:
             attention = PackedAttention(batch.top_plan, self.encoder.config.num_heads, recorded if record else None)
             hidden = self._top(hidden, attention, mix)
-        deep = [tuple(t.index_select(0, batch.deep_tokens) for t in pair) for pair in trunk.recorded] if record else []
-        return Output(hidden, routing, weights, [*[(k, v) for k, v in deep], *recorded])
+        tokens = batch.deep_tokens
+        deep = [(k.index_select(0, tokens), v.index_select(0, tokens)) for k, v in trunk.recorded] if record else []
+        return Output(hidden, routing, weights, [*deep, *recorded])
 
     def _target_trunk(self, batch: Batch, trunk: Trunk) -> Tensor:
         """Run target tokens through the trunk; gradient flows to their embeddings where those are trainable."""

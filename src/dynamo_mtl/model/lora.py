@@ -43,7 +43,7 @@ class LoraConfig(BaseModel):
     def _known_sites(cls, value: list[str] | str) -> list[str] | str:
         unknown = [site for site in value if site not in SITES] if isinstance(value, list) else []
         if unknown or not value:
-            raise ValueError(f"target_modules: {unknown or 'empty list'}; choose from {', '.join(SITES)} or all-linear")
+            raise ValueError(f"choose from {', '.join(SITES)} or all-linear")
         return value
 
     @property
@@ -98,7 +98,6 @@ class AdapterBank(nn.Module):
 
     def __init__(self, configs: dict[str, LoraConfig], encoder: EncoderConfig, tap_layer: int) -> None:
         super().__init__()
-        self.encoder, self.tap_layer = encoder, tap_layer
         self.names = list(configs)
         # A list, since a dictionary of modules forbids names such as "train".
         self.adapters = nn.ModuleList(Adapter(config, encoder, tap_layer) for config in configs.values())

@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from dynamo_mtl.model.batch import Batch
+
 
 class RouterConfig(BaseModel):
     """The router and its temperature."""
@@ -39,29 +41,28 @@ class Routing:
     """``(examples, adapters)``, softmax of ``logits / temperature``, fp32."""
 
 
-def pool(hidden: Tensor, starts: Tensor, windows: Tensor, examples: Tensor, count: int) -> Tensor:
+def pool(hidden: Tensor, batch: Batch) -> Tensor:
     """Router features: each window's first token beside its mean, averaged over the windows of an example.
 
     A mean over 450 words drowns a six-word instruction; the first token's state keeps it.
 
     Args:
-        hidden: ``(tokens, hidden)`` trunk states of the source tokens.
-        starts: ``(windows,)`` first token of each window.
-        windows: ``(tokens,)`` window of each token.
-        examples: ``(windows,)`` example of each window.
-        count: number of examples.
+        hidden: ``(tokens, hidden)`` states of the source tokens in one layer.
+        batch: where the windows of the examples lie in it.
 
     Returns:
         ``(examples, 2 · hidden)`` in fp32.
     """
     hidden = hidden.float()
-    first = hidden.index_select(0, starts)
-    ones = hidden.new_ones(len(hidden), 1)
-    total = hidden.new_zeros(len(starts), hidden.shape[1]).index_add(0, windows, hidden)
-    mean = total / hidden.new_zeros(len(starts), 1).index_add(0, windows, ones)
-    both = torch.cat([first, mean], dim=1)
-    share = both.new_zeros(count, 1).index_add(0, examples, both.new_ones(len(both), 1))
-    return both.new_zeros(count, both.shape[1]).index_add(0, examples, both) / share
+    first = hidden.index_select(0, batch.starts)
+    mean = _group_mean(hidden, batch.windows, len(batch.starts))
+    return _group_mean(torch.cat([first, mean], dim=1), batch.examples, batch.example_count)
+
+
+def _group_mean(rows: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Mean of the rows of each of ``count`` groups."""
+    sizes = rows.new_zeros(count, 1).index_add(0, groups, rows.new_ones(len(rows), 1))
+    return rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows) / sizes
 
 
 def top_k_weights(weights: Tensor, top_k: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 from dynamo_mtl.metrics.generation import collapse_blanks, parses
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.translation import nearest_examples
 
 
 class CodeGeneration(GenerationTask):
@@ -44,6 +43,3 @@ class CodeGeneration(GenerationTask):
             "reference_parses": sum(map(parses, references)) / len(references),
             "uppercase_share": sum(any(c.isupper() for c in e.text) for e in examples) / len(examples),
         }
-
-    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
-        return [{self.answer_key: example.target, "score": 0.0} for example in nearest_examples(train, examples)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -98,6 +98,10 @@ class EncodedExample:
     def tokens(self) -> int:
         """Real tokens, source and target."""
         return sum(map(len, self.windows)) + len(self.target_ids or [])
+
+    def without_shallow_windows(self) -> EncodedExample:
+        """The example without the windows that only a router reads."""
+        return replace(self, windows=self.windows[: self.deep])
 
 
 @dataclass(frozen=True)

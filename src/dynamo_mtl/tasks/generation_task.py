@@ -7,7 +7,7 @@ tokens are fed, each predicts the next one, the last predicts the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -53,7 +53,7 @@ class GenerationTask(Task):
     lora = LoraConfig(rank=32, alpha=64.0, target_modules="all-linear")
     english_targets = True
     """Whether an English byte-level backbone vocabulary writes the targets well."""
-    answer_key = "text"
+    answer_key: ClassVar[str]
     """Name of the text in an answer."""
     config: GenerationTaskConfig
     vocabulary: TargetVocabulary
@@ -104,3 +104,29 @@ class GenerationTask(Task):
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         return self.text_scores(self.texts(answers), [e.target for e in examples])
+
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        return [{self.answer_key: example.target, "score": 0.0} for example in nearest_examples(train, examples)]
+
+
+def nearest_examples(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """For each example the training example whose text shares most words with it (Jaccard index), the first of equals.
+
+    Candidates are found through an index from words to training examples, rarest words first.
+    """
+    index: dict[str, list[int]] = {}
+    bags = [frozenset(example.text.lower().split()) for example in train]
+    for number, bag in enumerate(bags):
+        for word in bag:
+            index.setdefault(word, []).append(number)
+    nearest: list[Example] = []
+    for example in examples:
+        bag = frozenset(example.text.lower().split())
+        candidates: set[int] = set()
+        for word in sorted(bag & index.keys(), key=lambda w: (len(index[w]), w)):
+            if len(candidates) > 2000:
+                break
+            candidates.update(index[word])
+        ranked = ((len(bag & bags[c]) / len(bag | bags[c]), -c) for c in candidates)
+        nearest.append(train[-max(ranked, default=(0.0, 0))[1]])
+    return nearest

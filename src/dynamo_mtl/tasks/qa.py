@@ -141,10 +141,10 @@ class QuestionAnswering(Task):
         answers: list[Answer] = []
         for example in examples:
             words = set(re.findall(r"\w+", example.text.lower()))
-            spans = [m.span() for m in re.finditer(r"[^.!?]+[.!?]?", example.context or "")] or [(0, 0)]
+            spans = [m.span() for m in re.finditer(r"[^.!?\s][^.!?]*[.!?]?", example.context or "")] or [(0, 0)]
             context = example.context or ""
             first, last = max(spans, key=lambda s: len(words & set(re.findall(r"\w+", context[s[0] : s[1]].lower()))))
-            answers.append({"answer": context[first:last].strip(), "score": 1.0, "start": first, "end": last})
+            answers.append({"answer": context[first:last], "score": 1.0, "start": first, "end": last})
         return answers
 
 

@@ -47,11 +47,19 @@ def check_splits(task: Task, config: DataConfig) -> None:
 
 def _location(task: Task, split: str, config: DataConfig) -> str:
     """Where the rows of a split are: a path, a hub id or the sample corpus."""
-    override = task.config.train_file if split == TRAIN else task.config.validation_file
+    override = {TRAIN: task.config.train_file, "validation": task.config.validation_file}.get(split)
     path = override or config.paths.get(task.name)
     if path is None:
         raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
-    return f"{SAMPLE}:{task.config.type}" if is_sample(path) else _rooted(path, config.root)
+    if is_sample(path):
+        return f"{SAMPLE}:{task.config.type}"
+    location = _rooted(path, config.root)
+    if override is None and split not in (TRAIN, "validation") and Path(location).is_file():
+        raise ConfigError(
+            f"data.{task.name}{DATA_PATH}: {location} is one file, without a split '{split}'; give a folder, or the "
+            f"file as tasks.{task.name}.validation_file with --split validation"
+        )
+    return location
 
 
 def example_at(table: datasets.Dataset, index: int) -> Example:
@@ -60,9 +68,14 @@ def example_at(table: datasets.Dataset, index: int) -> Example:
     return Example(row["text"], row["context"], row["target"])
 
 
+def first_examples(table: datasets.Dataset, limit: int | None = None) -> list[Example]:
+    """The first ``limit`` examples of a table, or all."""
+    rows = table[:limit]
+    return [Example(*row) for row in zip(rows["text"], rows["context"], rows["target"], strict=True)]
+
+
 def _rooted(path: str, root: str | None) -> str:
     expanded = Path(path).expanduser()
     if root is None or expanded.is_absolute():
         return str(expanded) if path.startswith("~") else path
-    rooted = Path(root).expanduser() / path
-    return str(rooted)
+    return str((Path(root).expanduser() / path).absolute())  # never taken for the id of a hub data set

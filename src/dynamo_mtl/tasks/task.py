@@ -10,7 +10,6 @@ import abc
 import functools
 import importlib
 import inspect
-import json
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class TaskConfig(BaseModel):
     train_file: str | None = None
     """Overrides the training file of the task's data path."""
     validation_file: str | None = None
-    """Overrides the evaluation file of the task's data path, whatever the split."""
+    """Overrides the validation file of the task's data path."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column name → the name it has in the data."""
     train_examples: int | None = Field(default=None, ge=1)
@@ -100,6 +99,9 @@ class Task(abc.ABC):
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
+        for key in config.columns:
+            if key not in self.column_names:
+                raise ConfigError(f"tasks.{name}.columns: no column '{key}'; {did_you_mean(key, self.column_names)}")
 
     @property
     def instructions(self) -> list[str]:
@@ -135,9 +137,7 @@ class Task(abc.ABC):
         """Like ``column``, for text."""
         value = self.column(row, name, where)
         if not isinstance(value, str):
-            raise DataError(
-                f"{where}: column '{name}' of task '{self.name}' should be text, found {json.dumps(value)[:60]}"
-            )
+            raise DataError(f"{where}: column '{name}' of task '{self.name}' should be text, found {value!r:.60}")
         return value
 
     # --- model --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
-from dynamo_mtl.tasks.tables import example_at
+from dynamo_mtl.tasks.tables import example_at, first_examples
 from dynamo_mtl.tasks.task import Example
 
 
@@ -38,33 +38,38 @@ class ExampleSource:
             return None
         return wordings[int(rng.integers(len(wordings)))]
 
+    def wordings(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
+        """The instruction of a training input, and another wording of it where there is one."""
+        first = self.instruction(task, rng, self.system.config.data.instruction_rate)
+        return first, self.instruction(task, rng, 1.0, other_than=first) if first else None
+
     def example(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample:
-        """A training example of a task, bare or instructed."""
-        return self.with_instruction(task, row, self.instruction(task, rng, self.system.config.data.instruction_rate))
+        """A training example for a task's own adapter, bare or instructed."""
+        instruction = self.instruction(task, rng, self.system.config.data.instruction_rate)
+        return self.system.encode(self.row(task, row), task, instruction).without_shallow_windows()
 
-    def with_instruction(self, task: str, row: int, instruction: str | None) -> EncodedExample:
-        """A training example of a task with the given instruction."""
-        return self.system.encode(example_at(self.tables[task].train, row), task, instruction)
+    def row(self, task: str, row: int) -> Example:
+        """A row of a task's training table."""
+        return example_at(self.tables[task].train, row)
 
-    def router_input(self, task: str, row: int, instruction: str | None) -> EncodedExample:
+    def router_input(self, task: str, example: Example, instruction: str | None) -> EncodedExample:
         """An input of a task that only the router reads, with the given instruction."""
-        example = example_at(self.tables[task].train, row)
         return self.system.encode_for_router(example.text, example.context, instruction, task)
 
     def crossed(self, task: str, example: Example, rng: np.random.Generator) -> list[EncodedExample]:
-        """A text of ``task`` with the instruction of another task: it belongs to that one. Empty if there is none.
+        """For a share of calls, a text of ``task`` with the instruction of another one, to which it then belongs.
 
         Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
         """
         others = [n for n, t in self.system.tasks.items() if n != task and not t.needs_context]
-        if not others or self.system.tasks[task].needs_context:
+        if not others or self.system.tasks[task].needs_context or rng.random() >= self.system.config.data.crossed_rate:
             return []
         other = others[int(rng.integers(len(others)))]
         return [self.system.encode_for_router(example.text, None, self.instruction(other, rng, 1.0), other)]
 
     def validation(self, task: str, count: int) -> list[EncodedExample]:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""
-        table = self.tables[task].validation
         needs = self.system.config.tasks[task].requires_instruction
         instruction = self.system.tasks[task].instructions[0] if needs else None
-        return [self.system.encode(example_at(table, i), task, instruction) for i in range(min(count, len(table)))]
+        rows = first_examples(self.tables[task].validation, count)
+        return [self.system.encode(example, task, instruction) for example in rows]

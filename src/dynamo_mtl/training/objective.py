@@ -134,6 +134,9 @@ class Objective:
             raise ConfigError(
                 f"training.term_weights.{unknown[0]}: no such term is registered; {did_you_mean(unknown[0], TERMS)}"
             )
+        built_in = [name for name in config.term_weights if hasattr(config, f"{name}_weight")]
+        if built_in:
+            raise ConfigError(f"training.term_weights.{built_in[0]}: use training.{built_in[0]}_weight")
         own = {name: getattr(config, f"{name}_weight") for name in TERMS if hasattr(config, f"{name}_weight")}
         if not config.routing_weight and not config.task_weight:
             raise ConfigError("training: routing_weight and task_weight are both 0, so nothing would train the router")

@@ -23,7 +23,7 @@ from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, MixturePhase
+from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, MixturePhase, validation_features
 from dynamo_mtl.training.phases.phase_3_joint import JointPhase
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.tracking import MetricsLog
@@ -109,10 +109,11 @@ def _run(phase: int, source: ExampleSource, config: PipelineConfig, accelerator:
         for task in source.system.tasks:
             run_phase(AdapterPhase(source, task, settings), source.system, settings, workers, accelerator, log)
     elif phase == 2:
+        held_out = validation_features(source, settings)
         if settings.routing_weight:  # without the known task, there is nothing to learn from features alone
-            run_phase(FeaturePhase(source, settings), source.system, settings, 0, accelerator, log)
+            run_phase(FeaturePhase(source, settings, held_out), source.system, settings, 0, accelerator, log)
         if settings.router.mixture_steps:
-            run_phase(MixturePhase(source, settings), source.system, settings, workers, accelerator, log)
+            run_phase(MixturePhase(source, settings, held_out), source.system, settings, workers, accelerator, log)
     else:
         run_phase(JointPhase(source, settings), source.system, settings, workers, accelerator, log)
 
@@ -120,14 +121,17 @@ def _run(phase: int, source: ExampleSource, config: PipelineConfig, accelerator:
 def _start(
     config: PipelineConfig, tables: dict[str, TaskTables], before: Path | None, device: torch.device
 ) -> tuple[System, Metadata]:
-    """A fresh system, or that of an earlier phase."""
-    if before is not None:
-        return load_system(before, device, config)
+    """A fresh system, or that of an earlier phase; phase 1 trains no router, so that phase 2 starts a fresh one."""
 
     def targets(task: Task) -> Iterable[str]:
         return tables[task.name].train["target"]
 
-    system = build_system(config, targets, device)
+    seconds = 0.0
+    if before is None:
+        system = build_system(config, targets, device)
+    else:
+        system, earlier = load_system(before, device, config, with_router=before.name != FOLDERS[1])
+        seconds = earlier.train_seconds
     metadata = Metadata(
         tasks=list(system.tasks),
         backbone=system.backbone.name,
@@ -135,7 +139,7 @@ def _start(
         tap_layer=system.model.tap_layer,
         phase="",
         seed=config.training.seed,
-        train_seconds=0.0,
+        train_seconds=seconds,
         commit=source_revision(),
         dataset_sizes={name: len(t.train) for name, t in tables.items()},
         device=device.type,
@@ -147,6 +151,8 @@ def source_revision() -> str | None:
     """The git commit of the running source tree, ``-dirty`` if it has uncommitted changes; None outside of git."""
     place = Path(__file__).parent
     try:
+        # A package installed into another project's folder is not of that project's revision.
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=place, capture_output=True, check=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
         changes = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],

@@ -18,7 +18,7 @@ from torch import Tensor
 from dynamo_mtl.data.batch import split_by_tokens
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
-from dynamo_mtl.model.router import Routing
+from dynamo_mtl.model.router import Router, Routing
 from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, collate
 from dynamo_mtl.training.objective import LOSS, TASK, Objective, RoutingTerms
 
@@ -73,8 +73,8 @@ def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) 
         rows = moved.batch.example_count
         weights = torch.zeros(rows, len(system.tasks), device=system.device)
         weights[:, adapter] = 1.0
-        output = system.model(moved.batch, lambda _, w=weights: w, active=[adapter], top_k=1)
-        loss = _task_loss(system, moved, output.hidden, totals, batch)
+        output = system.model(moved.batch, weights, active=[adapter], top_k=1)
+        loss = _task_loss(system, moved, output.hidden, totals)
         scale(loss).backward()
         value += loss.detach()
     return {LOSS: value, TASK: value}
@@ -113,34 +113,28 @@ def mixture_backward(
         weights = mixed[first : first + packed.batch.example_count].detach().requires_grad_()
         first += packed.batch.example_count
         if packed.views:
-            output = system.model(packed.batch, lambda _, w=weights: w, trunk=trunk)
-            loss = objective.task_weight * _task_loss(system, packed, output.hidden, totals, batch)
+            output = system.model(packed.batch, weights, trunk=trunk)
+            loss = objective.task_weight * _task_loss(system, packed, output.hidden, totals)
             scale(loss).backward()
             task_value += loss.detach()
         gradients.append(torch.zeros_like(weights) if weights.grad is None else weights.grad)
-    inputs = RoutingTerms(
-        routing.logits,
-        routing.weights,
-        routes,
-        second=system.model.router(features).weights,
-        twins=_packed_order(batch)[batch.twins].to(system.device),
-        temperature=system.model.router.temperature,
-        scheduled_log_temperature=system.model.router.get_buffer("scheduled_log_temperature"),
-    )
-    terms = objective.routing_terms(inputs)
+    twins = _packed_order(batch)[batch.twins].to(system.device)
+    terms = objective.routing_terms(read_routing(system.model.router, features, routing, routes, twins))
     total = objective.total(terms, system.device)
-    parts = [(mixed, torch.cat(gradients))]
-    if total.requires_grad:
-        scaled = scale(total)
-        parts.append((scaled, torch.ones_like(scaled)))
-    torch.autograd.backward(
-        [value for value, _ in parts if value.requires_grad], [g for v, g in parts if v.requires_grad]
-    )
+    handed_back = (mixed * torch.cat(gradients)).sum()  # its gradient is what the micro-batches left at their weights
+    (handed_back + scale(total)).backward()
     return {
         LOSS: total.detach() + task_value,
         TASK: task_value / (objective.task_weight or 1.0),
         **{n: v.detach() for n, v in terms.items()},
     }
+
+
+def read_routing(router: Router, features: Tensor, routing: Routing, routes: Tensor, twins: Tensor) -> RoutingTerms:
+    """What the terms of the objective read of one batch, with a second view of it under another dropout mask."""
+    second = router(features).weights
+    scheduled = router.get_buffer("scheduled_log_temperature")
+    return RoutingTerms(routing.logits, routing.weights, routes, second, twins, router.temperature, scheduled)
 
 
 def _packed_order(batch: StepBatch) -> Tensor:
@@ -160,9 +154,7 @@ def _totals(batch: StepBatch) -> dict[str, tuple[int, int]]:
     return totals
 
 
-def _task_loss(
-    system: System, packed: PackedExamples, hidden: Tensor, totals: dict[str, tuple[int, int]], batch: StepBatch
-) -> Tensor:
+def _task_loss(system: System, packed: PackedExamples, hidden: Tensor, totals: dict[str, tuple[int, int]]) -> Tensor:
     """This micro-batch's part of ``Σ_t weight_t · (n_t / n) · mean loss_t`` over the whole batch."""
     everything = sum(examples for examples, _ in totals.values())
     parts: list[Tensor] = []
@@ -184,9 +176,7 @@ def example_losses(
     for group in split_by_tokens([e.tokens for e in examples], budget):
         packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
         known = torch.nn.functional.one_hot(packed.routes, len(system.tasks)).float()
-        output = (
-            system.model(packed.batch) if own_routing else system.model(packed.batch, lambda _, w=known: w, top_k=1)
-        )
+        output = system.model(packed.batch) if own_routing else system.model(packed.batch, known, top_k=1)
         for view in packed.views:
             losses = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, view)
             counts = torch.bincount(view.label_rows, minlength=len(view.examples))

@@ -34,7 +34,7 @@ class MetricsLog:
         self.file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
         self.file.flush()
         if self.accelerator.trackers:
-            numbers = {f"{phase}/{name}": v for name, v in values.items() if isinstance(v, int | float)}
+            numbers = {f"{phase}/{name}": value for name, value in values.items()}
             # Phases count their own steps; trackers want one that only grows.
             self.accelerator.log(numbers, step=self.count)
         self.count += 1

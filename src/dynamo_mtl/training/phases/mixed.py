@@ -8,7 +8,6 @@ import numpy as np
 
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.tasks.encoding import EncodedExample
-from dynamo_mtl.tasks.tables import example_at
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, make_step_batch
@@ -34,7 +33,6 @@ class MixedDraw:
 
     def draw(self, step: int, share: float = 1.0) -> StepBatch:
         """The batch of a step; ``share`` of each task's easiest examples are in use."""
-        data = self.source.system.config.data
         rng = np.random.default_rng([self.seed, 4, step])
         examples: list[EncodedExample] = []
         extra: list[EncodedExample] = []
@@ -42,15 +40,13 @@ class MixedDraw:
         members = self.order.batch(step, share)
         for member, rank in members:
             task = self.names[member]
-            row = self.ranked[task][rank] if self.ranked else rank
-            instruction = self.source.instruction(task, rng, data.instruction_rate)
-            second = self.source.instruction(task, rng, 1.0, other_than=instruction) if instruction else None
+            example = self.source.row(task, self.ranked[task][rank] if self.ranked else rank)
+            first, second = self.source.wordings(task, rng)
             if second:
                 # The same input under two wordings: the second one is read by the router only.
                 twins.append((len(examples), len(members) + len(extra)))
-                extra.append(self.source.router_input(task, row, second))
-            if rng.random() < data.crossed_rate:
-                extra += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
-            examples.append(self.source.with_instruction(task, row, instruction))
+                extra.append(self.source.router_input(task, example, second))
+            extra += self.source.crossed(task, example, rng)
+            examples.append(self.source.system.encode(example, task, first))
         first_position = self.source.system.first_position
         return make_step_batch([*examples, *extra], twins, self.config.token_budget, first_position)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from dynamo_mtl.data.mixture import SingleOrder
-from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import SCORE
 from dynamo_mtl.training.optimizer import task_groups
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, example_losses, make_step_batch, task_backward
-
-
-def without_shallow_windows(example: EncodedExample) -> EncodedExample:
-    """Leave out the windows that only a router would read."""
-    return replace(example, windows=example.windows[: example.deep])
 
 
 class AdapterPhase:
@@ -37,12 +30,12 @@ class AdapterPhase:
         self.eval_every = config.eval_every
         lora_lr, head_lr = own.lora_lr or config.lora_lr, own.head_lr or config.head_lr
         self.groups = task_groups(source.system.model, task, config, lora_lr, head_lr)
-        self.validation = [without_shallow_windows(e) for e in source.validation(task, config.eval_examples)]
+        self.validation = [e.without_shallow_windows() for e in source.validation(task, config.eval_examples)]
 
     def draw(self, step: int) -> StepBatch:
         """The task's examples of a step, some with an instruction."""
         rng = np.random.default_rng([self.config.seed, 1, step])
-        examples = [without_shallow_windows(self.source.example(self.task, r, rng)) for r in self.order.batch(step)]
+        examples = [self.source.example(self.task, row, rng) for row in self.order.batch(step)]
         return make_step_batch(examples, [], self.config.token_budget, self.source.system.first_position)
 
     def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

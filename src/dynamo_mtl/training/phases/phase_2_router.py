@@ -19,16 +19,20 @@ from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.tasks.encoding import EncodedExample, collate
-from dynamo_mtl.tasks.tables import example_at
+from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import SCORE
-from dynamo_mtl.training.objective import LOSS, Objective, RoutingTerms
+from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.mixed import MixedDraw
 from dynamo_mtl.training.settings import TrainingConfig
-from dynamo_mtl.training.step import StepBatch, mixture_backward
+from dynamo_mtl.training.step import StepBatch, mixture_backward, read_routing
 
 logger = logging.getLogger(__name__)
+
+
+HeldOut = tuple[Tensor, Tensor]
+"""Router features and true adapters of validation inputs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class FeatureBatch:
 
 @torch.no_grad()
 def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
-    """Router features ``(n, 2 · hidden)`` and true adapters ``(n,)`` of inputs that only the router reads."""
+    """Router features ``(n, features)`` and true adapters ``(n,)`` of inputs that only the router reads."""
     features: list[Tensor] = [torch.empty(0)] * len(examples)
     for group in split_by_tokens([e.tokens for e in examples], budget):
         packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
@@ -53,8 +57,9 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
     return torch.stack(features), torch.tensor([e.route for e in examples], device=system.device)
 
 
-def routing_validation(system: System, features: Tensor, routes: Tensor) -> dict[str, float]:
+def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
     """Accuracy and cross entropy of the router on features."""
+    features, routes = held_out
     system.model.eval()
     with torch.no_grad():
         weights = system.model.router(features).weights
@@ -65,113 +70,89 @@ def routing_validation(system: System, features: Tensor, routes: Tensor) -> dict
 class FeaturePhase:
     """Warm-up of the router on cached features: bare, instructed (two wordings) and crossed inputs."""
 
-    def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
+    def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 router"
-        self.source, self.config = source, config
+        self.source, self.config, self.held_out = source, config, held_out
         self.objective = Objective(config)
         rng = np.random.default_rng([config.seed, 2])
         examples: list[EncodedExample] = []
-        pairs: list[tuple[int, int]] = []
+        self.twins: dict[int, int] = {}
         for task in source.system.tasks:
             size = len(source.tables[task].train)
             first = len(examples)
             tokens = 0
             for row in rng.permutation(size)[: config.router.examples_per_task]:
-                self._add(examples, pairs, task, int(row), rng)
+                self._add(examples, task, int(row), rng)
                 tokens += sum(example.tokens for example in examples[first:])
                 first = len(examples)
                 if tokens >= config.router.tokens_per_task:
                     break
-        self.features, self.routes = trunk_features(source.system, examples, config.token_budget)
-        self.twin = torch.full((len(examples),), -1)
-        for first, second in pairs:
-            self.twin[first] = second
+        features, self.routes = trunk_features(source.system, examples, config.token_budget)
+        self.features = features.half()  # layer-normalised states, so half the memory costs nothing
         logger.info("%s  %d features cached", self.name, len(examples))
         self.order = SingleOrder(len(examples), config.router.feature_batch_size, config.seed)
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
         self.eval_every = max(1, self.steps // 5)
         self.groups = [router_group(source.system.model, config.router_lr, config)]
-        self.held_out = validation_features(source, config)
 
-    def _add(
-        self,
-        examples: list[EncodedExample],
-        pairs: list[tuple[int, int]],
-        task: str,
-        row: int,
-        rng: np.random.Generator,
-    ) -> None:
+    def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
         """Add one text as the router may meet it."""
-        rates = self.source.system.config.data
+        example = self.source.row(task, row)
         if not self.source.system.config.tasks[task].requires_instruction:
-            examples.append(self.source.router_input(task, row, None))
-        first = self.source.instruction(task, rng, rates.instruction_rate)
-        second = self.source.instruction(task, rng, 1.0, other_than=first) if first else None
-        if first and second:
-            pairs.append((len(examples), len(examples) + 1))
-        examples += [self.source.router_input(task, row, wording) for wording in (first, second) if wording]
-        if rng.random() < rates.crossed_rate:
-            examples += self.source.crossed(task, example_at(self.source.tables[task].train, row), rng)
+            examples.append(self.source.router_input(task, example, None))
+        first, second = self.source.wordings(task, rng)
+        if second:
+            self.twins[len(examples)] = len(examples) + 1
+        examples += [self.source.router_input(task, example, wording) for wording in (first, second) if wording]
+        examples += self.source.crossed(task, example, rng)
 
     def draw(self, step: int) -> FeatureBatch:
         """Features of a step, each with its twin if it has one."""
         rows = self.order.batch(step)
-        both = [(rows.index(r), len(rows) + k) for k, r in enumerate(r for r in rows if self.twin[r] >= 0)]
-        rows = rows + [int(self.twin[r]) for r in rows if self.twin[r] >= 0]
-        twins = torch.tensor(both, dtype=torch.long).reshape(-1, 2)
-        return FeatureBatch(self.features[rows], self.routes[rows], twins, set())
+        twinned = [place for place, row in enumerate(rows) if row in self.twins]
+        pairs = [(place, len(rows) + number) for number, place in enumerate(twinned)]
+        rows = rows + [self.twins[rows[place]] for place in twinned]
+        twins = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        return FeatureBatch(self.features[rows].float(), self.routes[rows], twins, set())
 
     def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The routing terms of the objective."""
         router = self.source.system.model.router
         router.schedule_temperature(step / max(1, self.steps - 1))
         routing = router(batch.features)
-        inputs = RoutingTerms(
-            routing.logits,
-            routing.weights,
-            batch.routes,
-            router(batch.features).weights,
-            batch.twins,
-            router.temperature,
-            router.get_buffer("scheduled_log_temperature"),
-        )
-        terms = self.objective.routing_terms(inputs)
+        terms = self.objective.routing_terms(read_routing(router, batch.features, routing, batch.routes, batch.twins))
         total = self.objective.total(terms, batch.features.device)
         scale(total).backward()
         return {LOSS: total.detach(), **{name: value.detach() for name, value in terms.items()}}
 
     def validate(self) -> dict[str, float]:
-        """Routing of validation inputs, bare and instructed."""
-        return routing_validation(self.source.system, *self.held_out)
+        """Routing of the validation inputs."""
+        return routing_validation(self.source.system, self.held_out)
 
 
-def validation_features(source: ExampleSource, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
     """Features and true adapters of validation inputs: bare or instructed, and some crossed."""
     examples: list[EncodedExample] = []
     rng = np.random.default_rng([config.seed, 3])
     for task in source.system.tasks:
-        table = source.tables[task].validation
-        for row in range(min(config.eval_examples, len(table))):
-            example = example_at(table, row)
+        for example in first_examples(source.tables[task].validation, config.eval_examples):
             instruction = source.instruction(task, rng, 0.5)
-            examples.append(source.system.encode_for_router(example.text, example.context, instruction, task))
-            if rng.random() < source.system.config.data.crossed_rate:
-                examples += source.crossed(task, example, rng)
+            examples.append(source.router_input(task, example, instruction))
+            examples += source.crossed(task, example, rng)
     return trunk_features(source.system, examples, config.token_budget)
 
 
 class MixturePhase:
     """The whole objective through the mixture of frozen adapters; only the router moves."""
 
-    def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
+    def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 mixture"
-        self.source, self.config = source, config
+        self.source, self.config, self.held_out = source, config, held_out
         self.objective = Objective(config)
         self.steps = config.router.mixture_steps
         self.eval_every = max(1, self.steps // 2)
         self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
         self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
-        self.held_out = validation_features(source, config)
 
     def draw(self, step: int) -> StepBatch:
         """Mixed tasks."""
@@ -182,5 +163,5 @@ class MixturePhase:
         return mixture_backward(self.source.system, batch, self.objective, 1.0, scale)
 
     def validate(self) -> dict[str, float]:
-        """Routing of validation inputs, bare and instructed."""
-        return routing_validation(self.source.system, *self.held_out)
+        """Routing of the validation inputs."""
+        return routing_validation(self.source.system, self.held_out)
