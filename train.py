@@ -1,4 +1,4 @@
-"""Train DYNAMO: ``python train.py --config config.yaml --phase all``. The same as ``dynamo train config.yaml``."""
+"""Train DYNAMO: ``python train.py --config config.yaml --phase all``. Like ``dynamo train config.yaml``."""
 
 import argparse
 

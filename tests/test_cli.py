@@ -31,7 +31,7 @@ def test_help_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("train", "evaluate", "predict"):
+    for verb in ("train", "evaluate", "report", "predict"):
         assert verb in done.stdout
 
 
@@ -130,6 +130,19 @@ def test_evaluate_needs_no_training_data_for_a_named_file(model, tmp_path, capsy
 def test_an_unwritable_place_is_said_before_the_work(model, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "--output" in _fails(["evaluate", str(model), "--output", str(tmp_path / "file" / "r.json")], capsys)
+    error = _fails(["evaluate", str(model), "--output", str(tmp_path), "--pictures", str(tmp_path)], capsys)
+    assert f"--output: {tmp_path} is a folder" in error
+    assert "--pictures" in _fails(["evaluate", str(model), "--pictures", str(tmp_path / "file")], capsys)
+
+
+def test_missing_training_data_is_said_before_the_work(model, tmp_path, capsys):
+    """Only the system without learning needs it."""
+    (tmp_path / "validation.jsonl").write_text('{"text": "a", "label": 0}\n')
+    error = _fails(
+        ["evaluate", str(model), f"data.sentiment_data_path={tmp_path}", "--pictures", str(tmp_path)], capsys
+    )
+    assert "no file for the split 'train'" in error
+    assert "dynamo sentiment" not in error  # nothing was predicted before
 
 
 def test_no_checkpoint_is_said(tmp_path, capsys):
@@ -175,39 +188,37 @@ def test_no_checkpoint_is_said(tmp_path, capsys):
         ("training={routing_weight: 0, task_weight: 0}", "nothing would train the router"),
         ("training=3", "training: input should be a valid dictionary"),
         ("router={3: 4}", "a key should be text"),
-        ("tasks.../x.type=qa", "is a value, not a section"),
+        ("log_dir.x=1", "is a value, not a section"),
+        ("tasks.sentiment.columns={txt: body}", "tasks.sentiment.columns: no column 'txt'; did you mean 'text'?"),
+        ("training.term_weights={routing: 1}", "training.term_weights.routing: use training.routing_weight"),
+        ("data.cache_dir=/dev/null/cache", "data.cache_dir: /dev/null/cache cannot be written"),
+        ("router.top_k=!!int x", "invalid literal"),
+        ("lora_configs.qa.target_modules=all", "lora_configs.qa.target_modules"),
     ],
 )
 def test_a_bad_configuration_is_one_sentence_before_training(tiny_config_file, tmp_path, override, message, capsys):
-    override = override.replace("tasks.../x.type=qa", "log_dir.x=1")
     error = _fails(["train", str(tiny_config_file), override], capsys)
     assert message in " ".join(error.split())
     assert not (tmp_path / "checkpoints").exists()
 
 
+NOT_IN_CONTEXT = {"context": "abc", "question": "q", "answers": {"text": ["zzz"], "answer_start": [0]}}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("task", "content", "message"),
     [
-        ('{"text": "a", "label": 0}\n{broken\n', "train.jsonl, line 2: not valid JSON"),
-        ('{"txt": "a", "label": 0}\n', "needs a column 'text', found txt, label"),
-        ('{"text": "a", "label": 3}\n', "line 1: label 3"),
-        ("", "the split 'train' is empty"),
+        ("sentiment", '{"text": "a", "label": 0}\n{broken\n', "train.jsonl, line 2: not valid JSON"),
+        ("sentiment", "", "the split 'train' is empty"),
+        ("qa", json.dumps(NOT_IN_CONTEXT), "the answer 'zzz'"),
     ],
 )
-def test_bad_data_is_one_sentence_before_training(tiny_config_file, tmp_path, content, message, capsys):
-    (tmp_path / "reviews").mkdir()
-    (tmp_path / "reviews" / "train.jsonl").write_text(content)
-    error = _fails(["train", str(tiny_config_file), f"data.sentiment_data_path={tmp_path / 'reviews'}"], capsys)
+def test_bad_data_is_one_sentence_before_training(tiny_config_file, tmp_path, task, content, message, capsys):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text(content)
+    error = _fails(["train", str(tiny_config_file), f"data.{task}_data_path={tmp_path / 'rows'}"], capsys)
     assert message in " ".join(error.split())
-
-
-def test_an_answer_that_is_not_in_its_context_stops_before_training(tiny_config_file, tmp_path, capsys):
-    row = {"context": "abc", "question": "q", "answers": {"text": ["zzz"], "answer_start": [0]}}
-    (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    (tmp_path / "questions").mkdir()
-    (tmp_path / "train.jsonl").rename(tmp_path / "questions" / "train.jsonl")
-    error = _fails(["train", str(tiny_config_file), f"data.qa_data_path={tmp_path / 'questions'}"], capsys)
-    assert "the answer 'zzz'" in error
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_wrong_phase_or_config_file_is_said(tiny_config_file, capsys):

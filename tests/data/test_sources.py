@@ -61,10 +61,13 @@ def test_the_official_squad_file(tmp_path, config):
     assert json.loads(example.target) == [["Ada", 0]]
 
 
-def test_tables_are_memory_mapped_and_cached(tmp_path, config):
+def test_tables_are_memory_mapped_and_cached(tmp_path, config, monkeypatch):
     path = _write(tmp_path, "train.jsonl")
     table = _read(tmp_path, config)
     assert table.cache_files
+    with monkeypatch.context() as patch:
+        patch.setattr(task_types()["sentiment"], "read", None)  # a second reading would fail
+        assert _read(tmp_path, config)["text"][:] == table["text"][:]
     path.write_text('{"text": "new", "label": 1}\n')
     assert [r["text"] for r in _read(tmp_path, config)] == ["new"]  # a changed file is read again
 
@@ -139,10 +142,14 @@ def test_a_file_by_itself_overrides_the_split(tmp_path, config):
     assert len(open_task_table(named, "train", paths, 0)) == 5
 
 
-def test_a_root_is_put_before_relative_paths(tmp_path, config):
+def test_a_root_is_put_before_relative_paths(tmp_path, config, monkeypatch):
     (tmp_path / "reviews").mkdir()
     _write(tmp_path / "reviews", "train.jsonl")
-    assert len(_read("reviews", config.model_copy(update={"root": str(tmp_path)}))) == 5
+    rooted = config.model_copy(update={"root": str(tmp_path)})
+    assert len(_read("reviews", rooted)) == 5
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"none/reviews: no such file or folder"):  # not a data set of the hub
+        _read("reviews", config.model_copy(update={"root": "none"}))
 
 
 def test_find_file_knows_the_names_of_published_splits(tmp_path):
@@ -158,6 +165,8 @@ def test_one_file_is_not_both_training_and_validation_data(tmp_path, config):
     with pytest.raises(ConfigError, match=r"rows\.jsonl is a single file.*tasks\.s\.validation_file"):
         check_splits(task("s", task.Config(type="sentiment")), paths)
     check_splits(task("s", task.Config(type="sentiment", validation_file=str(tmp_path))), paths)
+    with pytest.raises(ConfigError, match=r"rows\.jsonl is one file, without a split 'test'"):
+        open_task_table(task("s", task.Config(type="sentiment", validation_file=str(path))), "test", paths, 0)
 
 
 def test_a_hub_data_set_is_read_as_a_stream_at_its_revision(tmp_path, config, monkeypatch):

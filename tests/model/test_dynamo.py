@@ -9,7 +9,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone, compute_dtype
 from dynamo_mtl.model.encoder import PackedAttention
-from dynamo_mtl.model.router import Router, RouterConfig, pool, top_k_weights
+from dynamo_mtl.model.router import Router, RouterConfig, lead_tokens, pool, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at
 
@@ -77,9 +77,20 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
 def test_the_router_reads_first_tokens_and_means_of_all_windows():
     hidden = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
     batch = build_batch([Window([5, 6], 0), Window([5, 6], 0), Window([5], 1)], [], 0)
-    features = pool(hidden, batch)
+    lead = lead_tokens(batch, separator=6)
+    assert lead.tolist() == [True, True, True, True, True]
+    features = pool(hidden, batch, lead)
     # Example 0: windows (first 1, mean 2) and (first 5, mean 6); example 1: one token.
-    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0], [2.0, 2.0]]))
+    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0, 4.0], [2.0, 2.0, 2.0]]))
+
+
+def test_the_lead_of_a_question_with_a_context_is_the_question():
+    batch = build_batch([Window([0, 5, 6, 7, 8, 6], 0), Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
+    lead = lead_tokens(batch, separator=6)
+    assert lead.int().tolist() == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    features = pool(torch.arange(12.0)[:, None], batch, lead)
+    # Example 0: first 0, mean 2.5, mean of the first three 1; example 1: means of two windows.
+    torch.testing.assert_close(features, torch.tensor([[0.0, 2.5, 1.0], [8.0, 9.0, 9.0]]))
 
 
 def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
@@ -90,7 +101,9 @@ def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
         states = [encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)]
         for layer in range(system.model.tap_layer):
             states.append(encoder.run(states[-1], attention, layer, layer + 1))
-        expected = torch.cat([pool(state, batch) for state in states], dim=1)
+        expected = torch.cat(
+            [pool(state, batch, lead_tokens(batch, system.model.separator)) for state in states], dim=1
+        )
     assert len(states) > 1
     torch.testing.assert_close(system.model.trunk(batch).features, expected)
 
@@ -144,7 +157,9 @@ def test_contradictions_with_the_backbone_are_refused(system):
         check_against_backbone(ModelConfig(hidden_size=768), system.backbone)
 
 
-def test_precision_is_taken_as_configured():
+def test_precision_is_taken_as_configured_or_from_the_hardware(monkeypatch):
     assert compute_dtype("fp32", torch.device("cpu")) is torch.float32
     assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
-    assert compute_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    for capabilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert compute_dtype("auto", torch.device("cpu")) is expected

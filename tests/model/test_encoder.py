@@ -1,13 +1,11 @@
 """The written-out encoder against transformers, with padding and with a prefix-LM order."""
 
-import importlib.util
-
 import pytest
 import torch
 import transformers
 
 from dynamo_mtl.errors import BackboneError
-from dynamo_mtl.model.backbone import MINILM_PACKAGE, find_backbone, load_backbone, read_encoder_config
+from dynamo_mtl.model.backbone import find_backbone, load_backbone, read_encoder_config
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.encoder import Cache, Encoder, PackedAttention
 
@@ -117,7 +115,6 @@ def test_encoder_equals_transformers_with_padding_and_with_a_prefix_lm_order(fam
     _assert_equal_to(model, _ours(tmp_path), _sequences(120))
 
 
-@pytest.mark.skipif(importlib.util.find_spec(MINILM_PACKAGE) is None, reason="the extra minilm is not installed")
 def test_minilm_equals_transformers():
     backbone = load_backbone("minilm")
     model = transformers.AutoModel.from_pretrained(backbone.folder, attn_implementation="eager").eval()

@@ -8,10 +8,13 @@ import torch
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.inference.predictor import DynamoInference
+from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.training import pipeline
 from dynamo_mtl.training.pipeline import train
+
+INPUTS = [TextInput("A wonderful film."), TextInput("Who reads?", "The man reads a book."), TextInput("Define f.")]
 
 
 def _states(folder):
@@ -22,18 +25,18 @@ def _states(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_settings, tiny_roberta):
     """All three phases, watched: the backbone's bits after each."""
-    from dynamo_mtl.settings import dump_yaml
-
     folder = tmp_path_factory.mktemp("trained")
     settings = {**tiny_settings, "log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
     (folder / "config.yaml").write_text(dump_yaml(settings))
-    backbones = []
+    backbones, predictions = [], []
     real = pipeline._run
 
     def watched(phase, source, *rest):
         before = {n: t.clone() for n, t in source.system.model.encoder.state_dict().items()}
         real(phase, source, *rest)
         backbones.append((before, source.system.model.encoder.state_dict()))
+        if phase == 3:
+            predictions.extend(Predictor(source.system).predict(INPUTS))
 
     pipeline._run = watched
     try:
@@ -41,11 +44,11 @@ def trained(tmp_path_factory, tiny_settings, tiny_roberta):
     finally:
         pipeline._run = real
     assert last == folder / "checkpoints" / "final_model"
-    return folder, backbones
+    return folder, backbones, predictions
 
 
 def test_the_backbone_is_bit_identical_after_every_phase(trained):
-    _, backbones = trained
+    _, backbones, _ = trained
     assert len(backbones) == 3
     for before, after in backbones:
         assert before.keys() == after.keys()
@@ -53,13 +56,13 @@ def test_the_backbone_is_bit_identical_after_every_phase(trained):
 
 
 def test_each_phase_changes_only_what_it_may(trained):
-    folder, _ = trained
+    folder, *_ = trained
     one, two, three = (_states(folder / "checkpoints" / name)[0] for name in ("phase_1", "phase_2", "final_model"))
     changed = {n for n in one if not torch.equal(one[n], two[n])}
     assert changed
     assert all(name.startswith("router.") for name in changed)
     changed = {n.split(".")[0] for n in two if not torch.equal(two[n], three[n])}
-    assert "encoder" not in changed
+    assert changed <= {"bank", "heads", "router"}
 
 
 def test_phase_1_of_one_task_leaves_all_others_alone(system, session_config, tables, tmp_path):
@@ -83,7 +86,7 @@ def test_phase_1_of_one_task_leaves_all_others_alone(system, session_config, tab
 
 
 def test_the_log_names_every_term(trained):
-    folder, _ = trained
+    folder, *_ = trained
     lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
     phases = [line["phase"] for line in lines]
     assert list(dict.fromkeys(phases)) == [
@@ -96,21 +99,21 @@ def test_the_log_names_every_term(trained):
     assert {"grad_norm", "steps_per_second"} <= joint.keys()
 
 
-def test_a_reloaded_model_predicts_the_same(trained):
-    folder, _ = trained
-    texts = ["A wonderful film.", "The man reads a book.", "Define a function f."]
-    models = [DynamoInference(folder / "checkpoints" / "final_model") for _ in range(2)]
-    answers = [[m.predict(t, return_routing_info=True) for t in texts] for m in models]
-    assert answers[0] == answers[1]
+def test_a_reloaded_model_predicts_what_the_trained_one_did(trained):
+    folder, _, predictions = trained
+    reloaded = Predictor(load_system(folder / "checkpoints" / "final_model", torch.device("cpu"))[0])
+    assert reloaded.predict(INPUTS) == predictions
 
 
 def test_a_later_phase_needs_the_earlier_one(trained, tmp_path, tiny_config_file):
     config = load_config(tiny_config_file)
     with pytest.raises(CheckpointError, match=r"phase 2 starts from phase 1, which has not been trained.*--phase 1"):
         train(config, (2,))
-    folder, _ = trained
+    folder, *_ = trained
     shutil.copytree(folder / "checkpoints" / "phase_1", tmp_path / "checkpoints" / "phase_1")
-    assert train(config, (2,)) == tmp_path / "checkpoints" / "phase_2"
+    # Phase 1 trains no router, so phase 2 may start one of another shape.
+    other = load_config(tiny_config_file, ["router.hidden_sizes=[7]"])
+    assert train(other, (2,)) == tmp_path / "checkpoints" / "phase_2"
     metadata = load_system(tmp_path / "checkpoints" / "phase_2", torch.device("cpu"))[1]
     assert metadata.train_seconds > 0
     assert metadata.dataset_sizes["qa"] == 60
@@ -134,7 +137,7 @@ def test_wandb_offline_writes_a_run(tiny_config_file, tmp_path, monkeypatch):
 
 
 def test_debug_logging_shows_routing_weights_and_batches(tiny_config_file, tmp_path, trained, caplog):
-    folder, _ = trained
+    folder, *_ = trained
     shutil.copytree(folder / "checkpoints" / "phase_2", tmp_path / "checkpoints" / "phase_2")
     with caplog.at_level("DEBUG", logger="dynamo_mtl"):
         train(load_config(tiny_config_file), (3,))
@@ -157,8 +160,24 @@ def test_training_stops_when_validation_no_longer_improves():
     assert parameter.tolist() == [2.0, 2.0]
 
 
-def test_compiled_layers_train_too(tiny_config_file, monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **k: calls.append(type(self).__name__))
-    train(load_config(tiny_config_file, ["training.compile=true", "training.max_steps=1"]), (1,))
-    assert calls == ["EncoderLayer"] * 4
+@pytest.mark.filterwarnings("ignore")  # the tracer warns of itself
+def test_compiled_layers_learn_the_same(tiny_settings, tmp_path, monkeypatch):
+    compiled = []
+    real = torch.nn.Module.compile
+
+    def without_code_generation(module, *args, **kwargs):
+        compiled.append(type(module).__name__)
+        real(module, *args, **kwargs, backend="aot_eager")  # traced and differentiated as always; no C++ compiler
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_code_generation)
+    settings = {**tiny_settings, "tasks": {"sentiment": tiny_settings["tasks"]["sentiment"]}}
+    settings["lora_configs"] = {"sentiment": {"rank": 4, "dropout": 0.0}}
+    settings["data"] = {"sentiment_data_path": "sample", "cache_dir": tiny_settings["data"]["cache_dir"]}
+    (tmp_path / "config.yaml").write_text(dump_yaml({**settings, "log_dir": str(tmp_path)}))
+    states = []
+    for choice in ("false", "true"):
+        overrides = [f"training.compile={choice}", "training.max_steps=2", f"checkpoint_dir={tmp_path / choice}"]
+        states.append(_states(train(load_config(tmp_path / "config.yaml", overrides), (1,)))[0])
+    assert compiled == ["EncoderLayer"] * 4
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, atol=1e-5, rtol=1e-4)

@@ -25,7 +25,7 @@ from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.encoder import Cache, PackedAttention
 from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead, build_head
 from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
-from dynamo_mtl.model.router import Router, RouterConfig, Routing, pool, top_k_weights
+from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, lead_tokens, pool, top_k_weights
 
 
 class ModelConfig(BaseModel):
@@ -69,7 +69,7 @@ class Trunk:
     hidden: Tensor
     """``(source tokens, hidden)``."""
     features: Tensor
-    """``(examples, 2 · (tap_layer + 1) · hidden)``: read by the router; of the embeddings and every trunk layer."""
+    """``(examples, POOLED · (tap_layer + 1) · hidden)``: what the router reads, of the embeddings and every layer."""
     recorded: list[tuple[Tensor, Tensor]]
     """Keys and values of all source tokens, for target tokens and for the cache."""
 
@@ -92,8 +92,9 @@ class DynamoModel(nn.Module):
         check_against_backbone(config, backbone)
         self.task_names = list(loras)
         self.encoder = backbone.encoder
+        self.separator = backbone.tokenizer.separator
         self.bank = AdapterBank(loras, shape, self.tap_layer)
-        self.router = Router(router, 2 * (self.tap_layer + 1) * shape.hidden_size, len(loras))
+        self.router = Router(router, POOLED * (self.tap_layer + 1) * shape.hidden_size, len(loras))
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:
@@ -123,10 +124,11 @@ class DynamoModel(nn.Module):
         )
         with torch.no_grad():
             hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
-            pooled = [pool(hidden, batch)]
+            lead = lead_tokens(batch, self.separator)
+            pooled = [pool(hidden, batch, lead)]
             for layer in range(self.tap_layer):
                 hidden = self.encoder.run(hidden, attention, layer, layer + 1)
-                pooled.append(pool(hidden, batch))
+                pooled.append(pool(hidden, batch, lead))
         return Trunk(hidden, torch.cat(pooled, dim=1), recorded)
 
     def forward(

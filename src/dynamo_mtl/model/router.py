@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from dynamo_mtl.model.batch import Batch
 
+POOLED = 3
+"""Vectors of the encoder's width that ``pool`` gives for every layer."""
+
 
 class RouterConfig(BaseModel):
     """The router and its temperature."""
@@ -41,28 +44,43 @@ class Routing:
     """``(examples, adapters)``, softmax of ``logits / temperature``, fp32."""
 
 
-def pool(hidden: Tensor, batch: Batch) -> Tensor:
-    """Router features: each window's first token beside its mean, averaged over the windows of an example.
+def lead_tokens(batch: Batch, separator: int) -> Tensor:
+    """Which source tokens stand before or at the first separator of their window: ``(tokens,)``.
 
-    A mean over 450 words drowns a six-word instruction; the first token's state keeps it.
+    The lead of a question with a context is the question; a text by itself is all lead.
+    """
+    separators = (batch.ids == separator).long()
+    before = separators.cumsum(0) - separators
+    return before == before.index_select(0, batch.starts).index_select(0, batch.windows)
+
+
+def pool(hidden: Tensor, batch: Batch, lead: Tensor) -> Tensor:
+    """Router features: first token, mean and mean of the lead of each window, averaged over an example's windows.
+
+    A mean over 450 words drowns a six-word instruction; the first token's state keeps it. The mean of the lead tells a
+    question that has a context from one long text, however alike their words are.
 
     Args:
         hidden: ``(tokens, hidden)`` states of the source tokens in one layer.
         batch: where the windows of the examples lie in it.
+        lead: ``(tokens,)`` see ``lead_tokens``.
 
     Returns:
-        ``(examples, 2 · hidden)`` in fp32.
+        ``(examples, POOLED · hidden)`` in fp32.
     """
     hidden = hidden.float()
+    windows = len(batch.starts)
     first = hidden.index_select(0, batch.starts)
-    mean = _group_mean(hidden, batch.windows, len(batch.starts))
-    return _group_mean(torch.cat([first, mean], dim=1), batch.examples, batch.example_count)
+    mean = _group_mean(hidden, hidden.new_ones(len(hidden)), batch.windows, windows)
+    lead_mean = _group_mean(hidden, lead.to(hidden), batch.windows, windows)
+    features = torch.cat([first, mean, lead_mean], dim=1)
+    return _group_mean(features, features.new_ones(windows), batch.examples, batch.example_count)
 
 
-def _group_mean(rows: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Mean of the rows of each of ``count`` groups."""
-    sizes = rows.new_zeros(count, 1).index_add(0, groups, rows.new_ones(len(rows), 1))
-    return rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows) / sizes
+def _group_mean(rows: Tensor, weights: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Weighted mean of the rows of each of ``count`` groups."""
+    total = rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows * weights[:, None])
+    return total / rows.new_zeros(count).index_add(0, groups, weights)[:, None]
 
 
 def top_k_weights(weights: Tensor, top_k: int) -> Tensor:

@@ -25,6 +25,16 @@ class CodeGeneration(GenerationTask):
         "Python:",
         "Implement this in Python:",
         "Turn this into Python code:",
+        "Write a Python function for this:",
+        "Code:",
+        "Generate the Python code for:",
+        "Program this:",
+        "Which Python line does this?",
+        "Please write the code:",
+        "As Python:",
+        "Translate this description into code:",
+        "Complete the program:",
+        "Show me the Python for this:",
     )
     evaluation_wordings = ("Give me Python that does the following:", "Code this up:")
     main_metric = "bleu"

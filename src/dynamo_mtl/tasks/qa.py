@@ -41,6 +41,16 @@ class QuestionAnswering(Task):
         "Use the text to answer:",
         "Question:",
         "Please answer from the context:",
+        "Answer:",
+        "What does the passage say?",
+        "Quote the answer:",
+        "Read the text and answer:",
+        "Answer briefly:",
+        "I have a question:",
+        "Tell me, according to the text:",
+        "Extract the answer:",
+        "From the paragraph below:",
+        "Can you answer this?",
     )
     evaluation_wordings = ("Look up the answer to this:", "Reply to the following question:")
     main_metric = "f1"

@@ -39,6 +39,16 @@ class Sentiment(Task):
         "What is the sentiment of this text?",
         "Positive or negative:",
         "Tell me how the writer feels:",
+        "Rate this review:",
+        "Did they like it?",
+        "Sentiment:",
+        "Label the mood of this sentence:",
+        "Does the author recommend it?",
+        "Sentiment analysis:",
+        "Is the tone friendly or hostile?",
+        "Judge the attitude of this comment:",
+        "How does this critic feel about it?",
+        "Is this praise or criticism?",
     )
     evaluation_wordings = ("Decide whether the opinion is good or bad:", "Sentiment of the following sentence:")
     main_metric = "accuracy"

@@ -22,6 +22,16 @@ class Summarization(GenerationTask):
         "Summarize this article:",
         "What is this text about?",
         "Give the main point:",
+        "Summary:",
+        "Shorten this:",
+        "In short:",
+        "Write a headline for this:",
+        "Give me the gist:",
+        "Condense the text:",
+        "What happened, in one sentence?",
+        "Make a brief abstract:",
+        "Boil this down:",
+        "The key message is:",
     )
     evaluation_wordings = ("Sum this up in one line:", "TL;DR of the following:")
     main_metric = "rouge1"

@@ -34,6 +34,16 @@ class Translation(GenerationTask):
         "Write this in {language}:",
         "How do you say this in {language}?",
         "{language} translation of:",
+        "{language}:",
+        "Translate the sentence to {language}:",
+        "Say it in {language}:",
+        "I need this in {language}:",
+        "English to {language}:",
+        "What is this in {language}?",
+        "Render in {language}:",
+        "Turn this sentence into {language}:",
+        "Please translate ({language}):",
+        "In {language}, please:",
     )
     evaluation_wordings = ("Please give the {language} version:", "Put this sentence into {language}:")
     main_metric = "bleu"

@@ -73,7 +73,7 @@ class TrainingConfig(BaseModel):
     """Weights of registered terms of one's own, by name."""
 
     eval_every: int = Field(default=200, ge=1)
-    """Steps between validations."""
+    """Most steps between validations; short phases validate more often."""
     eval_examples: int = Field(default=256, ge=1)
     """Validation examples of each task that a validation reads."""
     patience: int | None = Field(default=None, ge=1)

@@ -54,13 +54,14 @@ class Progress:
     def line(self, step: int, loss: float) -> dict[str, float]:
         """Log one console line after ``step`` steps and return rate and time left."""
         elapsed = time.perf_counter() - self.began
-        rate = step / elapsed
-        left = (self.steps - step) / rate
-        logger.info(
-            "%s  step %d/%d  loss %.4f  %.2f steps/s  %.0f tokens/s  %s left",
-            self.phase, step, self.steps, loss, rate, self.tokens / elapsed, _clock(left),
-        )  # fmt: skip
-        return {"steps_per_second": round(rate, 3), "tokens_per_second": round(self.tokens / elapsed, 1)}
+        rates = {"steps_per_second": round(step / elapsed, 3)}
+        shown = f"{step / elapsed:.2f} steps/s"
+        if self.tokens:  # cached features have none
+            rates["tokens_per_second"] = round(self.tokens / elapsed, 1)
+            shown += f"  {self.tokens / elapsed:.0f} tokens/s"
+        left = _clock((self.steps - step) / step * elapsed)
+        logger.info("%s  step %d/%d  loss %.4f  %s  %s left", self.phase, step, self.steps, loss, shown, left)
+        return rates
 
 
 def _clock(seconds: float) -> str:

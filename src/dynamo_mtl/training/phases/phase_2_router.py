@@ -31,8 +31,11 @@ from dynamo_mtl.training.step import StepBatch, mixture_backward, read_routing
 logger = logging.getLogger(__name__)
 
 
-HeldOut = tuple[Tensor, Tensor]
-"""Router features and true adapters of validation inputs."""
+BARE, INSTRUCTED, CROSSED = "bare", "instructed", "crossed"
+HeldOut = dict[str, tuple[Tensor, Tensor]]
+"""Router features and true adapters of validation inputs, by their kind."""
+TIE_BREAK = 1e-3
+"""Weight of the cross entropy in a score that is an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,25 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
 
 
 def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
-    """Accuracy and cross entropy of the router on features."""
-    features, routes = held_out
+    """Accuracy of the router on each kind of validation input.
+
+    The score is the accuracy on bare and instructed inputs, which both belong to the task that they come from; among
+    equals the lower cross entropy wins. Crossed ones are ambiguous enough to pull the choice away from these.
+    """
     system.model.eval()
-    with torch.no_grad():
-        weights = system.model.router(features).weights
-        loss = torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes)
-    return {SCORE: -float(loss), "accuracy": float((weights.argmax(dim=1) == routes).float().mean())}
+    values: dict[str, float] = {}
+    right: list[Tensor] = []
+    losses: list[Tensor] = []
+    for kind, (features, routes) in held_out.items():
+        with torch.no_grad():
+            weights = system.model.router(features).weights
+        correct = (weights.argmax(dim=1) == routes).float()
+        values[f"accuracy_{kind}"] = float(correct.mean())
+        if kind != CROSSED:
+            right.append(correct)
+            losses.append(torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes, reduction="none"))
+    loss = float(torch.cat(losses).mean())
+    return {SCORE: float(torch.cat(right).mean()) - TIE_BREAK * loss, "loss": loss, **values}
 
 
 class FeaturePhase:
@@ -92,7 +107,7 @@ class FeaturePhase:
         logger.info("%s  %d features cached", self.name, len(examples))
         self.order = SingleOrder(len(examples), config.router.feature_batch_size, config.seed)
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
-        self.eval_every = max(1, self.steps // 5)
+        self.eval_every = min(config.eval_every, max(1, self.steps // 5))
         self.groups = [router_group(source.system.model, config.router_lr, config)]
 
     def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
@@ -131,15 +146,17 @@ class FeaturePhase:
 
 
 def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
-    """Features and true adapters of validation inputs: bare or instructed, and some crossed."""
-    examples: list[EncodedExample] = []
+    """Features and true adapters of validation inputs, by kind: bare, instructed and crossed."""
+    kinds: dict[str, list[EncodedExample]] = {BARE: [], INSTRUCTED: [], CROSSED: []}
     rng = np.random.default_rng([config.seed, 3])
     for task in source.system.tasks:
         for example in first_examples(source.tables[task].validation, config.eval_examples):
-            instruction = source.instruction(task, rng, 0.5)
-            examples.append(source.router_input(task, example, instruction))
-            examples += source.crossed(task, example, rng)
-    return trunk_features(source.system, examples, config.token_budget)
+            if not source.system.config.tasks[task].requires_instruction:
+                kinds[BARE].append(source.router_input(task, example, None))
+            kinds[INSTRUCTED].append(source.router_input(task, example, source.instruction(task, rng, 1.0)))
+            kinds[CROSSED] += source.crossed(task, example, rng)
+    budget = config.token_budget
+    return {kind: trunk_features(source.system, inputs, budget) for kind, inputs in kinds.items() if inputs}
 
 
 class MixturePhase:
@@ -150,7 +167,7 @@ class MixturePhase:
         self.source, self.config, self.held_out = source, config, held_out
         self.objective = Objective(config)
         self.steps = config.router.mixture_steps
-        self.eval_every = max(1, self.steps // 2)
+        self.eval_every = min(config.eval_every, max(1, self.steps // 2))
         self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
         self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
 

@@ -1,0 +1,90 @@
+"""Scoring of a checkpoint: misrouted answers, what the oracle is asked again, instructions where they are required."""
+
+import json
+
+import pytest
+import torch
+
+from dynamo_mtl.config import load_config
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.evaluation import benchmark
+from dynamo_mtl.evaluation.benchmark import FORMAT, evaluate_checkpoint, make_routed_inputs, read_result
+from dynamo_mtl.inference.predictor import Prediction, Predictor
+from dynamo_mtl.model.checkpoint import CONFIG, Metadata
+from dynamo_mtl.tasks.tables import first_examples
+
+
+@pytest.fixture
+def saved(system, session_config, tmp_path):
+    """A checkpoint of the untrained small system."""
+    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(tmp_path / "model", metadata, session_config.to_yaml())
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def decided(monkeypatch):
+    """Every bare input is sent to sentiment; what was asked of the predictor is kept."""
+    asked = []
+    real = Predictor.predict
+
+    def predict(self, inputs, tasks=None):
+        asked.append((len(inputs), tasks))
+        predictions = real(self, inputs, tasks or ["sentiment"] * len(inputs))
+        return [Prediction(p.task, p.answer, [1.0, 0.0, 0.0, 0.0, 0.0]) for p in predictions]
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    return asked
+
+
+def test_an_answer_of_the_wrong_type_scores_nothing_and_the_oracle_is_asked_again(saved, decided):
+    config = load_config(saved / CONFIG)
+    result = evaluate_checkpoint(saved, config, "validation", ("dynamo", "oracle"))
+    assert result.systems["dynamo"]["qa"]["f1"] == 0
+    assert result.systems["dynamo"]["translation"]["bleu"] == 0
+    assert result.systems["dynamo"]["sentiment"] == result.systems["oracle"]["sentiment"]
+    # 12 examples a task by the router's choice; then the oracle for all but sentiment, which has its answers already.
+    assert decided == [(12, None)] * 5 + [(12, [name] * 12) for name in list(config.tasks)[1:]]
+    assert result.routing["bare"]["accuracy"] == pytest.approx(0.2)
+    assert result.routing["confusion"] == [[12, 0, 0, 0, 0]] * 5
+
+
+def test_a_mixture_of_adapters_is_no_oracle(saved, decided):
+    config = load_config(saved / CONFIG, ["router.top_k=2"])
+    evaluate_checkpoint(saved, config, "validation", ("dynamo", "oracle"))
+    assert [tasks for _, tasks in decided[5:]] == [[name] * 12 for name in config.tasks]
+
+
+def test_a_task_that_requires_an_instruction_is_judged_on_instructed_inputs(system, session_config, tables):
+    tasks = dict(session_config.tasks)
+    tasks["translation"] = tasks["translation"].model_copy(update={"requires_instruction": True})
+    system.config = session_config.model_copy(update={"tasks": tasks})
+    examples = {name: first_examples(table.validation, 3) for name, table in tables.items()}
+    kinds = make_routed_inputs(system, examples, 0)
+    assert [i.task for i in kinds["bare"]].count("translation") == 0
+    assert [i.task for i in kinds["instructed"]].count("translation") == 3
+    wording = system.tasks["translation"].evaluation_instructions[0]
+    seen = []
+    predictor = Predictor(system)
+    real = predictor.predict
+    predictor.predict = lambda inputs, hints=None: seen.extend(i.instruction for i in inputs) or real(inputs, hints)
+    benchmark._predict(predictor, examples, hint=True, label="test")
+    assert seen == [None] * 12 + [wording] * 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"format": FORMAT})])
+def test_a_file_that_is_no_result_is_refused(tmp_path, content):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(ConfigError, match="not a result file written by dynamo evaluate"):
+        read_result(tmp_path / "r.json")
+
+
+def test_a_single_task_system_is_scored(saved, tmp_path):
+    """The adapters of phase 1 beside the final model; their router may have another shape."""
+    from dynamo_mtl.inference.system import load_system
+
+    config = load_config(saved / CONFIG, ["router.hidden_sizes=[5]"])
+    alone, metadata = load_system(saved, torch.device("cpu"), config, with_router=False)
+    alone.save(tmp_path / "phase_1", metadata, config.to_yaml())
+    result = evaluate_checkpoint(saved, load_config(saved / CONFIG), "validation", ("oracle", "single_task"))
+    assert result.systems["single_task"] == result.systems["oracle"]

@@ -1,0 +1,72 @@
+"""Phase 2: what the router is trained and judged on."""
+
+import numpy as np
+import pytest
+import torch
+
+from dynamo_mtl.model.router import Routing
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import SCORE
+from dynamo_mtl.training.phases.phase_2_router import (
+    FeaturePhase,
+    routing_validation,
+    trunk_features,
+    validation_features,
+)
+
+
+@pytest.fixture
+def source(system, tables):
+    """Every text of a task that needs no context is crossed with another task's instruction."""
+    data = system.config.data.model_copy(update={"crossed_rate": 1.0})
+    system.config = system.config.model_copy(update={"data": data})
+    return ExampleSource(system, tables)
+
+
+def test_the_score_is_the_accuracy_on_bare_and_instructed_inputs(system, monkeypatch):
+    chosen = {1.0: [0.8, 0.2], 2.0: [0.4, 0.6]}
+
+    def router(features):
+        weights = torch.tensor([chosen[value] for value in features[:, 0].tolist()])
+        return Routing(weights.log(), weights)
+
+    monkeypatch.setattr(system.model.router, "forward", router)
+    held_out = {
+        "bare": (torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1])),
+        "instructed": (torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1])),
+        "crossed": (torch.tensor([[1.0]]), torch.tensor([1])),
+    }
+    values = routing_validation(system, held_out)
+    assert (values["accuracy_bare"], values["accuracy_instructed"], values["accuracy_crossed"]) == (1.0, 0.5, 0.0)
+    loss = -np.log([0.8, 0.6, 0.8, 0.2]).mean()
+    assert values["loss"] == pytest.approx(loss)
+    assert values[SCORE] == pytest.approx(0.75 - 1e-3 * loss)
+
+
+def test_every_kind_of_validation_input_is_there(source, session_config):
+    held_out = validation_features(source, session_config.training)
+    count = session_config.training.eval_examples
+    assert set(held_out) == {"bare", "instructed", "crossed"}
+    features, routes = held_out["bare"]
+    assert torch.bincount(routes).tolist() == [count] * 5
+    assert torch.equal(routes, held_out["instructed"][1])
+    assert len(held_out["crossed"][1]) == 4 * count
+    first = source.tables["qa"].validation[0]
+    example = source.system.encode_for_router(first["text"], first["context"], None, "qa")
+    torch.testing.assert_close(features[count], trunk_features(source.system, [example], 8192)[0][0])
+
+
+def test_twins_are_the_same_text_under_two_wordings(source, session_config):
+    config = session_config.training
+    phase = FeaturePhase(source, config, validation_features(source, config))
+    twins = 0
+    for step in range(phase.order.steps_per_epoch):
+        batch = phase.draw(step)
+        rows = phase.order.batch(step)
+        assert torch.equal(batch.features[: len(rows)], phase.features[rows].float())
+        for first, second in batch.twins.tolist():
+            assert phase.twins[rows[first]] == rows[first] + 1
+            assert torch.equal(batch.features[second], phase.features[rows[first] + 1].float())
+            assert batch.routes[first] == batch.routes[second]
+            twins += 1
+    assert twins == len(phase.twins) > 0
