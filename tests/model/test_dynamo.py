@@ -9,7 +9,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone, compute_dtype
 from dynamo_mtl.model.encoder import PackedAttention
-from dynamo_mtl.model.router import Router, RouterConfig, lead_tokens, pool, top_k_weights
+from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at
 
@@ -77,20 +77,21 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
 def test_the_router_reads_first_tokens_and_means_of_all_windows():
     hidden = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
     batch = build_batch([Window([5, 6], 0), Window([5, 6], 0), Window([5], 1)], [], 0)
-    lead = lead_tokens(batch, separator=6)
-    assert lead.tolist() == [True, True, True, True, True]
-    features = pool(hidden, batch, lead)
-    # Example 0: windows (first 1, mean 2) and (first 5, mean 6); example 1: one token.
-    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0, 4.0], [2.0, 2.0, 2.0]]))
+    features = pool(hidden, batch, stretches(batch, separator=6))
+    # Example 0: windows (first 1, means 2) and (first 5, means 6); example 1: one token.
+    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0]]))
 
 
-def test_the_lead_of_a_question_with_a_context_is_the_question():
-    batch = build_batch([Window([0, 5, 6, 7, 8, 6], 0), Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
-    lead = lead_tokens(batch, separator=6)
-    assert lead.int().tolist() == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1]
-    features = pool(torch.arange(12.0)[:, None], batch, lead)
-    # Example 0: first 0, mean 2.5, mean of the first three 1; example 1: means of two windows.
-    torch.testing.assert_close(features, torch.tensor([[0.0, 2.5, 1.0], [8.0, 9.0, 9.0]]))
+def test_the_lead_is_what_stands_before_the_context_and_the_opening_the_first_tokens():
+    question = Window([0, 5, 6, *[7] * 8, 6], 0)
+    batch = build_batch([question, Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
+    everything, lead, opening = stretches(batch, separator=6)
+    assert everything.tolist() == [1.0] * 18
+    assert lead.tolist() == [1.0] * 3 + [0.0] * 9 + [1.0] * 6
+    assert opening.tolist() == [1.0] * 8 + [0.0] * 4 + [1.0] * 6
+    features = pool(torch.arange(18.0)[:, None], batch, [everything, lead, opening])
+    # Example 0: first 0, means of 0 to 11, 0 to 2 and 0 to 7; example 1: means over its two windows.
+    torch.testing.assert_close(features, torch.tensor([[0.0, 5.5, 1.0, 3.5], [14.0, 15.0, 15.0, 15.0]]))
 
 
 def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
@@ -101,9 +102,8 @@ def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
         states = [encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)]
         for layer in range(system.model.tap_layer):
             states.append(encoder.run(states[-1], attention, layer, layer + 1))
-        expected = torch.cat(
-            [pool(state, batch, lead_tokens(batch, system.model.separator)) for state in states], dim=1
-        )
+        means = stretches(batch, system.model.separator)
+        expected = torch.cat([pool(state, batch, means) for state in states], dim=1)
     assert len(states) > 1
     torch.testing.assert_close(system.model.trunk(batch).features, expected)
 

@@ -25,7 +25,7 @@ from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.encoder import Cache, PackedAttention
 from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead, build_head
 from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
-from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, lead_tokens, pool, top_k_weights
+from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
 
 
 class ModelConfig(BaseModel):
@@ -124,11 +124,11 @@ class DynamoModel(nn.Module):
         )
         with torch.no_grad():
             hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
-            lead = lead_tokens(batch, self.separator)
-            pooled = [pool(hidden, batch, lead)]
+            means = stretches(batch, self.separator)
+            pooled = [pool(hidden, batch, means)]
             for layer in range(self.tap_layer):
                 hidden = self.encoder.run(hidden, attention, layer, layer + 1)
-                pooled.append(pool(hidden, batch, lead))
+                pooled.append(pool(hidden, batch, means))
         return Trunk(hidden, torch.cat(pooled, dim=1), recorded)
 
     def forward(

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from dynamo_mtl.model.batch import Batch
 
-POOLED = 3
-"""Vectors of the encoder's width that ``pool`` gives for every layer."""
+POOLED = 4
+"""Vectors of the encoder's width that ``pool`` gives for every layer: the first token and three means."""
+OPENING = 8
+"""Tokens at the start of a window in which an instruction is looked for."""
 
 
 class RouterConfig(BaseModel):
@@ -44,36 +46,38 @@ class Routing:
     """``(examples, adapters)``, softmax of ``logits / temperature``, fp32."""
 
 
-def lead_tokens(batch: Batch, separator: int) -> Tensor:
-    """Which source tokens stand before or at the first separator of their window: ``(tokens,)``.
+def stretches(batch: Batch, separator: int) -> list[Tensor]:
+    """Which source tokens each mean of ``pool`` is over, as weights ``(tokens,)``.
 
-    The lead of a question with a context is the question; a text by itself is all lead.
+    All tokens of a window; its lead, the tokens before or at the first separator (of a question with a context, the
+    question; a text by itself is all lead); and its opening, where an instruction stands.
     """
     separators = (batch.ids == separator).long()
     before = separators.cumsum(0) - separators
-    return before == before.index_select(0, batch.starts).index_select(0, batch.windows)
+    window_starts = batch.starts.index_select(0, batch.windows)
+    lead = before == before.index_select(0, window_starts)
+    opening = torch.arange(len(batch.ids), device=batch.ids.device) - window_starts < OPENING
+    return [torch.ones_like(lead).float(), lead.float(), opening.float()]
 
 
-def pool(hidden: Tensor, batch: Batch, lead: Tensor) -> Tensor:
-    """Router features: first token, mean and mean of the lead of each window, averaged over an example's windows.
+def pool(hidden: Tensor, batch: Batch, means: list[Tensor]) -> Tensor:
+    """Router features: each window's first token and its means, averaged over the windows of an example.
 
-    A mean over 450 words drowns a six-word instruction; the first token's state keeps it. The mean of the lead tells a
-    question that has a context from one long text, however alike their words are.
+    A mean over 450 words drowns a six-word instruction; the first token and the opening keep it. The lead tells
+    a question that has a context from one long text, however alike their words are.
 
     Args:
         hidden: ``(tokens, hidden)`` states of the source tokens in one layer.
         batch: where the windows of the examples lie in it.
-        lead: ``(tokens,)`` see ``lead_tokens``.
+        means: weights ``(tokens,)`` of each mean, see ``stretches``.
 
     Returns:
-        ``(examples, POOLED · hidden)`` in fp32.
+        ``(examples, (1 + means) · hidden)`` in fp32.
     """
     hidden = hidden.float()
     windows = len(batch.starts)
-    first = hidden.index_select(0, batch.starts)
-    mean = _group_mean(hidden, hidden.new_ones(len(hidden)), batch.windows, windows)
-    lead_mean = _group_mean(hidden, lead.to(hidden), batch.windows, windows)
-    features = torch.cat([first, mean, lead_mean], dim=1)
+    pooled = [_group_mean(hidden, weights, batch.windows, windows) for weights in means]
+    features = torch.cat([hidden.index_select(0, batch.starts), *pooled], dim=1)
     return _group_mean(features, features.new_ones(windows), batch.examples, batch.example_count)
 
 
