@@ -8,6 +8,7 @@ import torch
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.storage import write_manifest
 
 
 @pytest.fixture
@@ -57,12 +58,21 @@ def test_saving_again_replaces_it(system, saved):
 def test_a_mismatch_is_refused_with_words(saved, change, message):
     path = saved / "dynamo.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_manifest(saved)
     with pytest.raises(CheckpointError, match=message):
         load_system(saved, torch.device("cpu"))
 
 
+def test_an_older_format_is_read_without_a_manifest(saved):
+    path = saved / "dynamo.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    (saved / "manifest.json").unlink()
+    assert load_system(saved, torch.device("cpu"))[1].format == 1
+
+
 def test_a_broken_tensor_file_is_named(saved):
     (saved / "heads" / "qa.safetensors").write_bytes(b"not tensors")
+    write_manifest(saved)
     with pytest.raises(CheckpointError, match=r"qa\.safetensors: cannot be read"):
         load_system(saved, torch.device("cpu"))
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from dynamo_mtl.data.sources import DATA_PATH, DataConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
 from dynamo_mtl.model.backbone import Backbone, load_backbone
-from dynamo_mtl.model.checkpoint import CONFIG, Metadata, load_checkpoint, read_metadata, save_checkpoint
+from dynamo_mtl.model.checkpoint import CONFIG, Metadata, load_checkpoint, open_checkpoint, save_checkpoint
 from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
@@ -193,9 +193,9 @@ def load_system(
         with_router: read the router too; without, the system has a fresh one of any shape.
 
     Raises:
-        CheckpointError: not a checkpoint, or made for other tasks or another backbone.
+        CheckpointError: not a checkpoint, damaged, or made for other tasks or another backbone.
     """
-    read_metadata(folder)
+    metadata = open_checkpoint(folder)
     config = config or read_system_config(folder / CONFIG)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
     tasks = make_tasks(config)
@@ -210,7 +210,7 @@ def load_system(
             except Exception as error:  # the library raises bare exceptions
                 raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
     system = _assemble(config, tasks, backbone, device)
-    metadata = load_checkpoint(folder, system.model, backbone.weight_hash, with_router)
+    load_checkpoint(folder, metadata, system.model, backbone.weight_hash, with_router)
     return system, metadata
 
 

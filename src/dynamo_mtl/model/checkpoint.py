@@ -1,18 +1,16 @@
 """A saved model: a folder that other programs can read.
 
     config.yaml · dynamo.json · adapters/<task>/ (a PEFT folder) · heads/<task>.safetensors · router.safetensors
-    vocabularies/<task>.json · tokenizer files
+    vocabularies/<task>.json · tokenizer files · manifest.json
 
-Everything is safetensors, JSON or YAML. A folder is written beside its place and renamed, so that a half-written one
-is never seen under the final name.
+Everything is safetensors, JSON or YAML, never code. ``storage.py`` says how the folder is written and verified.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,10 @@ from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import SITES
 from dynamo_mtl.model.lora import Adapter
+from dynamo_mtl.storage import verify_folder, write_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no manifest of its files; it is read without being verified."""
 METADATA = "dynamo.json"
 CONFIG = "config.yaml"
 CARD = "README.md"
@@ -66,7 +66,13 @@ class Metadata:
 
 
 def save_checkpoint(
-    folder: Path, model: DynamoModel, metadata: Metadata, config: str, vocabularies: dict[str, str], tokenizer: Path
+    folder: Path,
+    model: DynamoModel,
+    metadata: Metadata,
+    config: str,
+    vocabularies: dict[str, str],
+    tokenizer: Path,
+    extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint, replacing an older one at the same place only once the new one is complete.
 
@@ -77,13 +83,14 @@ def save_checkpoint(
         config: the resolved configuration as YAML.
         vocabularies: own target vocabularies as JSON texts, by task.
         tokenizer: folder to copy the tokenizer's files from.
+        extra: writes further files into the folder that it is given.
 
     Raises:
         CheckpointError: the folder cannot be written; an older checkpoint stays as it was.
     """
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        (staging / "heads").mkdir(parents=True)
+
+    def fill(staging: Path) -> None:
+        (staging / "heads").mkdir()
         (staging / "vocabularies").mkdir()
         (staging / METADATA).write_text(json.dumps(asdict(metadata), indent=2) + "\n", encoding="utf-8")
         (staging / CONFIG).write_text(config, encoding="utf-8")
@@ -97,15 +104,12 @@ def save_checkpoint(
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, staging / name)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-            os.replace(folder, old)
-            os.replace(staging, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, folder)
+        if extra is not None:
+            extra(staging)
+
+    try:
+        write_folder(folder, fill)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(f"{folder}: the checkpoint could not be written ({error})") from error
 
 
@@ -194,13 +198,26 @@ def read_metadata(folder: Path) -> Metadata:
         raise CheckpointError(f"{path}: not readable as checkpoint metadata ({error})") from error
 
 
-def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str, with_router: bool = True) -> Metadata:
+def open_checkpoint(folder: Path) -> Metadata:
+    """Read ``dynamo.json`` and verify every file of the folder.
+
+    Raises:
+        CheckpointError: not a checkpoint, of a newer format, or a file of it is missing or damaged.
+    """
+    metadata = read_metadata(folder)
+    if metadata.format > 1:
+        verify_folder(folder)
+    return metadata
+
+
+def load_checkpoint(
+    folder: Path, metadata: Metadata, model: DynamoModel, weight_hash: str, with_router: bool = True
+) -> None:
     """Load adapters, heads and, unless told not to, the router into a model of the same tasks and backbone.
 
     Raises:
         CheckpointError: other tasks, another backbone, a missing file or tensors that do not fit.
     """
-    metadata = read_metadata(folder)
     if metadata.tasks != model.task_names:
         raise CheckpointError(
             f"{folder}: was trained for the tasks {', '.join(metadata.tasks)}, not {', '.join(model.task_names)}"
@@ -214,7 +231,6 @@ def load_checkpoint(folder: Path, model: DynamoModel, weight_hash: str, with_rou
         load_task(folder, model, name)
     if with_router:
         _load(model.router, folder / "router.safetensors")
-    return metadata
 
 
 def load_task(folder: Path, model: DynamoModel, name: str) -> None:

@@ -1,0 +1,168 @@
+"""Folders that are written whole or not at all, and that say which file has changed since.
+
+A folder is filled under a temporary name, every file is hashed into ``manifest.json``, everything is flushed to the
+disk, and only then does the folder get its name. It is removed by taking its name away first. So whatever a killed
+process or a full disk leaves behind, a folder that is seen under its name is complete, and one that was changed later
+is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dynamo_mtl.errors import CheckpointError, ConfigError
+
+MANIFEST = "manifest.json"
+UNHASHED = ("README.md",)
+"""Files for people, which may be edited."""
+_BLOCK = 1 << 20
+
+
+def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder, replacing an older one at the same place only once the new one is complete.
+
+    Args:
+        place: final path.
+        fill: writes the files into the folder that it is given.
+
+    Raises:
+        OSError: it cannot be written; what was at ``place`` before is as it was.
+    """
+    staging, old = _hidden(place, "new"), _hidden(place, "old")
+    try:
+        staging.mkdir(parents=True)
+        fill(staging)
+        write_manifest(staging)
+        for path in (*_files(staging), *(p for p in staging.rglob("*") if p.is_dir()), staging):
+            _flush(path)
+        if place.exists():
+            os.replace(place, old)
+        os.replace(staging, place)
+        _flush(place.parent)
+    except BaseException:
+        if old.exists() and not place.exists():
+            os.replace(old, place)
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Vouch for the files that are in a folder now: their sizes and SHA-256."""
+    digests = {_name(f, folder): _digest(f) for f in _files(folder) if f.name != MANIFEST}
+    manifest = {name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_folder(folder: Path) -> None:
+    """See that a folder holds exactly the files that were written, byte for byte.
+
+    Raises:
+        CheckpointError: no manifest, or a file that is missing, changed, or not in it; the message names it.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in json.loads(path.read_bytes()).items()}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read, so nothing vouches for the folder ({error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a manifest ({error})") from error
+    present = {_name(f, folder) for f in _files(folder)} - {MANIFEST}
+    for name in sorted(present ^ manifest.keys()):
+        what = "missing" if name in manifest else f"not in {MANIFEST}, so it does not belong there"
+        raise CheckpointError(f"{folder / name}: {what}")
+    for name, (size, sha) in manifest.items():
+        found = _digest(folder / name)
+        if found != (size, sha):
+            change = f"{found[0]} bytes instead of {size}" if found[0] != size else "its contents changed"
+            raise CheckpointError(f"{folder / name}: damaged since it was written ({change})")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: first its name, then its files, so that a killed removal leaves no half of it."""
+    trash = _hidden(folder, "trash")
+    os.replace(folder, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Clear away what killed writers left under ``parent``; call it only while nothing writes there.
+
+    A folder whose writer was killed between taking the old one's name away and giving it to the new one gets it back.
+    """
+    for left in sorted(parent.glob(".*.old")):
+        place = parent / left.name[1:].rsplit(".", maxsplit=2)[0]
+        if not place.exists() and _complete(left):
+            os.replace(left, place)
+    for suffix in ("new", "old", "trash"):
+        for left in parent.glob(f".*.{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def only_writer(folder: Path, key: str) -> FileLock:
+    """Take a lock on ``folder`` until it is released or the process ends.
+
+    Raises:
+        ConfigError: another process writes there; the message names ``key``.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"{key}: another run is writing to {folder}; give this one a folder of its own") from error
+    return lock
+
+
+def _hidden(place: Path, suffix: str) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that a manifest speaks of; links are refused, since they lead out of the folder."""
+    found: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a link; a checkpoint holds plain files only")
+        if path.is_file() and _name(path, folder) not in UNHASHED:
+            found.append(path)
+    return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file."""
+    sha, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            sha.update(block)
+            size += len(block)
+    return size, sha.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
