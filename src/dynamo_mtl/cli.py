@@ -28,6 +28,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="Configuration file.")],
     overrides: Overrides = None,
     phase: Annotated[str, typer.Option(help="1, 2, 3 or all.")] = "all",
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that did not end: latest, or the folder of a state.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Train the three phases, or one of them from the checkpoint of the one before."""
@@ -36,8 +39,14 @@ def train(
         raise ConfigError(f"--phase: found '{phase}', use 1, 2, 3 or all")
     from dynamo_mtl.config import load_config
     from dynamo_mtl.training.pipeline import train as run
+    from dynamo_mtl.training.resume import Stopped
 
-    last = run(load_config(config, overrides or []), (1, 2, 3) if phase == "all" else (int(phase),))
+    phases = (1, 2, 3) if phase == "all" else (int(phase),)
+    try:
+        last = run(load_config(config, overrides or []), phases, resume)
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise SystemExit(stopped.code) from None
     typer.echo(f"trained: {last}")
 
 

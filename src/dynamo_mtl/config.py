@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamo_mtl.settings import read_settings, validate
-from dynamo_mtl.training.pipeline import PipelineConfig
+from dynamo_mtl.training.settings import PipelineConfig
 
 
 class DynamoConfig(PipelineConfig):

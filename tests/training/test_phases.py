@@ -29,27 +29,27 @@ def trained(tmp_path_factory, tiny_settings, tiny_roberta):
     settings = {**tiny_settings, "log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
     (folder / "config.yaml").write_text(dump_yaml(settings))
     backbones, predictions = [], []
-    real = pipeline._run
+    real = pipeline.run_phase
 
-    def watched(phase, source, *rest):
-        before = {n: t.clone() for n, t in source.system.model.encoder.state_dict().items()}
-        real(phase, source, *rest)
-        backbones.append((before, source.system.model.encoder.state_dict()))
-        if phase == 3:
-            predictions.extend(Predictor(source.system).predict(INPUTS))
+    def watched(phase, system, *rest):
+        before = {n: t.clone() for n, t in system.model.encoder.state_dict().items()}
+        real(phase, system, *rest)
+        backbones.append((before, system.model.encoder.state_dict()))
+        if phase.name == "phase 3 joint":
+            predictions.extend(Predictor(system).predict(INPUTS))
 
-    pipeline._run = watched
+    pipeline.run_phase = watched
     try:
         last = train(load_config(folder / "config.yaml"), (1, 2, 3))
     finally:
-        pipeline._run = real
+        pipeline.run_phase = real
     assert last == folder / "checkpoints" / "final_model"
     return folder, backbones, predictions
 
 
 def test_the_backbone_is_bit_identical_after_every_phase(trained):
     _, backbones, _ = trained
-    assert len(backbones) == 3
+    assert len(backbones) == 8
     for before, after in backbones:
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)

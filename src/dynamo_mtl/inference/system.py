@@ -136,14 +136,14 @@ class System:
         source = self.source.encode(text, context, instruction)
         return EncodedExample(self.route_of(task), [w.ids for w in source.windows])
 
-    def save(self, folder: Path, metadata: Metadata, config: str) -> None:
-        """Write a checkpoint; ``config`` is the resolved configuration as YAML."""
+    def save(self, folder: Path, metadata: Metadata, config: str, extra: Callable[[Path], None] | None = None) -> None:
+        """Write a checkpoint; ``config`` is the resolved configuration as YAML, ``extra`` writes further files."""
         own = {
             name: task.vocabulary.to_json()
             for name, task in self.tasks.items()
             if isinstance(task, GenerationTask) and task.vocabulary.own
         }
-        save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder)
+        save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder, extra)
 
 
 def make_tasks(config: SystemConfig) -> dict[str, Task]:

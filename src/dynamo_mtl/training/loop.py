@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.training.objective import LOSS
@@ -21,6 +23,7 @@ from dynamo_mtl.training.optimizer import (
     make_optimizer,
     warmup_and_decay,
 )
+from dynamo_mtl.training.resume import LoopState, StopSignals
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.tracking import MetricsLog, Progress
 
@@ -65,6 +68,10 @@ class Phase(Protocol):
         """Validation values, among them ``score``."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """What the phase found out when it began and cannot find out again later, as JSON."""
+        ...
+
 
 class _Draws(Dataset[Any]):
     """A phase's batches as a data set, so that worker processes can prepare them."""
@@ -80,48 +87,169 @@ class _Draws(Dataset[Any]):
 
 
 def run_phase(
-    phase: Phase, system: System, config: TrainingConfig, workers: int, accelerator: Accelerator, log: MetricsLog
+    phase: Phase,
+    system: System,
+    config: TrainingConfig,
+    workers: int,
+    accelerator: Accelerator,
+    log: MetricsLog,
+    keeper: Keeper | None = None,
+    start: LoopState | None = None,
 ) -> None:
     """Train one phase and leave the model in its best validated state.
 
     The state before the first step takes part in the choice, so a phase cannot make a validated model worse.
+
+    Args:
+        phase: what is trained, on what, and how it is judged.
+        system: the model; only what the phase names is trained.
+        config: schedule, clipping, logging.
+        workers: processes that prepare batches.
+        accelerator: device, mixed precision and trackers.
+        log: where values go.
+        keeper: saves the run as it goes on, if given.
+        start: go on from here instead of from the first step.
     """
-    parameters = [p for group in phase.groups for p in group["params"]]
-    freeze_all_but(system.model, parameters)
-    plain = make_optimizer(phase.groups, system.device)
-    schedule = torch.optim.lr_scheduler.LambdaLR(plain, warmup_and_decay(phase.steps, config.warmup_ratio))
-    optimizer = accelerator.prepare_optimizer(plain)
-    scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled
-    router = system.model.router
-    # The temperature follows its schedule without being trained; it is part of the validated state all the same.
-    kept = [*parameters, router.log_temperature, router.get_buffer("scheduled_log_temperature")]
-    best = _Best(kept, config.patience)
-    best.update(_validate(phase, 0, log))
-    progress = Progress(phase.name, phase.steps)
-    recent: list[dict[str, Tensor]] = []
-    for step, batch in enumerate(DataLoader(_Draws(phase), batch_size=None, num_workers=workers), start=1):
-        system.model.train()
-        optimizer.zero_grad(set_to_none=True)
-        recent.append(phase.backward(batch, step - 1, scale))
-        drop_idle_gradients(phase.groups, batch.tasks)
-        accelerator.unscale_gradients(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], config.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        progress.tokens += batch.tokens
-        if step % config.log_every == 0 or step == phase.steps:
-            terms = {name: float(torch.stack([r[name] for r in recent]).mean()) for name in recent[0]}
-            rates = progress.line(step, terms[LOSS])
-            log.write(phase.name, step, {**terms, "grad_norm": float(norm), **rates})
-            recent = []
-        if step % phase.eval_every == 0 or step == phase.steps:
-            best.update(_validate(phase, step, log))
-            if best.exhausted:
-                logger.info("%s  stopped early after %d steps", phase.name, step)
-                break
-    best.restore()
+    loop = _Loop(phase, system, config, accelerator)
+    if start is None:
+        loop.best.update(_validate(phase, 0, log))
+    else:
+        loop.restore(start)
+    progress = Progress(phase.name, phase.steps, loop.step)
+    with keeper.stop.deferred() if keeper is not None else nullcontext():
+        for batch in _batches(phase, loop.step, workers):
+            loop.update(batch)
+            progress.tokens += batch.tokens
+            if loop.step % config.log_every == 0 or loop.step == phase.steps:
+                terms = loop.take_terms()
+                rates = progress.line(loop.step, terms[LOSS])
+                log.write(phase.name, loop.step, {**terms, "grad_norm": loop.norm, **rates})
+            if loop.step % phase.eval_every == 0 or loop.step == phase.steps:
+                loop.best.update(_validate(phase, loop.step, log))
+                if loop.best.exhausted:
+                    logger.info("%s  stopped early after %d steps", phase.name, loop.step)
+                    break
+            if keeper is not None:
+                keeper.after_step(loop.step, loop.numbers, loop.tensors)
+    loop.best.restore()
     freeze_all_but(system.model, [])
     accelerator.free_memory()  # forget this phase's optimizer
+
+
+class Keeper(Protocol):
+    """Saves a run between two steps."""
+
+    stop: StopSignals
+
+    def after_step(
+        self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
+        ...
+
+
+class _Loop:
+    """What changes from step to step, beside the model."""
+
+    def __init__(self, phase: Phase, system: System, config: TrainingConfig, accelerator: Accelerator) -> None:
+        self.phase, self.system, self.config, self.accelerator = phase, system, config, accelerator
+        self.parameters = [p for group in phase.groups for p in group["params"]]
+        freeze_all_but(system.model, self.parameters)
+        self.plain = make_optimizer(phase.groups, system.device)
+        decay = warmup_and_decay(phase.steps, config.warmup_ratio)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.plain, decay)
+        self.optimizer = accelerator.prepare_optimizer(self.plain)
+        self.scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled
+        router = system.model.router
+        # The temperature follows its schedule without being trained; it is part of the validated state all the same.
+        kept = [*self.parameters, router.log_temperature, router.get_buffer("scheduled_log_temperature")]
+        self.best = _Best(kept, config.patience)
+        self.step = 0
+        self.norm = 0.0
+        self.recent: list[dict[str, Tensor]] = []
+
+    def update(self, batch: Any) -> None:
+        """One optimizer step."""
+        self.system.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recent.append(self.phase.backward(batch, self.step, self.scale))
+        drop_idle_gradients(self.phase.groups, batch.tasks)
+        self.accelerator.unscale_gradients(self.optimizer)
+        present = [p for p in self.parameters if p.grad is not None]
+        self.norm = float(torch.nn.utils.clip_grad_norm_(present, self.config.max_grad_norm))
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+
+    def take_terms(self) -> dict[str, float]:
+        """Means of the terms of all steps since the last call."""
+        terms = {name: float(torch.stack([r[name] for r in self.recent]).mean()) for name in self.recent[0]}
+        self.recent = []
+        return terms
+
+    def numbers(self) -> dict[str, Any]:
+        """What a state keeps as JSON."""
+        scaler = self.accelerator.scaler
+        return {
+            "phase": self.phase.state(),
+            "rates": [group["lr"] for group in self.plain.param_groups],
+            "best": {"score": self.best.score, "worse": self.best.worse},
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "recent": len(self.recent),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state keeps as tensors."""
+        kept: dict[str, Tensor] = {f"best.{i}": tensor for i, tensor in enumerate(self.best.state)}
+        for i, parameter in enumerate(self.parameters):
+            kept.update({f"moments.{i}.{name}": value for name, value in self.plain.state[parameter].items()})
+        for i, terms in enumerate(self.recent):
+            kept.update({f"recent.{i}.{name}": value for name, value in terms.items()})
+        return kept
+
+    def restore(self, state: LoopState) -> None:
+        """Go on from a state that ``numbers`` and ``tensors`` made."""
+        self.step = state.step
+        numbers, groups = state.numbers, _by_prefix(state.tensors)
+        for group, rate in zip(self.plain.param_groups, numbers["rates"], strict=True):
+            group["lr"] = rate
+        self.schedule.last_epoch, self.schedule._step_count = state.step, state.step + 1
+        for i, parameter in enumerate(self.parameters):
+            moments = groups.get(f"moments.{i}", {})
+            # The step count of the fused kernel lives beside the parameter; all else has the parameter's shape.
+            self.plain.state[parameter] = {n: t.to(parameter.device) for n, t in moments.items()}
+        for i, tensor in enumerate(self.best.state):
+            tensor.copy_(state.tensors[f"best.{i}"])
+        self.best.score, self.best.worse = numbers["best"]["score"], numbers["best"]["worse"]
+        device = self.system.device
+        self.recent = [
+            {name: t.to(device) for name, t in groups[f"recent.{i}"].items()} for i in range(numbers["recent"])
+        ]
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(numbers["scaler"])
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """``moments.3.exp_avg`` → ``{"moments.3": {"exp_avg": …}}``."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, _, last = name.rpartition(".")
+        groups.setdefault(prefix, {})[last] = tensor
+    return groups
+
+
+def _batches(phase: Phase, first: int, workers: int) -> DataLoader[Any]:
+    # A generator of its own: the loader would else take a number from the one that dropout uses.
+    draws = Subset(_Draws(phase), range(first, phase.steps))
+    generator = torch.Generator()
+    return DataLoader(
+        draws, batch_size=None, num_workers=workers, generator=generator, worker_init_fn=_leave_signals_to_the_parent
+    )
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unscaled(loss: Tensor) -> Tensor:

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
-import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from pydantic import Field
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
-from dynamo_mtl.inference.system import System, SystemConfig, build_system, load_system, make_tasks
+from dynamo_mtl.inference.system import System, build_system, load_system, make_tasks
 from dynamo_mtl.model.checkpoint import METADATA, Metadata
+from dynamo_mtl.storage import only_writer, sweep
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Task
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
-from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.loop import Phase, run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, MixturePhase, validation_features
 from dynamo_mtl.training.phases.phase_3_joint import JointPhase
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.resume import LoopState
+from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.states import STATES, RunStates
 from dynamo_mtl.training.tracking import MetricsLog
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = {1: "phase_1", 2: "phase_2", 3: "final_model"}
 """Checkpoint folder of each phase."""
-
-
-class PipelineConfig(SystemConfig):
-    """A system and how it is trained."""
-
-    training: TrainingConfig = TrainingConfig()
-    log_dir: str = "./logs"
-    checkpoint_dir: str = "./checkpoints"
-    use_wandb: bool = False
-    wandb_project: str = "dynamo"
-    wandb_tags: list[str] = Field(default_factory=list)
 
 
 def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:
@@ -58,8 +50,13 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
     }
 
 
-def train(config: PipelineConfig, phases: Iterable[int]) -> Path:
+def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = None) -> Path:
     """Run phases in order; each starts from the checkpoint of the one before.
+
+    Args:
+        config: what is trained, and how.
+        phases: any of 1, 2 and 3.
+        resume: go on with a run that did not end: ``latest``, or the folder of one of its states.
 
     Returns:
         The folder of the last checkpoint.
@@ -67,6 +64,7 @@ def train(config: PipelineConfig, phases: Iterable[int]) -> Path:
     Raises:
         DynamoError: bad configuration, data or backbone, or the checkpoint of an earlier phase is missing; before any
             training starts.
+        Stopped: SIGTERM or Ctrl-C; the run has been saved.
     """
     chosen = sorted(set(phases))
     folder = Path(config.checkpoint_dir)
@@ -80,48 +78,89 @@ def train(config: PipelineConfig, phases: Iterable[int]) -> Path:
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
     tables = load_tables(config, make_tasks(config))
-    system, metadata = _start(config, tables, before, accelerator.device)
+    states = RunStates(folder / STATES, config, chosen)
+    place, state = states.find(resume)
+    system, metadata = _start(config, tables, place or before, accelerator.device)
+    states.check_data(metadata, tables)
     source = ExampleSource(system, tables)
     writable_folder(folder, "checkpoint_dir")
-    log = MetricsLog(Path(config.log_dir), accelerator)
-    _start_trackers(config, accelerator)
-    if config.training.compile:
-        for layer in system.model.encoder.layers:
-            layer.compile()
-    last = folder
+    lock = only_writer(folder, "checkpoint_dir")
     try:
-        for phase in chosen:
-            began = time.perf_counter()
-            _run(phase, source, config, accelerator, log)
-            seconds = metadata.train_seconds + time.perf_counter() - began
-            metadata = replace(metadata, phase=FOLDERS[phase], train_seconds=round(seconds, 1))
-            last = folder / FOLDERS[phase]
-            system.save(last, metadata, config.to_yaml())
-            logger.info("saved %s", last)
+        sweep(folder)
+        sweep(states.folder)
+        log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
+        _start_trackers(config, accelerator)
+        if config.training.compile:
+            for layer in system.model.encoder.layers:
+                layer.compile()
+        try:
+            with states.stop.installed():
+                states.follow(system, metadata, log, state)
+                return _run(source, config, accelerator, log, states, state)
+        finally:
+            log.close()
     finally:
-        log.close()
-    return last
+        lock.release()
 
 
-def _run(phase: int, source: ExampleSource, config: PipelineConfig, accelerator: Accelerator, log: MetricsLog) -> None:
-    workers, settings = config.data.num_workers, config.training
-    if phase == 1:
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one optimizer."""
+
+    phase: int
+    make: Callable[[dict[str, Any]], Phase]
+    """Makes it from what ``Phase.state`` gave when it began; from nothing at first. Must not use torch's random state."""
+    workers: int
+
+
+def _stages(source: ExampleSource, config: PipelineConfig, phases: Sequence[int]) -> list[Stage]:
+    settings, workers = config.training, config.data.num_workers
+    stages: list[Stage] = []
+    if 1 in phases:
         for task in source.system.tasks:
-            run_phase(AdapterPhase(source, task, settings), source.system, settings, workers, accelerator, log)
-    elif phase == 2:
-        held_out = validation_features(source, settings)
+            stages.append(Stage(1, lambda _, task=task: AdapterPhase(source, task, settings), workers))
+    if 2 in phases:
+        held_out = functools.cache(lambda: validation_features(source, settings))
         if settings.routing_weight:  # without the known task, there is nothing to learn from features alone
-            run_phase(FeaturePhase(source, settings, held_out), source.system, settings, 0, accelerator, log)
+            stages.append(Stage(2, lambda _: FeaturePhase(source, settings, held_out()), 0))
         if settings.router.mixture_steps:
-            run_phase(MixturePhase(source, settings, held_out), source.system, settings, workers, accelerator, log)
-    else:
-        run_phase(JointPhase(source, settings), source.system, settings, workers, accelerator, log)
+            stages.append(Stage(2, lambda _: MixturePhase(source, settings, held_out()), workers))
+    if 3 in phases:
+        stages.append(Stage(3, lambda known: JointPhase(source, settings, known.get("ranked")), workers))
+    return stages
+
+
+def _run(
+    source: ExampleSource,
+    config: PipelineConfig,
+    accelerator: Accelerator,
+    log: MetricsLog,
+    states: RunStates,
+    state: LoopState | None,
+) -> Path:
+    """Train all stages from ``state`` on. Returns the last phase's checkpoint."""
+    stages = _stages(source, config, states.phases)
+    first = state.stage if state else 0
+    last = Path(config.checkpoint_dir) / FOLDERS[states.phases[-1]]
+    for number, stage in enumerate(stages):
+        if number < first:
+            continue
+        start = state if state is not None and number == first and state.step else None
+        phase = stage.make(start.numbers["phase"] if start else {})
+        run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
+        if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
+            place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
+            source.system.save(place, states.metadata_now(FOLDERS[stage.phase]), config.to_yaml())
+            logger.info("saved %s", place)
+        states.stage_done()
+    states.clear()
+    return last
 
 
 def _start(
     config: PipelineConfig, tables: dict[str, TaskTables], before: Path | None, device: torch.device
 ) -> tuple[System, Metadata]:
-    """A fresh system, or that of an earlier phase; phase 1 trains no router, so that phase 2 starts a fresh one."""
+    """A fresh system, or a saved one; phase 1 trains no router, so that phase 2 starts a fresh one."""
 
     def targets(task: Task) -> Iterable[str]:
         return tables[task.name].train["target"]

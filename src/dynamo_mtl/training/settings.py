@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dynamo_mtl.inference.system import SystemConfig
+
 
 class RouterPhaseConfig(BaseModel):
     """Phase 2: warm-up on cached features, then the whole objective through the mixture."""
@@ -76,8 +78,23 @@ class TrainingConfig(BaseModel):
     """Most steps between validations; short phases validate more often."""
     eval_examples: int = Field(default=256, ge=1)
     """Validation examples of each task that a validation reads."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between saved states of the run, from which it can go on after it was killed."""
+    keep_states: int = Field(default=2, ge=1)
+    """Newest states that are kept while a run goes on; none is left when it ends."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after that many validations without a better score."""
     log_every: int = Field(default=20, ge=1)
     router: RouterPhaseConfig = RouterPhaseConfig()
     joint: JointPhaseConfig = JointPhaseConfig()
+
+
+class PipelineConfig(SystemConfig):
+    """A system and how it is trained."""
+
+    training: TrainingConfig = TrainingConfig()
+    log_dir: str = "./logs"
+    checkpoint_dir: str = "./checkpoints"
+    use_wandb: bool = False
+    wandb_project: str = "dynamo"
+    wandb_tags: list[str] = Field(default_factory=list)

@@ -19,15 +19,30 @@ logger = logging.getLogger(__name__)
 class MetricsLog:
     """Writes every logged value as one JSON line to ``<folder>/metrics.jsonl``, and to Accelerate's trackers."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, end: tuple[int, int] | None = None) -> None:
+        """Open the log.
+
+        Args:
+            folder: where it is.
+            accelerator: whose trackers are written to as well.
+            end: bytes and lines after which a resumed run goes on; what was logged later is cut off.
+        """
         self.accelerator = accelerator
         self.path = folder / "metrics.jsonl"
         self.count = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
+            if end is not None and self.file.tell() >= end[0]:
+                self.file.truncate(end[0])
+                self.count = end[1]
         except OSError as error:
             raise ConfigError(f"log_dir: {self.path} cannot be written ({error})") from error
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """Bytes and lines so far."""
+        return self.file.tell(), self.count
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Log the values of a step."""
@@ -48,18 +63,20 @@ class MetricsLog:
 class Progress:
     """Rate and time left of a phase."""
 
-    def __init__(self, phase: str, steps: int) -> None:
-        self.phase, self.steps, self.began, self.tokens = phase, steps, time.perf_counter(), 0
+    def __init__(self, phase: str, steps: int, first: int = 0) -> None:
+        self.phase, self.steps, self.first = phase, steps, first
+        self.began, self.tokens = time.perf_counter(), 0
 
     def line(self, step: int, loss: float) -> dict[str, float]:
         """Log one console line after ``step`` steps and return rate and time left."""
         elapsed = time.perf_counter() - self.began
-        rates = {"steps_per_second": round(step / elapsed, 3)}
-        shown = f"{step / elapsed:.2f} steps/s"
+        rate = (step - self.first) / elapsed
+        rates = {"steps_per_second": round(rate, 3)}
+        shown = f"{rate:.2f} steps/s"
         if self.tokens:  # cached features have none
             rates["tokens_per_second"] = round(self.tokens / elapsed, 1)
             shown += f"  {self.tokens / elapsed:.0f} tokens/s"
-        left = _clock((self.steps - step) / step * elapsed)
+        left = _clock((self.steps - step) / rate)
         logger.info("%s  step %d/%d  loss %.4f  %s  %s left", self.phase, step, self.steps, loss, shown, left)
         return rates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -48,3 +49,7 @@ class AdapterPhase:
         losses = example_losses(self.source.system, self.validation, self.config.token_budget)
         mean = sum(losses) / len(losses)
         return {SCORE: -mean, "loss": mean}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: all of it follows from the configuration."""
+        return {}

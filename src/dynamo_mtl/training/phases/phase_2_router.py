@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,6 +145,10 @@ class FeaturePhase:
         """Routing of the validation inputs."""
         return routing_validation(self.source.system, self.held_out)
 
+    def state(self) -> dict[str, Any]:
+        """Nothing: all of it follows from the configuration and the frozen trunk."""
+        return {}
+
 
 def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
     """Features and true adapters of validation inputs, by kind: bare, instructed and crossed."""
@@ -182,3 +187,7 @@ class MixturePhase:
     def validate(self) -> dict[str, float]:
         """Routing of the validation inputs."""
         return routing_validation(self.source.system, self.held_out)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: all of it follows from the configuration and the frozen trunk."""
+        return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -39,14 +40,19 @@ def rank_by_loss(source: ExampleSource, config: TrainingConfig) -> dict[str, lis
 class JointPhase:
     """Trains everything but the backbone."""
 
-    def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
+    def __init__(
+        self, source: ExampleSource, config: TrainingConfig, ranked: dict[str, list[int]] | None = None
+    ) -> None:
+        """Rank the examples, unless ``ranked`` has the order that the phase began with."""
         self.name = "phase 3 joint"
         self.source, self.config = source, config
         self.objective = Objective(config)
         self.steps = config.joint.max_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 4))
-        logger.info("%s  ranking examples by their loss", self.name)
-        self.mixed = MixedDraw(source, config, self.steps, config.seed + 3, rank_by_loss(source, config))
+        if ranked is None:
+            logger.info("%s  ranking examples by their loss", self.name)
+            ranked = rank_by_loss(source, config)
+        self.mixed = MixedDraw(source, config, self.steps, config.seed + 3, ranked)
         factor = config.joint.lr_factor
         self.groups = [router_group(source.system.model, config.router_lr * factor, config)]
         for task, settings in source.system.config.tasks.items():
@@ -75,6 +81,10 @@ class JointPhase:
             task: _mean(example_losses(system, e, budget, own_routing=True)) for task, e in self.validation.items()
         }
         return {SCORE: -_mean(list(means.values())), **{f"loss_{task}": value for task, value in means.items()}}
+
+    def state(self) -> dict[str, Any]:
+        """The ranking: it was made with the parameters that the phase began with."""
+        return {"ranked": self.mixed.ranked}
 
 
 def _mean(values: list[float]) -> float:

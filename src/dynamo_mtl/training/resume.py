@@ -1,0 +1,163 @@
+"""The state of a run between two optimizer steps, so that a killed run goes on as if nothing had happened.
+
+A state is a checkpoint of the model with two more files: ``loop.safetensors`` (AdamW's moments, the best validated
+parameters, random state, terms that are not logged yet) and ``loop.json`` (where the run is). What a step trains on
+needs no state: it is a pure function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.storage import remove_folder, verify_folder
+
+logger = logging.getLogger(__name__)
+
+TENSORS, NUMBERS = "loop.safetensors", "loop.json"
+FORMAT = 1
+PREFIX = "state-"
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where a run is."""
+
+    stage: int
+    """Stretches of training that are complete."""
+    step: int
+    """Steps that are done of the stage after them."""
+    phases: list[int]
+    """The phases that the run was started for."""
+    seconds: float
+    """Training time so far."""
+    log_end: tuple[int, int]
+    """Bytes and lines of the metrics log."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """Of the loop and of the phase, as JSON."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def folder_name(self) -> str:
+        """Sorts by age."""
+        return f"{PREFIX}{self.stage:03d}-{self.step:08d}"
+
+    def write(self, folder: Path) -> None:
+        """Write the two files, with the random state of this process."""
+        numbers = {**self.__dict__, "format": FORMAT}
+        del numbers["tensors"]
+        (folder / NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+        tensors = {**self.tensors, **_random_state()}
+        # Copies, since the format refuses two names for one piece of memory.
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / TENSORS)
+
+
+def read_state(folder: Path) -> LoopState:
+    """Read the two files of a state whose folder has been verified. Raises ``CheckpointError`` if they do not fit."""
+    try:
+        raw = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT:
+            raise CheckpointError(f"{folder / NUMBERS}: not of format {FORMAT}; it was written by another version")
+        return LoopState(**raw, tensors=load_file(folder / TENSORS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: not the state of a run ({error})") from error
+
+
+def newest_state(parent: Path) -> Path | None:
+    """The newest state that verifies; damaged ones are passed over with a warning. None if there is none.
+
+    Raises:
+        CheckpointError: there are states, and all of them are damaged.
+    """
+    found = sorted(parent.glob(f"{PREFIX}*"), reverse=True)
+    for folder in found:
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+        else:
+            return folder
+    if found:
+        raise CheckpointError(f"{parent}: all {len(found)} states of the run are damaged; start it anew without them")
+    return None
+
+
+def rotate(parent: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` states; call it when the newest has just been written."""
+    for folder in sorted(parent.glob(f"{PREFIX}*"))[:-keep]:
+        remove_folder(folder)
+
+
+def _random_state() -> dict[str, Tensor]:
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states.update({f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
+    return states
+
+
+def restore_random_state(tensors: dict[str, Tensor]) -> None:
+    """Put the random generators of this process into the state that was saved."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda.0" in tensors:
+        torch.cuda.set_rng_state_all([tensors[f"random.cuda.{i}"] for i in range(torch.cuda.device_count())])
+
+
+class Stopped(Exception):  # noqa: N818 (no error: it was asked for)
+    """SIGTERM or Ctrl-C was obeyed; ``code`` is the exit status that says so."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; go on with --resume latest")
+        self.code = 128 + number
+
+
+class StopSignals:
+    """Turns SIGTERM and Ctrl-C into an orderly end.
+
+    Between steps of training the wish is noted, so that the loop can save first. Elsewhere it ends the run at once,
+    which loses nothing: the state at the start of the stage is saved. A second Ctrl-C ends it wherever it is.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: int | None = None
+        self._deferred = False
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.wanted is not None or not self._deferred:
+            raise Stopped(number)
+        self.wanted = number
+        logger.warning("%s: the run will be saved after this step", signal.Signals(number).name)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen while the block runs. Only possible in the main thread; elsewhere nothing changes."""
+        try:
+            before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note a wish to stop while the block runs."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False

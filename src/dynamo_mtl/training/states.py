@@ -1,0 +1,156 @@
+"""The saved states of a run: when they are written, which one a resumed run starts from, and when they go."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.inference.system import System
+from dynamo_mtl.model.checkpoint import CONFIG, Metadata
+from dynamo_mtl.settings import read_settings
+from dynamo_mtl.storage import remove_folder, verify_folder
+from dynamo_mtl.training.examples import TaskTables
+from dynamo_mtl.training.resume import (
+    PREFIX,
+    LoopState,
+    Stopped,
+    StopSignals,
+    newest_state,
+    read_state,
+    restore_random_state,
+    rotate,
+)
+from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.tracking import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+STATES = "resume"
+"""Folder of the states under ``checkpoint_dir``."""
+LATEST = "latest"
+FREE = (
+    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags",
+    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states",
+)  # fmt: skip
+"""Settings that a resumed run may change: they do not change what is trained."""
+
+
+class RunStates:
+    """The states of one run, in one folder."""
+
+    def __init__(self, folder: Path, config: PipelineConfig, phases: Sequence[int]) -> None:
+        self.folder, self.config, self.phases = folder, config, list(phases)
+        self.stop = StopSignals()
+        self.stage = 0
+        self._began = time.perf_counter()
+        self._before = 0.0
+
+    def find(self, resume: str | None) -> tuple[Path | None, LoopState | None]:
+        """The state to go on from and its folder, or None to start anew.
+
+        Raises:
+            CheckpointError: the named state is damaged or of another run.
+            ConfigError: nothing was said of the states of an unfinished run that are there.
+        """
+        if resume is None:
+            if any(self.folder.glob(f"{PREFIX}*")):
+                raise ConfigError(
+                    f"{self.folder}: holds the state of a run that did not end; go on with it with --resume {LATEST}, "
+                    "or remove the folder to start anew"
+                )
+            return None, None
+        place = newest_state(self.folder) if resume == LATEST else Path(resume)
+        if place is None:
+            logger.info("no state under %s: starting from the beginning", self.folder)
+            return None, None
+        verify_folder(place)
+        state = read_state(place)
+        if state.phases != self.phases:
+            names = ", ".join(map(str, state.phases))
+            raise CheckpointError(f"{place}: the run was started for phases {names}; resume it with the same --phase")
+        self._check_config(place)
+        logger.info("going on from %s", place)
+        return place, state
+
+    def _check_config(self, place: Path) -> None:
+        then, now = _flat(read_settings(place / CONFIG)), _flat(self.config.model_dump())
+        for key in sorted(then.keys() | now.keys()):
+            free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+            if not free and then.get(key) != now.get(key):
+                raise CheckpointError(
+                    f"{place}: the run was started with {key} {then.get(key)!r}, now it is {now.get(key)!r}; "
+                    "a resumed run needs the same settings"
+                )
+
+    def check_data(self, metadata: Metadata, tables: Mapping[str, TaskTables]) -> None:
+        """Refuse data of another size than a resumed run was started with. Raises ``CheckpointError``."""
+        for name, table in tables.items():
+            then, now = metadata.dataset_sizes[name], len(table.train)
+            if then != now:
+                raise CheckpointError(
+                    f"{self.folder}: the run was started with {then} training examples of '{name}', now there are {now}"
+                )
+
+    def follow(self, system: System, metadata: Metadata, log: MetricsLog, state: LoopState | None) -> None:
+        """Say what is saved from here on, and put the run where ``state`` was."""
+        self.system, self.metadata, self.log = system, metadata, log
+        self._began, self._before = time.perf_counter(), metadata.train_seconds
+        if state is not None:
+            self.stage, self._before = state.stage, state.seconds
+            restore_random_state(state.tensors)
+
+    def metadata_now(self, phase: str) -> Metadata:
+        """Metadata of a checkpoint that is written now."""
+        return replace(self.metadata, phase=phase, train_seconds=round(self._seconds(), 1))
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def after_step(
+        self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
+        if self.stop.wanted is not None or step % self.config.training.save_every == 0:
+            self._save(step, numbers(), tensors())
+        if self.stop.wanted is not None:
+            raise Stopped(self.stop.wanted)
+
+    def stage_done(self) -> None:
+        """Save the run between two stages."""
+        self.stage += 1
+        self._save(0, {}, {})
+
+    def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        state = LoopState(self.stage, step, self.phases, self._seconds(), self.log.end, numbers, tensors)
+        place = self.folder / state.folder_name
+        try:
+            self.system.save(place, self.metadata_now("unfinished"), self.config.to_yaml(), state.write)
+            rotate(self.folder, self.config.training.keep_states)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{place}: the state of the run could not be written ({error})") from error
+        logger.debug("saved %s", place)
+
+    def clear(self) -> None:
+        """Remove all states: the run has ended."""
+        for folder in self.folder.glob(f"{PREFIX}*"):
+            remove_folder(folder)
+        self.folder.rmdir()
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

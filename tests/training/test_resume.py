@@ -1,0 +1,206 @@
+"""A run that was killed and goes on ends exactly where one that was never killed ends."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from dynamo_mtl.cli import main
+from dynamo_mtl.config import load_config
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.training import loop, states
+from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.training.resume import Stopped
+
+RATES = {"steps_per_second", "tokens_per_second"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is tidied up for it."""
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings):
+    """Three tasks of three kinds; dropout everywhere, so that the random state matters."""
+    names = ("sentiment", "qa", "translation")
+    kept = {key: {n: tiny_settings[key][n] for n in names} for key in ("tasks", "lora_configs")}
+    data = {k: v for k, v in tiny_settings["data"].items() if not k.endswith("_data_path")}
+    data |= {f"{name}_data_path": "sample" for name in names}
+    training = {**tiny_settings["training"], "max_steps": 4, "save_every": 2, "log_every": 3}
+    training["router"] = {"examples_per_task": 8, "feature_epochs": 2, "feature_batch_size": 8, "mixture_steps": 3}
+    return {**tiny_settings, **kept, "data": data, "training": training}
+
+
+def _config(settings, folder, *overrides):
+    (folder / "config.yaml").write_text(dump_yaml(settings))
+    places = [f"log_dir={folder / 'logs'}", f"checkpoint_dir={folder / 'checkpoints'}"]
+    return load_config(folder / "config.yaml", [*places, *overrides])
+
+
+def _outcome(folder):
+    """Hashes of everything that was trained, and all that was logged but times."""
+    hashes = {}
+    for name in ("phase_1", "phase_2", "final_model"):
+        manifest = json.loads((folder / "checkpoints" / name / "manifest.json").read_text())
+        hashes[name] = {k: v["sha256"] for k, v in manifest.items() if k.endswith(".safetensors")}
+    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return hashes, [{k: v for k, v in line.items() if k not in RATES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(_config(settings, folder), (1, 2, 3))
+    assert not (folder / "checkpoints" / "resume").exists()
+    return _outcome(folder)
+
+
+def _kill_at(monkeypatch, phase, step, action):
+    real = loop._Loop.update
+
+    def update(self, batch):
+        if self.phase.name == phase and self.step == step:
+            action()
+        real(self, batch)
+
+    monkeypatch.setattr(loop._Loop, "update", update)
+
+
+def _die():
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"),
+    [
+        ("phase 1 sentiment", 3),  # a step after the newest state, between two log lines
+        ("phase 1 qa", 0),  # between two tasks
+        ("phase 1 translation", 2),  # right after a state
+        ("phase 2 router", 5),
+        ("phase 2 mixture", 0),
+        ("phase 2 mixture", 2),
+        ("phase 3 joint", 0),  # between two phases
+        ("phase 3 joint", 2),  # the ranking was made with parameters that are gone
+    ],
+)
+def test_t1_a_killed_run_ends_where_an_uninterrupted_one_does(
+    settings, uninterrupted, tmp_path, monkeypatch, phase, step
+):
+    """Fails without: restoring the random state, the moments, the best state, the ranking, or cutting the log."""
+    config = _config(settings, tmp_path)
+    with monkeypatch.context() as patch:
+        _kill_at(patch, phase, step, _die)
+        with pytest.raises(Killed):
+            train(config, (1, 2, 3))
+    train(config, (1, 2, 3), resume="latest")
+    assert _outcome(tmp_path) == uninterrupted
+    assert not (tmp_path / "checkpoints" / "resume").exists()
+
+
+def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
+    settings, uninterrupted, tmp_path, monkeypatch
+):
+    config = _config(settings, tmp_path)
+    with monkeypatch.context() as patch:
+        real = states.RunStates.stage_done
+        patch.setattr(states.RunStates, "stage_done", lambda self: _die() if self.stage == 2 else real(self))
+        with pytest.raises(Killed):
+            train(config, (1, 2, 3))
+    assert (tmp_path / "checkpoints" / "phase_1").exists()
+    train(config, (1, 2, 3), resume="latest")
+    assert _outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_t3_a_signal_saves_once_and_ends_with_its_code(
+    settings, uninterrupted, tmp_path, monkeypatch, capsys, number, code
+):
+    _config(settings, tmp_path)
+    arguments = ["train", str(tmp_path / "config.yaml"), f"log_dir={tmp_path / 'logs'}"]
+    arguments.append(f"checkpoint_dir={tmp_path / 'checkpoints'}")
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "phase 1 qa", 2, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+    assert stop.value.code == code
+    assert "go on with --resume latest" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "resume" / "state-001-00000003").exists()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--resume", "latest"])
+    assert stop.value.code == 0
+    assert _outcome(tmp_path) == uninterrupted
+
+
+def test_t3_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    _kill_at(monkeypatch, "phase 1 sentiment", 1, twice)
+    with pytest.raises(Stopped):
+        train(_config(settings, tmp_path), (1, 2, 3))
+    assert not (tmp_path / "checkpoints" / "resume").exists()
+
+
+@pytest.fixture
+def killed(settings, tmp_path, monkeypatch):
+    """A run that died in phase 1 with two states."""
+    config = _config(settings, tmp_path)
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "phase 1 qa", 3, _die)
+        with pytest.raises(Killed):
+            train(config, (1, 2, 3))
+    assert sorted(p.name for p in (tmp_path / "checkpoints" / "resume").glob("state-*")) == [
+        "state-001-00000000", "state-001-00000002",
+    ]  # fmt: skip
+    return config, tmp_path
+
+
+def test_c1_the_newest_state_that_verifies_is_taken(killed, uninterrupted, caplog):
+    config, folder = killed
+    newest = folder / "checkpoints" / "resume" / "state-001-00000002" / "loop.safetensors"
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"loop\.safetensors: damaged"):
+        train(config, (1, 2, 3), resume=str(newest.parent))
+    train(config, (1, 2, 3), resume="latest")
+    assert "passed over" in caplog.text
+    assert _outcome(folder) == uninterrupted
+
+
+def test_all_states_damaged_is_said(killed):
+    config, folder = killed
+    for state in (folder / "checkpoints" / "resume").glob("state-*"):
+        (state / "loop.json").unlink()
+    with pytest.raises(CheckpointError, match="all 2 states of the run are damaged"):
+        train(config, (1, 2, 3), resume="latest")
+
+
+def test_a_state_is_not_lost_by_starting_anew_nor_taken_for_another_run(killed, settings):
+    config, folder = killed
+    with pytest.raises(ConfigError, match=r"resume: holds the state of a run that did not end.*--resume latest"):
+        train(config, (1, 2, 3))
+    with pytest.raises(CheckpointError, match="started for phases 1, 2, 3"):
+        train(config, (1,), resume="latest")
+    other = _config(settings, folder, "training.lora_lr=0.5")
+    with pytest.raises(CheckpointError, match=r"started with training\.lora_lr 0\.0005, now it is 0\.5"):
+        train(other, (1, 2, 3), resume="latest")
+    fewer = _config(settings, folder, "tasks.qa.train_examples=59")
+    with pytest.raises(CheckpointError, match=r"started with tasks\.qa\.train_examples 60"):
+        train(fewer, (1, 2, 3), resume="latest")
+    shutil.rmtree(folder / "checkpoints" / "resume")
+    train(_config(settings, folder, "training.max_steps=1"), (1,), resume="latest")  # none is there: from the start
+
+
+def test_c7_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
+    from dynamo_mtl.storage import only_writer
+
+    (tmp_path / "checkpoints").mkdir()
+    lock = only_writer(tmp_path / "checkpoints", "x")
+    with pytest.raises(ConfigError, match="checkpoint_dir: another run is writing"):
+        train(_config(settings, tmp_path), (1,))
+    lock.release()
