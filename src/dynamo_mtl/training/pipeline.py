@@ -109,7 +109,7 @@ class Stage:
 
     phase: int
     make: Callable[[dict[str, Any]], Phase]
-    """Makes it from what ``Phase.state`` gave when it began; from nothing at first. Must not use torch's random state."""
+    """Makes it from what ``Phase.state`` gave when it began; from nothing at first. Must not use the random state."""
     workers: int
 
 
