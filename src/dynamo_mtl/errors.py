@@ -4,7 +4,8 @@ DynamoError
 ├── ConfigError        a key, a value or a combination of values in the configuration
 ├── DataError          a data file, a row or a split
 ├── BackboneError      the pretrained encoder or its tokenizer
-└── CheckpointError    a saved model
+├── CheckpointError    a saved model
+└── DivergedError      a loss or gradient that is not finite
 
 The command line prints the sentence and leaves with ``EXIT_CODE``; everything else is a bug and keeps its traceback.
 """
@@ -35,6 +36,10 @@ class BackboneError(DynamoError):
 
 class CheckpointError(DynamoError):
     """A checkpoint folder is missing, incomplete or was made for something else."""
+
+
+class DivergedError(DynamoError):
+    """Training met a loss or gradient that is not finite; what was saved before is intact."""
 
 
 def writable_folder(folder: Path, key: str) -> None:

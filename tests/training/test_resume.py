@@ -1,5 +1,6 @@
 """A run that was killed and goes on ends exactly where one that was never killed ends."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.storage import verify_folder
 from dynamo_mtl.training import loop, states
 from dynamo_mtl.training.pipeline import train
 from dynamo_mtl.training.resume import Stopped
@@ -204,3 +206,49 @@ def test_c7_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match="checkpoint_dir: another run is writing"):
         train(_config(settings, tmp_path), (1,))
     lock.release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_t11_a_disk_that_takes_no_more_ends_the_run_and_older_states_verify(settings, tmp_path, monkeypatch, number):
+    """Fails without ``write_folder`` keeping the older folders: they are what the run goes on from."""
+    config = _config(settings, tmp_path)
+
+    def no_room(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "phase 1 qa", 3, lambda: patch.setattr(os, "fsync", no_room))
+        with pytest.raises(CheckpointError, match=f"state-001-00000004.*could not be written.*{os.strerror(number)}"):
+            train(config, (1, 2, 3))
+    found = sorted((tmp_path / "checkpoints" / "resume").iterdir())
+    assert [p.name for p in found] == ["state-001-00000000", "state-001-00000002"]
+    for state in found:
+        verify_folder(state)
+
+
+def test_t4_the_seed_decides_every_logged_value(settings, uninterrupted, tmp_path):
+    """Fails if anything that trains draws from the clock or from an unseeded generator."""
+    outcomes = []
+    for name, seed in (("again", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        train(_config(settings, tmp_path / name, f"training.seed={seed}"), (1, 2, 3))
+        outcomes.append(_outcome(tmp_path / name))
+    assert outcomes[0] == uninterrupted
+    assert outcomes[1][1] != uninterrupted[1]
+
+
+def test_t10_a_tracker_that_fails_is_left_out_with_one_warning(settings, tmp_path, monkeypatch, caplog):
+    """Fails without the guard in ``MetricsLog``: the first logged value would end the run."""
+    asked = []
+
+    def down(self, values, step=None):
+        asked.append(step)
+        raise ConnectionError("tracker is down")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("accelerate.Accelerator.log", down)
+    train(_config(settings, tmp_path, "use_wandb=true"), (1,))
+    assert asked == [0]
+    assert caplog.text.count("a tracker failed and is left out") == 1
+    assert len((tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()) > 10

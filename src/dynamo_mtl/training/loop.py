@@ -5,72 +5,29 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from dynamo_mtl.errors import DivergedError
 from dynamo_mtl.inference.system import System
+from dynamo_mtl.training.contracts import SCORE, Keeper, Phase
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import (
-    Group,
     drop_idle_gradients,
     freeze_all_but,
     make_optimizer,
     warmup_and_decay,
 )
-from dynamo_mtl.training.resume import LoopState, StopSignals
+from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.tracking import MetricsLog, Progress
 
 logger = logging.getLogger(__name__)
-
-SCORE = "score"
-"""The validation value by which the best state is chosen; higher is better."""
-
-
-class PhaseBatch(Protocol):
-    """What a phase draws for one update."""
-
-    @property
-    def tasks(self) -> set[str]:
-        """Tasks with a row in it."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens in it."""
-        ...
-
-
-class Phase(Protocol):
-    """One stretch of training."""
-
-    name: str
-    steps: int
-    eval_every: int
-    groups: list[Group]
-    """Parameter groups: exactly what this phase trains."""
-
-    def draw(self, step: int) -> Any:
-        """The batch of an update: a pure function of the seed and ``step``. May run in a worker process."""
-        ...
-
-    def backward(self, batch: Any, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Leave the gradients of the batch in the parameters and return the terms of the loss."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Validation values, among them ``score``."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What the phase found out when it began and cannot find out again later, as JSON."""
-        ...
 
 
 class _Draws(Dataset[Any]):
@@ -120,10 +77,11 @@ def run_phase(
         for batch in _batches(phase, loop.step, workers):
             loop.update(batch)
             progress.tokens += batch.tokens
-            if loop.step % config.log_every == 0 or loop.step == phase.steps:
+            if loop.recent and (loop.step % config.log_every == 0 or loop.step == phase.steps):
                 terms = loop.take_terms()
                 rates = progress.line(loop.step, terms[LOSS])
-                log.write(phase.name, loop.step, {**terms, "grad_norm": loop.norm, **rates})
+                left_out = {"skipped": loop.skipped} if loop.skipped else {}
+                log.write(phase.name, loop.step, {**terms, "grad_norm": loop.norm, **left_out, **rates})
             if loop.step % phase.eval_every == 0 or loop.step == phase.steps:
                 loop.best.update(_validate(phase, loop.step, log))
                 if loop.best.exhausted:
@@ -134,18 +92,6 @@ def run_phase(
     loop.best.restore()
     freeze_all_but(system.model, [])
     accelerator.free_memory()  # forget this phase's optimizer
-
-
-class Keeper(Protocol):
-    """Saves a run between two steps."""
-
-    stop: StopSignals
-
-    def after_step(
-        self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
-    ) -> None:
-        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
-        ...
 
 
 class _Loop:
@@ -167,19 +113,37 @@ class _Loop:
         self.step = 0
         self.norm = 0.0
         self.recent: list[dict[str, Tensor]] = []
+        self.skipped = 0
 
     def update(self, batch: Any) -> None:
-        """One optimizer step."""
+        """One optimizer step, unless the loss or the gradient is not finite."""
         self.system.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        self.recent.append(self.phase.backward(batch, self.step, self.scale))
+        terms = self.phase.backward(batch, self.step, self.scale)
         drop_idle_gradients(self.phase.groups, batch.tasks)
         self.accelerator.unscale_gradients(self.optimizer)
         present = [p for p in self.parameters if p.grad is not None]
         self.norm = float(torch.nn.utils.clip_grad_norm_(present, self.config.max_grad_norm))
-        self.optimizer.step()
+        # Under fp16 a gradient may overflow: the scaler then leaves the step out by itself and scales less.
+        overflow = self.accelerator.scaler is not None and bool(terms[LOSS].isfinite())
+        if math.isfinite(self.norm + float(terms[LOSS])) or overflow:
+            self.recent.append(terms)
+            self.optimizer.step()
+        else:
+            self._refuse(float(terms[LOSS]))
         self.schedule.step()
         self.step += 1
+
+    def _refuse(self, loss: float) -> None:
+        """Stop before a bad update, or count that it is left out."""
+        members = "; ".join(f"{task} rows {rows}" for task, rows in self.phase.members(self.step).items())
+        found = f"{self.phase.name}, step {self.step + 1}: loss {loss}, gradient norm {self.norm}, on {members}"
+        if self.config.on_nonfinite == "stop":
+            raise DivergedError(
+                f"{found}; lower the learning rate, look at these rows, or set training.on_nonfinite to skip"
+            )
+        self.skipped += 1
+        logger.warning("%s; left out, %d so far", found, self.skipped)
 
     def take_terms(self) -> dict[str, float]:
         """Means of the terms of all steps since the last call."""
@@ -196,6 +160,7 @@ class _Loop:
             "best": {"score": self.best.score, "worse": self.best.worse},
             "scaler": scaler.state_dict() if scaler is not None else None,
             "recent": len(self.recent),
+            "skipped": self.skipped,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -221,6 +186,7 @@ class _Loop:
         for i, tensor in enumerate(self.best.state):
             tensor.copy_(state.tensors[f"best.{i}"])
         self.best.score, self.best.worse = numbers["best"]["score"], numbers["best"]["worse"]
+        self.skipped = numbers["skipped"]
         device = self.system.device
         self.recent = [
             {name: t.to(device) for name, t in groups[f"recent.{i}"].items()} for i in range(numbers["recent"])

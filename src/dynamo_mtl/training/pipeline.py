@@ -20,8 +20,9 @@ from dynamo_mtl.model.checkpoint import METADATA, Metadata
 from dynamo_mtl.storage import only_writer, sweep
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Task
+from dynamo_mtl.training.contracts import Phase
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
-from dynamo_mtl.training.loop import Phase, run_phase
+from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, MixturePhase, validation_features

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,6 +78,9 @@ class TrainingConfig(BaseModel):
     """Most steps between validations; short phases validate more often."""
     eval_examples: int = Field(default=256, ge=1)
     """Validation examples of each task that a validation reads."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run before any parameter changes, or leave the step out
+    and count it."""
     save_every: int = Field(default=500, ge=1)
     """Steps between saved states of the run, from which it can go on after it was killed."""
     keep_states: int = Field(default=2, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class MetricsLog:
         self.accelerator = accelerator
         self.path = folder / "metrics.jsonl"
         self.count = 0
+        self.trackers_failed = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
@@ -48,16 +49,24 @@ class MetricsLog:
         """Log the values of a step."""
         self.file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
         self.file.flush()
-        if self.accelerator.trackers:
+        if self.accelerator.trackers and not self.trackers_failed:
             numbers = {f"{phase}/{name}": value for name, value in values.items()}
             # Phases count their own steps; trackers want one that only grows.
-            self.accelerator.log(numbers, step=self.count)
+            self._tell(lambda: self.accelerator.log(numbers, step=self.count))
         self.count += 1
 
     def close(self) -> None:
         """Finish the file and the trackers."""
         self.file.close()
-        self.accelerator.end_training()
+        self._tell(self.accelerator.end_training)
+
+    def _tell(self, action: Callable[[], None]) -> None:
+        """Talk to the trackers. One that fails never stops the training: it is told nothing more."""
+        try:
+            action()
+        except Exception as error:  # trackers are network clients, which raise anything
+            self.trackers_failed = True
+            logger.warning("a tracker failed and is left out from here on (%s: %s)", type(error).__name__, error)
 
 
 class Progress:

@@ -31,16 +31,27 @@ class MixedDraw:
         self.names = list(tables)
         self.order = MixedOrder(sizes, self.config.batch_size, max(1, self.steps), exponent, self.seed)
 
+    def _rows(self, step: int, share: float) -> list[tuple[str, int]]:
+        """Task and row of each example of a step."""
+        drawn = [(self.names[member], rank) for member, rank in self.order.batch(step, share)]
+        return [(task, self.ranked[task][rank] if self.ranked else rank) for task, rank in drawn]
+
+    def members(self, step: int, share: float = 1.0) -> dict[str, list[int]]:
+        """Task → rows that a step draws."""
+        found: dict[str, list[int]] = {}
+        for task, row in self._rows(step, share):
+            found.setdefault(task, []).append(row)
+        return found
+
     def draw(self, step: int, share: float = 1.0) -> StepBatch:
         """The batch of a step; ``share`` of each task's easiest examples are in use."""
         rng = np.random.default_rng([self.seed, 4, step])
         examples: list[EncodedExample] = []
         extra: list[EncodedExample] = []
         twins: list[tuple[int, int]] = []
-        members = self.order.batch(step, share)
-        for member, rank in members:
-            task = self.names[member]
-            example = self.source.row(task, self.ranked[task][rank] if self.ranked else rank)
+        members = self._rows(step, share)
+        for task, row in members:
+            example = self.source.row(task, row)
             first, second = self.source.wordings(task, rng)
             if second:
                 # The same input under two wordings: the second one is read by the router only.

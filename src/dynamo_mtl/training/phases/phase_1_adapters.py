@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from dynamo_mtl.data.mixture import SingleOrder
+from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.loop import SCORE
 from dynamo_mtl.training.optimizer import task_groups
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, example_losses, make_step_batch, task_backward
@@ -49,6 +49,10 @@ class AdapterPhase:
         losses = example_losses(self.source.system, self.validation, self.config.token_budget)
         mean = sum(losses) / len(losses)
         return {SCORE: -mean, "loss": mean}
+
+    def members(self, step: int) -> dict[str, list[int]]:
+        """The task's rows of a step."""
+        return {self.task: self.order.batch(step)}
 
     def state(self) -> dict[str, Any]:
         """Nothing: all of it follows from the configuration."""

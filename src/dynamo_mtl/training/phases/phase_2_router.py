@@ -21,8 +21,8 @@ from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.tasks.encoding import EncodedExample, collate
 from dynamo_mtl.tasks.tables import first_examples
+from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.loop import SCORE
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.mixed import MixedDraw
@@ -93,6 +93,7 @@ class FeaturePhase:
         rng = np.random.default_rng([config.seed, 2])
         examples: list[EncodedExample] = []
         self.twins: dict[int, int] = {}
+        self.origins: list[tuple[str, int]] = []
         for task in source.system.tasks:
             size = len(source.tables[task].train)
             first = len(examples)
@@ -121,6 +122,15 @@ class FeaturePhase:
             self.twins[len(examples)] = len(examples) + 1
         examples += [self.source.router_input(task, example, wording) for wording in (first, second) if wording]
         examples += self.source.crossed(task, example, rng)
+        self.origins += [(task, row)] * (len(examples) - len(self.origins))
+
+    def members(self, step: int) -> dict[str, list[int]]:
+        """Task → rows whose texts a step draws."""
+        found: dict[str, list[int]] = {}
+        for number in self.order.batch(step):
+            task, row = self.origins[number]
+            found.setdefault(task, []).append(row)
+        return found
 
     def draw(self, step: int) -> FeatureBatch:
         """Features of a step, each with its twin if it has one."""
@@ -179,6 +189,10 @@ class MixturePhase:
     def draw(self, step: int) -> StepBatch:
         """Mixed tasks."""
         return self.mixed.draw(step)
+
+    def members(self, step: int) -> dict[str, list[int]]:
+        """Task → rows that a step draws."""
+        return self.mixed.members(step)
 
     def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The whole objective with the router's own weights."""

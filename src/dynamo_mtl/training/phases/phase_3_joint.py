@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from dynamo_mtl.data.mixture import competence
+from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.loop import SCORE
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group, task_groups
 from dynamo_mtl.training.phases.mixed import MixedDraw
@@ -64,9 +64,16 @@ class JointPhase:
 
     def draw(self, step: int) -> StepBatch:
         """Mixed tasks from the easiest share that the curriculum allows."""
+        return self.mixed.draw(step, self._share(step))
+
+    def members(self, step: int) -> dict[str, list[int]]:
+        """Task → rows that a step draws."""
+        return self.mixed.members(step, self._share(step))
+
+    def _share(self, step: int) -> float:
         ramp = self.config.joint.curriculum_share * self.steps
         progress = min(1.0, step / ramp) if ramp else 1.0
-        return self.mixed.draw(step, competence(progress, self.config.joint.initial_competence))
+        return competence(progress, self.config.joint.initial_competence)
 
     def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The whole objective; the router's share in the mixture grows from 0 to 1."""
