@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,9 +46,11 @@ def train(
     try:
         last = run(load_config(config, overrides or []), phases, resume)
     except Stopped as stopped:
-        typer.echo(str(stopped), err=True)
+        if _speaks():
+            typer.echo(str(stopped), err=True)
         raise SystemExit(stopped.code) from None
-    typer.echo(f"trained: {last}")
+    if _speaks():
+        typer.echo(f"trained: {last}")
 
 
 @app.command()
@@ -84,6 +87,8 @@ def evaluate(
         if output.is_dir():
             raise ConfigError(f"--output: {output} is a folder; name a file")
     result = evaluate_checkpoint(checkpoint, config, split, chosen)
+    if not _speaks():
+        return
     if output is not None:
         result.write(output)
     print_result(result)
@@ -138,6 +143,7 @@ def predict(
 
 
 def _start_logging(verbose: bool, quiet: bool = False) -> None:
+    quiet = quiet or not _speaks()
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
@@ -150,5 +156,23 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except DynamoError as error:
-        typer.echo(f"error: {error}", err=True)
+        if not error.told:
+            typer.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_CODE) from None
+    finally:
+        _leave_job()
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of its job that speaks to the user; launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _leave_job() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":  # launchers of several processes start modules
+    main()

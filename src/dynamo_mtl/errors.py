@@ -5,7 +5,9 @@ DynamoError
 ├── DataError          a data file, a row or a split
 ├── BackboneError      the pretrained encoder or its tokenizer
 ├── CheckpointError    a saved model
-└── DivergedError      a loss or gradient that is not finite
+├── DivergedError      a loss or gradient that is not finite
+├── MemoryShortage     an update that does not fit into memory
+└── ProcessError       another process of the job is gone
 
 The command line prints the sentence and leaves with ``EXIT_CODE``; everything else is a bug and keeps its traceback.
 """
@@ -20,6 +22,9 @@ EXIT_CODE = 2
 
 class DynamoError(Exception):
     """Base of all errors that are caused by the input and not by a bug."""
+
+    told = False
+    """Whether another process of the job tells the user about it."""
 
 
 class ConfigError(DynamoError):
@@ -40,6 +45,14 @@ class CheckpointError(DynamoError):
 
 class DivergedError(DynamoError):
     """Training met a loss or gradient that is not finite; what was saved before is intact."""
+
+
+class MemoryShortage(DynamoError):  # noqa: N818 (what it is called)
+    """Not even one example at a time fits into memory."""
+
+
+class ProcessError(DynamoError):
+    """Another process of the job ended or cannot be reached."""
 
 
 def writable_folder(folder: Path, key: str) -> None:

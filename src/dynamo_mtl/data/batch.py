@@ -1,8 +1,10 @@
-"""Splitting a step's examples into micro-batches that fit a token budget. Knows no task."""
+"""Splitting examples into groups that fit a token budget, and into memory. Knows no task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from dynamo_mtl.errors import MemoryShortage
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -24,3 +26,44 @@ def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(index)
         used += lengths[index]
     return groups
+
+
+def run_in_groups(lengths: Sequence[int], budget: int, run: Callable[[Sequence[int]], None]) -> None:
+    """Run groups of examples one after the other; one that memory does not suffice for is run in two halves.
+
+    Args:
+        lengths: tokens of each example.
+        budget: most tokens in a group.
+        run: works on the examples of the given numbers, and can do so again after it failed.
+
+    Raises:
+        MemoryShortage: not even one example alone fits into memory.
+    """
+    waiting = split_by_tokens(lengths, budget)[::-1]
+    while waiting:
+        group = waiting.pop()
+        try:
+            run(group)
+            continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(group) == 1:
+                raise MemoryShortage(f"one example of {lengths[group[0]]} tokens does not fit into memory") from error
+        free_memory()  # out of the handler, which holds on to what the failed run had
+        middle = len(group) // 2
+        waiting += [group[middle:], group[:middle]]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device or the host has no memory left."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return should_reduce_batch_size(error)
+
+
+def free_memory() -> None:
+    """Give back what is cached."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from accelerate import PartialState
 
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
@@ -82,7 +82,8 @@ def evaluate_checkpoint(checkpoint: Path, config: SystemConfig, split: str, syst
     Raises:
         DynamoError: unusable checkpoint, configuration or data.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = PartialState().device  # connects the processes of a job, where there are several
+    assert device is not None
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system)
     examples = {n: _examples(system, n, split, metadata.seed) for n in system.tasks}

@@ -1,4 +1,7 @@
-"""Scoring a system on labelled examples: answers and routing, in batches, with progress."""
+"""Scoring a system on labelled examples: answers and routing, in batches, with progress.
+
+The processes of a job each work on a share of the examples; all of them get all results.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
+from dynamo_mtl.processes import here, join_shares
 from dynamo_mtl.tasks.task import Answer, Example
 
 logger = logging.getLogger(__name__)
@@ -39,17 +43,16 @@ def predict_examples(
         instruction: put in front of every text.
         label: what progress lines call this.
     """
+    own = here().share(examples)
     predictions: list[Prediction] = []
     began = time.perf_counter()
-    for first in range(0, len(examples), CHUNK):
-        chunk = [TextInput(e.text, e.context, instruction) for e in examples[first : first + CHUNK]]
+    for first in range(0, len(own), CHUNK):
+        chunk = [TextInput(e.text, e.context, instruction) for e in own[first : first + CHUNK]]
         predictions += predictor.predict(chunk, [task] * len(chunk) if hint else None)
         done = first + len(chunk)
         rate = done / (time.perf_counter() - began)
-        logger.info(
-            "%s  %d/%d  %.1f inputs/s  %.0f s left", label, done, len(examples), rate, (len(examples) - done) / rate
-        )
-    return predictions
+        logger.info("%s  %d/%d  %.1f inputs/s  %.0f s left", label, done, len(own), rate, (len(own) - done) / rate)
+    return join_shares(predictions)
 
 
 def typed_answers(predictor: Predictor, task: str, predictions: Sequence[Prediction]) -> list[Answer | None]:
@@ -60,7 +63,8 @@ def typed_answers(predictor: Predictor, task: str, predictions: Sequence[Predict
 
 def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput]) -> tuple[np.ndarray, list[int]]:
     """Routing probabilities ``(n, tasks)`` and true adapters ``(n,)`` of inputs."""
+    own = here().share(inputs)
     rows: list[list[float]] = []
-    for first in range(0, len(inputs), CHUNK * 4):
-        rows += predictor.route([i.input for i in inputs[first : first + CHUNK * 4]])
-    return np.array(rows), [predictor.system.route_of(i.task) for i in inputs]
+    for first in range(0, len(own), CHUNK * 4):
+        rows += predictor.route([i.input for i in own[first : first + CHUNK * 4]])
+    return np.array(join_shares(rows)), [predictor.system.route_of(i.task) for i in inputs]

@@ -101,6 +101,7 @@ class Router(nn.Module):
     def __init__(self, config: RouterConfig, features: int, adapters: int) -> None:
         super().__init__()
         self.config = config
+        self.feature_size = features
         layers: list[nn.Module] = [nn.LayerNorm(features)]
         width = features
         for size in config.hidden_sizes:

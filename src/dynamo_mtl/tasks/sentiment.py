@@ -24,6 +24,8 @@ class SentimentConfig(TaskConfig):
 
     labels: list[str] = Field(default=["negative", "positive"], min_length=2)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout in the head."""
 
 
 class Sentiment(Task):
@@ -68,7 +70,7 @@ class Sentiment(Task):
         return Example(self.text_column(row, "text", where), None, str(label))
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("classification", labels=len(self.config.labels))
+        return HeadConfig("classification", labels=len(self.config.labels), dropout=self.config.classifier_dropout)
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         windows = [w.ids for w in source.windows]

@@ -18,13 +18,17 @@ class PhaseBatch(Protocol):
     """What a phase draws for one update."""
 
     @property
-    def tasks(self) -> set[str]:
-        """Tasks with a row in it."""
+    def tokens(self) -> int:
+        """Real tokens in this process's share of it."""
         ...
 
     @property
-    def tokens(self) -> int:
-        """Real tokens in it."""
+    def largest(self) -> int:
+        """Tokens in the largest micro-batch that can be split; 0 if none can."""
+        ...
+
+    def within(self, budget: int) -> PhaseBatch:
+        """The same examples in micro-batches of at most ``budget`` tokens."""
         ...
 
 
@@ -42,7 +46,10 @@ class Phase(Protocol):
         ...
 
     def backward(self, batch: Any, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Leave the gradients of the batch in the parameters and return the terms of the loss."""
+        """Leave the gradients of the batch in the parameters and return the terms of the loss.
+
+        Of both, this process's part: their sums over all processes are those of the whole batch.
+        """
         ...
 
     def validate(self) -> dict[str, float]:
@@ -59,7 +66,7 @@ class Phase(Protocol):
 
 
 class Keeper(Protocol):
-    """Saves a run between two steps."""
+    """Saves a run between two steps; called in all processes."""
 
     stop: StopSignals
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
 
 from dynamo_mtl.inference.system import System
+from dynamo_mtl.processes import Place, here
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import example_at, first_examples
 from dynamo_mtl.tasks.task import Example
@@ -27,6 +28,8 @@ class ExampleSource:
 
     system: System
     tables: dict[str, TaskTables]
+    place: Place = field(default_factory=here)
+    """Of the process that draws; kept here, since the workers that it starts cannot find out."""
 
     def instruction(
         self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None
@@ -43,9 +46,8 @@ class ExampleSource:
         first = self.instruction(task, rng, self.system.config.data.instruction_rate)
         return first, self.instruction(task, rng, 1.0, other_than=first) if first else None
 
-    def example(self, task: str, row: int, rng: np.random.Generator) -> EncodedExample:
-        """A training example for a task's own adapter, bare or instructed."""
-        instruction = self.instruction(task, rng, self.system.config.data.instruction_rate)
+    def example(self, task: str, row: int, instruction: str | None) -> EncodedExample:
+        """A training example for a task's own adapter."""
         return self.system.encode(self.row(task, row), task, instruction).without_shallow_windows()
 
     def row(self, task: str, row: int) -> Example:
@@ -56,16 +58,16 @@ class ExampleSource:
         """An input of a task that only the router reads, with the given instruction."""
         return self.system.encode_for_router(example.text, example.context, instruction, task)
 
-    def crossed(self, task: str, example: Example, rng: np.random.Generator) -> list[EncodedExample]:
-        """For a share of calls, a text of ``task`` with the instruction of another one, to which it then belongs.
+    def crossing(self, task: str, rng: np.random.Generator) -> tuple[str, str | None] | None:
+        """For a share of calls, another task to which a text of ``task`` then belongs, with an instruction of it.
 
         Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
         """
         others = [n for n, t in self.system.tasks.items() if n != task and not t.needs_context]
         if not others or self.system.tasks[task].needs_context or rng.random() >= self.system.config.data.crossed_rate:
-            return []
+            return None
         other = others[int(rng.integers(len(others)))]
-        return [self.system.encode_for_router(example.text, None, self.instruction(other, rng, 1.0), other)]
+        return other, self.instruction(other, rng, 1.0)
 
     def validation(self, task: str, count: int) -> list[EncodedExample]:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""

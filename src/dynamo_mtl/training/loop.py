@@ -13,9 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dynamo_mtl.errors import DivergedError
+from dynamo_mtl.data.batch import free_memory
+from dynamo_mtl.errors import DivergedError, MemoryShortage
 from dynamo_mtl.inference.system import System
-from dynamo_mtl.training.contracts import SCORE, Keeper, Phase
+from dynamo_mtl.processes import add_up, add_up_gradients, highest
+from dynamo_mtl.training.contracts import SCORE, Keeper, Phase, PhaseBatch
+from dynamo_mtl.training.memory import OutOfMemory
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import (
     drop_idle_gradients,
@@ -88,6 +91,7 @@ def run_phase(
                     logger.info("%s  stopped early after %d steps", phase.name, loop.step)
                     break
             if keeper is not None:
+                keeper.stop.wanted = int(highest(keeper.stop.wanted or 0)) or None  # one process may have been told
                 keeper.after_step(loop.step, loop.numbers, loop.tensors)
     loop.best.restore()
     freeze_all_but(system.model, [])
@@ -114,13 +118,15 @@ class _Loop:
         self.norm = 0.0
         self.recent: list[dict[str, Tensor]] = []
         self.skipped = 0
+        self.budget: int | None = None
+        """Most tokens in a micro-batch, once memory ran out."""
 
-    def update(self, batch: Any) -> None:
+    def update(self, batch: PhaseBatch) -> None:
         """One optimizer step, unless the loss or the gradient is not finite."""
         self.system.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.phase.backward(batch, self.step, self.scale)
-        drop_idle_gradients(self.phase.groups, batch.tasks)
+        terms = self._backward(batch)
+        add_up_gradients(self.parameters)
+        drop_idle_gradients(self.phase.groups, set(self.phase.members(self.step)))
         self.accelerator.unscale_gradients(self.optimizer)
         present = [p for p in self.parameters if p.grad is not None]
         self.norm = float(torch.nn.utils.clip_grad_norm_(present, self.config.max_grad_norm))
@@ -133,6 +139,34 @@ class _Loop:
             self._refuse(float(terms[LOSS]))
         self.schedule.step()
         self.step += 1
+
+    def _backward(self, batch: PhaseBatch) -> dict[str, Tensor]:
+        """Own gradients and the terms of the whole batch.
+
+        Where memory runs out, the micro-batches get smaller: the update is the same but for its dropout masks.
+        """
+        while True:
+            batch = batch if self.budget is None else batch.within(self.budget)
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                own = self.phase.backward(batch, self.step, self.scale)
+                names = list(own)
+                return dict(zip(names, add_up(torch.stack([own[name] for name in names])).unbind(), strict=True))
+            except OutOfMemory as shortage:
+                limit = batch.largest // 2 if shortage.own else math.inf
+            # The lowest limit of all processes; the cleaning up waits for the end of the handler, which keeps tensors.
+            self.budget = int(-highest(-limit))
+            free_memory()
+            if self.budget == 0:
+                raise MemoryShortage(
+                    f"{self.phase.name}, step {self.step + 1}: not even one example at a time fits into memory; lower "
+                    "data.max_source_length, data.max_windows or the lengths of the targets"
+                )
+            logger.warning(
+                "%s  out of memory: micro-batches of at most %d tokens from here on, the batch stays the same",
+                self.phase.name,
+                self.budget,
+            )
 
     def _refuse(self, loss: float) -> None:
         """Stop before a bad update, or count that it is left out."""
@@ -161,6 +195,7 @@ class _Loop:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "recent": len(self.recent),
             "skipped": self.skipped,
+            "budget": self.budget,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -186,7 +221,7 @@ class _Loop:
         for i, tensor in enumerate(self.best.state):
             tensor.copy_(state.tensors[f"best.{i}"])
         self.best.score, self.best.worse = numbers["best"]["score"], numbers["best"]["worse"]
-        self.skipped = numbers["skipped"]
+        self.skipped, self.budget = numbers["skipped"], numbers["budget"]
         device = self.system.device
         self.recent = [
             {name: t.to(device) for name, t in groups[f"recent.{i}"].items()} for i in range(numbers["recent"])

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+from filelock import FileLock
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 from dynamo_mtl.inference.system import System, build_system, load_system, make_tasks
 from dynamo_mtl.model.checkpoint import METADATA, Metadata
+from dynamo_mtl.processes import first_does, here, make_equal
 from dynamo_mtl.storage import only_writer, sweep
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Task
@@ -51,6 +55,17 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
     }
 
 
+def shared_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:
+    """``load_tables`` in all processes of a job: the first one prepares what the others then read."""
+
+    def prepare() -> None:
+        load_tables(config, tasks)
+
+    if here().count > 1:
+        first_does(prepare)
+    return load_tables(config, tasks)
+
+
 def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = None) -> Path:
     """Run phases in order; each starts from the checkpoint of the one before.
 
@@ -78,17 +93,14 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
         )
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
-    tables = load_tables(config, make_tasks(config))
+    tables = shared_tables(config, make_tasks(config))
     states = RunStates(folder / STATES, config, chosen)
     place, state = states.find(resume)
     system, metadata = _start(config, tables, place or before, accelerator.device)
     states.check_data(metadata, tables)
     source = ExampleSource(system, tables)
-    writable_folder(folder, "checkpoint_dir")
-    lock = only_writer(folder, "checkpoint_dir")
-    try:
-        sweep(folder)
-        sweep(states.folder)
+    _start_equal(system, config.training.seed)
+    with _writing(folder, states.folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
         _start_trackers(config, accelerator)
         if config.training.compile:
@@ -100,8 +112,41 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
                 return _run(source, config, accelerator, log, states, state)
         finally:
             log.close()
+
+
+def _start_equal(system: System, seed: int) -> None:
+    """Give all processes of a job the same parameters, and each its own dropout masks."""
+    frozen = {id(p) for p in system.model.encoder.parameters()}
+    make_equal([p for p in system.model.parameters() if id(p) not in frozen])
+    if not here().first:
+        torch.manual_seed(seed + _APART * here().rank)
+
+
+_APART = 1_000_003
+"""Between the seeds of two processes: far more than a user's seeds lie apart."""
+
+
+@contextmanager
+def _writing(checkpoints: Path, states: Path, logs: Path) -> Iterator[None]:
+    """Make the folders of a run, keep other runs out of them, and clear away what killed ones left.
+
+    The first process of a job does so for all.
+    """
+    locks: list[FileLock] = []
+
+    def prepare() -> None:
+        writable_folder(checkpoints, "checkpoint_dir")
+        writable_folder(logs, "log_dir")
+        locks.append(only_writer(checkpoints, "checkpoint_dir"))
+        sweep(checkpoints)
+        sweep(states)
+
+    try:
+        first_does(prepare)
+        yield
     finally:
-        lock.release()
+        for lock in locks:
+            lock.release()
 
 
 @dataclass(frozen=True)
@@ -151,8 +196,7 @@ def _run(
         run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
-            source.system.save(place, states.metadata_now(FOLDERS[stage.phase]), config.to_yaml())
-            logger.info("saved %s", place)
+            states.save_phase(place, FOLDERS[stage.phase])
         states.stage_done()
     states.clear()
     return last
@@ -209,13 +253,12 @@ def source_revision() -> str | None:
 def _accelerator(config: PipelineConfig) -> Accelerator:
     precision = "fp16" if config.model.precision == "fp16" else "no"
     try:
-        accelerator = Accelerator(mixed_precision=precision, log_with="wandb" if config.use_wandb else None)
+        # The first process may prepare data for long, while the others wait for it.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+        trackers = "wandb" if config.use_wandb else None
+        accelerator = Accelerator(mixed_precision=precision, log_with=trackers, kwargs_handlers=[patience])
     except (ValueError, ImportError) as error:
         raise ConfigError(f"model.precision or use_wandb: not possible on this machine ({error})") from error
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            f"training runs in one process, found {accelerator.num_processes}; start it without a launcher"
-        )
     if config.use_wandb and not accelerator.log_with:
         raise ConfigError("use_wandb: the package wandb is not installed; install it with: pip install wandb")
     return accelerator

@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.processes import gather, here
 from dynamo_mtl.storage import remove_folder, verify_folder
 
 logger = logging.getLogger(__name__)
 
 TENSORS, NUMBERS = "loop.safetensors", "loop.json"
-FORMAT = 1
+FORMAT = 2
 PREFIX = "state-"
 
 
@@ -56,13 +57,12 @@ class LoopState:
         return f"{PREFIX}{self.stage:03d}-{self.step:08d}"
 
     def write(self, folder: Path) -> None:
-        """Write the two files, with the random state of this process."""
+        """Write the two files."""
         numbers = {**self.__dict__, "format": FORMAT}
         del numbers["tensors"]
         (folder / NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-        tensors = {**self.tensors, **_random_state()}
         # Copies, since the format refuses two names for one piece of memory.
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / TENSORS)
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}, folder / TENSORS)
 
 
 def read_state(folder: Path) -> LoopState:
@@ -101,18 +101,23 @@ def rotate(parent: Path, keep: int) -> None:
         remove_folder(folder)
 
 
-def _random_state() -> dict[str, Tensor]:
-    states = {"random.cpu": torch.get_rng_state()}
+def random_state() -> dict[str, Tensor]:
+    """The random generators of all processes of the job."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states.update({f"random.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
-    return states
+        own["cuda"] = torch.cuda.get_rng_state()
+    return {f"random.{rank}.{kind}": s for rank, states in enumerate(gather(own)) for kind, s in states.items()}
 
 
 def restore_random_state(tensors: dict[str, Tensor]) -> None:
-    """Put the random generators of this process into the state that was saved."""
-    torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda.0" in tensors:
-        torch.cuda.set_rng_state_all([tensors[f"random.cuda.{i}"] for i in range(torch.cuda.device_count())])
+    """Put the random generators of this process into the state that was saved, where as many processes are at work."""
+    place = here()
+    if f"random.{place.count - 1}.cpu" not in tensors or f"random.{place.count}.cpu" in tensors:
+        logger.warning("the run was saved by another number of processes: it goes on with other dropout masks")
+        return
+    torch.set_rng_state(tensors[f"random.{place.rank}.cpu"])
+    if torch.cuda.is_available() and f"random.{place.rank}.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"random.{place.rank}.cuda"])
 
 
 class Stopped(Exception):  # noqa: N818 (no error: it was asked for)

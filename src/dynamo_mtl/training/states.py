@@ -15,6 +15,7 @@ from torch import Tensor
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.checkpoint import CONFIG, Metadata
+from dynamo_mtl.processes import first_does
 from dynamo_mtl.settings import read_settings
 from dynamo_mtl.storage import remove_folder, verify_folder
 from dynamo_mtl.training.examples import TaskTables
@@ -24,6 +25,7 @@ from dynamo_mtl.training.resume import (
     Stopped,
     StopSignals,
     newest_state,
+    random_state,
     read_state,
     restore_random_state,
     rotate,
@@ -61,13 +63,13 @@ class RunStates:
             ConfigError: nothing was said of the states of an unfinished run that are there.
         """
         if resume is None:
-            if any(self.folder.glob(f"{PREFIX}*")):
+            if first_does(lambda: any(self.folder.glob(f"{PREFIX}*"))):
                 raise ConfigError(
                     f"{self.folder}: holds the state of a run that did not end; go on with it with --resume {LATEST}, "
                     "or remove the folder to start anew"
                 )
             return None, None
-        place = newest_state(self.folder) if resume == LATEST else Path(resume)
+        place = first_does(lambda: newest_state(self.folder)) if resume == LATEST else Path(resume)
         if place is None:
             logger.info("no state under %s: starting from the beginning", self.folder)
             return None, None
@@ -107,7 +109,7 @@ class RunStates:
             self.stage, self._before = state.stage, state.seconds
             restore_random_state(state.tensors)
 
-    def metadata_now(self, phase: str) -> Metadata:
+    def _metadata_now(self, phase: str) -> Metadata:
         """Metadata of a checkpoint that is written now."""
         return replace(self.metadata, phase=phase, train_seconds=round(self._seconds(), 1))
 
@@ -129,20 +131,34 @@ class RunStates:
         self._save(0, {}, {})
 
     def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors = {**tensors, **random_state()}
         state = LoopState(self.stage, step, self.phases, self._seconds(), self.log.end, numbers, tensors)
         place = self.folder / state.folder_name
-        try:
-            self.system.save(place, self.metadata_now("unfinished"), self.config.to_yaml(), state.write)
-            rotate(self.folder, self.config.training.keep_states)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{place}: the state of the run could not be written ({error})") from error
+
+        def write() -> None:
+            try:
+                self.system.save(place, self._metadata_now("unfinished"), self.config.to_yaml(), state.write)
+                rotate(self.folder, self.config.training.keep_states)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{place}: the state of the run could not be written ({error})") from error
+
+        first_does(write)
         logger.debug("saved %s", place)
+
+    def save_phase(self, place: Path, phase: str) -> None:
+        """Write the checkpoint of a phase that is complete."""
+        first_does(lambda: self.system.save(place, self._metadata_now(phase), self.config.to_yaml()))
+        logger.info("saved %s", place)
 
     def clear(self) -> None:
         """Remove all states: the run has ended."""
-        for folder in self.folder.glob(f"{PREFIX}*"):
-            remove_folder(folder)
-        self.folder.rmdir()
+
+        def remove() -> None:
+            for folder in self.folder.glob(f"{PREFIX}*"):
+                remove_folder(folder)
+            self.folder.rmdir()
+
+        first_does(remove)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

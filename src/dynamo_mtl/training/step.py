@@ -1,8 +1,10 @@
-"""One update's forward and backward: any tasks in one batch, split into micro-batches of any size.
+"""One update's forward and backward: any tasks in one batch, split into micro-batches of any size, over any number of
+processes.
 
-Task losses are sums over the counts of the whole batch. Routing is computed for the whole batch at once: each
-micro-batch runs its top layers on a detached copy of its weights, whose gradient is handed back to the router in the
-end. So neither depends on how the batch was split.
+Task losses are sums over the counts of the whole batch. Routing is computed for the whole batch at once, in every
+process: each micro-batch runs its top layers on a detached copy of its weights, whose gradient is handed back to the
+router in the end. So neither depends on how the batch was split. What a process returns, and the gradients it leaves,
+are its parts of sums over all processes.
 """
 
 from __future__ import annotations
@@ -10,55 +12,95 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from dynamo_mtl.data.batch import split_by_tokens
+from dynamo_mtl.data.batch import run_in_groups, split_by_tokens
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Router, Routing
+from dynamo_mtl.processes import add_up, here, join_shares
 from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, collate
+from dynamo_mtl.training.memory import agreed
 from dynamo_mtl.training.objective import LOSS, TASK, Objective, RoutingTerms
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The examples of one update, packed into micro-batches."""
+    """The examples of one update: this process's share of them, packed into micro-batches."""
 
-    micro: list[PackedExamples]
-    order: list[list[int]]
-    """Numbers of the examples in each micro-batch."""
+    examples: Sequence[EncodedExample]
+    numbers: Tensor
+    """``(own examples,)`` their numbers in the whole batch."""
+    routes: Tensor
+    """``(examples,)`` the adapter that each example of the whole batch belongs to."""
     twins: Tensor
-    """``(pairs, 2)`` examples that are one input under two wordings."""
-    tasks: set[str]
-    tokens: int
+    """``(pairs, 2)`` examples of the whole batch that are one input under two wordings."""
+    first_position: int
+    budget: int
+    """Most tokens in a micro-batch."""
+
+    @cached_property
+    def order(self) -> list[list[int]]:
+        """Own examples in each micro-batch."""
+        return split_by_tokens([e.tokens for e in self.examples], self.budget)
+
+    @cached_property
+    def micro(self) -> list[PackedExamples]:
+        """The micro-batches."""
+        return [collate([self.examples[i] for i in group], self.first_position) for group in self.order]
 
     @property
-    def size(self) -> int:
-        """Examples."""
-        return sum(map(len, self.order))
+    def tokens(self) -> int:
+        """Real tokens in this process's share."""
+        return sum(e.tokens for e in self.examples)
+
+    @property
+    def largest(self) -> int:
+        """Tokens in the largest micro-batch of several examples; 0 if there is none."""
+        return max((sum(self.examples[i].tokens for i in group) for group in self.order if len(group) > 1), default=0)
+
+    def within(self, budget: int) -> StepBatch:
+        """The same examples in micro-batches of at most ``budget`` tokens."""
+        return self if budget >= self.budget else replace(self, budget=budget)
 
 
 def make_step_batch(
-    examples: Sequence[EncodedExample], twins: Sequence[tuple[int, int]], budget: int, first_position: int
+    examples: Sequence[EncodedExample],
+    twins: Sequence[tuple[int, int]],
+    budget: int,
+    first_position: int,
+    numbers: Sequence[int] | None = None,
+    routes: Sequence[int] | None = None,
 ) -> StepBatch:
-    """Pack the examples of one update into micro-batches of at most ``budget`` tokens."""
-    order = split_by_tokens([e.tokens for e in examples], budget)
+    """Pack the examples of one update into micro-batches of at most ``budget`` tokens.
+
+    Args:
+        examples: this process's share.
+        twins: pairs of numbers in the whole batch that are one input under two wordings.
+        budget: most tokens in a micro-batch.
+        first_position: position of a sequence's first token.
+        numbers: the examples' numbers in the whole batch; they are the whole batch if None.
+        routes: the adapter of every example of the whole batch; needed with ``numbers``.
+    """
+    batch = StepBatch(
+        examples=examples,
+        numbers=torch.tensor(list(range(len(examples)) if numbers is None else numbers), dtype=torch.long),
+        routes=torch.tensor([e.route for e in examples] if routes is None else list(routes), dtype=torch.long),
+        twins=torch.tensor(twins, dtype=torch.long).reshape(-1, 2),
+        first_position=first_position,
+        budget=budget,
+    )
     if logger.isEnabledFor(logging.DEBUG):
         makeup = Counter(e.task or "router only" for e in examples)
-        logger.debug("batch: %s in %d micro-batches, %d twins", dict(makeup), len(order), len(twins))
-    return StepBatch(
-        micro=[collate([examples[i] for i in group], first_position) for group in order],
-        order=order,
-        twins=torch.tensor(twins, dtype=torch.long).reshape(-1, 2),
-        tasks={e.task for e in examples if e.task is not None},
-        tokens=sum(e.tokens for e in examples),
-    )
+        logger.debug("batch: %s in %d micro-batches, %d twins", dict(makeup), len(batch.micro), len(twins))
+    return batch
 
-
-logger = logging.getLogger(__name__)
 
 Scale = Callable[[Tensor], Tensor]
 """What a loss is multiplied by before its gradient is taken: fp16 needs it, the other types do not."""
@@ -66,17 +108,18 @@ Scale = Callable[[Tensor], Tensor]
 
 def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) -> dict[str, Tensor]:
     """Backward of the task losses with all rows sent to one adapter. Returns the loss by term."""
-    totals = _totals(batch)
+    totals = _totals(system, batch)
     value = torch.zeros((), device=system.device)
-    for packed in batch.micro:
-        moved = to_device(packed, system.device)
-        rows = moved.batch.example_count
-        weights = torch.zeros(rows, len(system.tasks), device=system.device)
-        weights[:, adapter] = 1.0
-        output = system.model(moved.batch, weights, active=[adapter], top_k=1)
-        loss = _task_loss(system, moved, output.hidden, totals)
-        scale(loss).backward()
-        value += loss.detach()
+    with agreed():
+        for packed in batch.micro:
+            moved = to_device(packed, system.device)
+            rows = moved.batch.example_count
+            weights = torch.zeros(rows, len(system.tasks), device=system.device)
+            weights[:, adapter] = 1.0
+            output = system.model(moved.batch, weights, active=[adapter], top_k=1)
+            loss = _task_loss(system, moved, output.hidden, totals)
+            scale(loss).backward()
+            value += loss.detach()
     return {LOSS: value, TASK: value}
 
 
@@ -95,34 +138,42 @@ def mixture_backward(
     Returns:
         The total, and every term's value, unweighted.
     """
-    totals = _totals(batch)
-    moved = [to_device(packed, system.device) for packed in batch.micro]
-    trunks = [system.model.trunk(packed.batch) for packed in moved]
-    features = torch.cat([trunk.features for trunk in trunks])
-    routes = torch.cat([packed.routes for packed in moved])
-    routing: Routing = system.model.router(features)
-    known = torch.nn.functional.one_hot(routes, len(system.tasks)).to(routing.weights)
-    mixed = torch.lerp(known, routing.weights, own_share)
-    if logger.isEnabledFor(logging.DEBUG):
-        mean = [round(w, 3) for w in routing.weights.mean(dim=0).tolist()]
-        logger.debug("routing weights: mean %s, own share %.2f", dict(zip(system.tasks, mean, strict=True)), own_share)
-    task_value = torch.zeros((), device=system.device)
-    gradients: list[Tensor] = []
-    first = 0
-    for packed, trunk in zip(moved, trunks, strict=True):
-        weights = mixed[first : first + packed.batch.example_count].detach().requires_grad_()
-        first += packed.batch.example_count
-        if packed.views:
-            output = system.model(packed.batch, weights, trunk=trunk)
-            loss = objective.task_weight * _task_loss(system, packed, output.hidden, totals)
-            scale(loss).backward()
-            task_value += loss.detach()
-        gradients.append(torch.zeros_like(weights) if weights.grad is None else weights.grad)
-    twins = _packed_order(batch)[batch.twins].to(system.device)
-    terms = objective.routing_terms(read_routing(system.model.router, features, routing, routes, twins))
-    total = objective.total(terms, system.device)
-    handed_back = (mixed * torch.cat(gradients)).sum()  # its gradient is what the micro-batches left at their weights
-    (handed_back + scale(total)).backward()
+    totals = _totals(system, batch)
+    router, device, processes = system.model.router, system.device, here().count
+    features = torch.zeros(len(batch.routes), system.model.router.feature_size, device=device)
+    with agreed():
+        moved = [to_device(packed, device) for packed in batch.micro]
+        trunks = [system.model.trunk(packed.batch) for packed in moved]
+        places = [batch.numbers[group].to(device) for group in batch.order]
+        for place, trunk in zip(places, trunks, strict=True):
+            features[place] = trunk.features
+    features = add_up(features)  # each row is zero everywhere but in the process that has the example
+    with agreed():
+        routes = batch.routes.to(device)
+        routing: Routing = router(features)
+        known = torch.nn.functional.one_hot(routes, len(system.tasks)).to(routing.weights)
+        mixed = torch.lerp(known, routing.weights, own_share)
+        if logger.isEnabledFor(logging.DEBUG):
+            mean = [round(w, 3) for w in routing.weights.mean(dim=0).tolist()]
+            names = dict(zip(system.tasks, mean, strict=True))
+            logger.debug("routing weights: mean %s, own share %.2f", names, own_share)
+        task_value = torch.zeros((), device=device)
+        gradient = torch.zeros_like(mixed)
+        for packed, trunk, place in zip(moved, trunks, places, strict=True):
+            if packed.views:
+                weights = mixed[place].detach().requires_grad_()
+                output = system.model(packed.batch, weights, trunk=trunk)
+                loss = objective.task_weight * _task_loss(system, packed, output.hidden, totals)
+                scale(loss).backward()
+                task_value += loss.detach()
+                if weights.grad is not None:
+                    gradient[place] = weights.grad
+        read = read_routing(router, features, routing, routes, batch.twins.to(device))
+        # Every process has all of the routing, so each answers for an equal part of its terms.
+        terms = {name: value / processes for name, value in objective.routing_terms(read).items()}
+        total = objective.total(terms, device)
+        handed_back = (mixed * gradient).sum()  # its gradient is what the micro-batches left at their weights
+        (handed_back + scale(total)).backward()
     return {
         LOSS: total.detach() + task_value,
         TASK: task_value / (objective.task_weight or 1.0),
@@ -137,21 +188,14 @@ def read_routing(router: Router, features: Tensor, routing: Routing, routes: Ten
     return RoutingTerms(routing.logits, routing.weights, routes, second, twins, router.temperature, scheduled)
 
 
-def _packed_order(batch: StepBatch) -> Tensor:
-    """Example number → row in the concatenation of all micro-batches."""
-    rows = torch.empty(batch.size, dtype=torch.long)
-    rows[torch.tensor([i for group in batch.order for i in group])] = torch.arange(batch.size)
-    return rows
-
-
-def _totals(batch: StepBatch) -> dict[str, tuple[int, int]]:
+def _totals(system: System, batch: StepBatch) -> dict[str, tuple[int, int]]:
     """Examples and labels of each task in the whole batch."""
-    totals: dict[str, tuple[int, int]] = {}
+    counts = torch.zeros(len(system.tasks), 2, dtype=torch.long)
     for packed in batch.micro:
         for view in packed.views:
-            examples, labels = totals.get(view.task, (0, 0))
-            totals[view.task] = (examples + len(view.examples), labels + len(view.label_rows))
-    return totals
+            counts[system.route_of(view.task)] += torch.tensor([len(view.examples), len(view.label_rows)])
+    pairs = add_up(counts).tolist()
+    return {name: (pairs[i][0], pairs[i][1]) for i, name in enumerate(system.model.task_names)}
 
 
 def _task_loss(system: System, packed: PackedExamples, hidden: Tensor, totals: dict[str, tuple[int, int]]) -> Tensor:
@@ -166,14 +210,19 @@ def _task_loss(system: System, packed: PackedExamples, hidden: Tensor, totals: d
     return torch.stack(parts).sum()
 
 
-@torch.inference_mode()
 def example_losses(
     system: System, examples: Sequence[EncodedExample], budget: int, own_routing: bool = False
 ) -> list[float]:
     """Mean loss of every example, with the known adapter or, with ``own_routing``, the router's own choice."""
     system.model.eval()
+    return join_shares(_share_losses(system, here().share(examples), budget, own_routing))
+
+
+@torch.inference_mode()
+def _share_losses(system: System, examples: Sequence[EncodedExample], budget: int, own_routing: bool) -> list[float]:
     result = [0.0] * len(examples)
-    for group in split_by_tokens([e.tokens for e in examples], budget):
+
+    def run(group: Sequence[int]) -> None:
         packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
         known = torch.nn.functional.one_hot(packed.routes, len(system.tasks)).float()
         output = system.model(packed.batch) if own_routing else system.model(packed.batch, known, top_k=1)
@@ -183,4 +232,6 @@ def example_losses(
             sums = torch.zeros(len(view.examples), device=losses.device).index_add(0, view.label_rows, losses)
             for member, value in zip(view.examples.tolist(), (sums / counts).tolist(), strict=True):
                 result[group[member]] = value
+
+    run_in_groups([e.tokens for e in examples], budget, run)
     return result

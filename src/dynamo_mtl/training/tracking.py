@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 from accelerate import Accelerator
 
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.processes import here
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Writes every logged value as one JSON line to ``<folder>/metrics.jsonl``, and to Accelerate's trackers."""
+    """Writes every logged value as one JSON line to ``<folder>/metrics.jsonl``, and to Accelerate's trackers.
+
+    Only the first process of a job writes.
+    """
 
     def __init__(self, folder: Path, accelerator: Accelerator, end: tuple[int, int] | None = None) -> None:
         """Open the log.
@@ -28,13 +33,13 @@ class MetricsLog:
             end: bytes and lines after which a resumed run goes on; what was logged later is cut off.
         """
         self.accelerator = accelerator
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / "metrics.jsonl" if here().first else Path(os.devnull)
         self.count = 0
         self.trackers_failed = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
-            if end is not None and self.file.tell() >= end[0]:
+            if here().first and end is not None and self.file.tell() >= end[0]:
                 self.file.truncate(end[0])
                 self.count = end[1]
         except OSError as error:
@@ -58,7 +63,8 @@ class MetricsLog:
     def close(self) -> None:
         """Finish the file and the trackers."""
         self.file.close()
-        self._tell(self.accelerator.end_training)
+        for tracker in self.accelerator.trackers:
+            self._tell(tracker.finish)
 
     def _tell(self, action: Callable[[], None]) -> None:
         """Talk to the trackers. One that fails never stops the training: it is told nothing more."""

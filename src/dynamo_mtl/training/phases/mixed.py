@@ -13,6 +13,19 @@ from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, make_step_batch
 
 
+@dataclass(frozen=True)
+class Planned:
+    """An example of a batch before it is encoded, so that each process encodes only its share."""
+
+    task: str
+    row: int
+    wording: str | None
+    belongs: str
+    """The task whose instruction it carries; for crossed inputs another one than that of the row."""
+    answered: bool = True
+    """Whether it is answered; the others are read by the router only."""
+
+
 @dataclass
 class MixedDraw:
     """Draws mixed batches: a pure function of the seed and the step."""
@@ -46,18 +59,29 @@ class MixedDraw:
     def draw(self, step: int, share: float = 1.0) -> StepBatch:
         """The batch of a step; ``share`` of each task's easiest examples are in use."""
         rng = np.random.default_rng([self.seed, 4, step])
-        examples: list[EncodedExample] = []
-        extra: list[EncodedExample] = []
+        planned: list[Planned] = []
+        extra: list[Planned] = []
         twins: list[tuple[int, int]] = []
         members = self._rows(step, share)
         for task, row in members:
-            example = self.source.row(task, row)
             first, second = self.source.wordings(task, rng)
             if second:
                 # The same input under two wordings: the second one is read by the router only.
-                twins.append((len(examples), len(members) + len(extra)))
-                extra.append(self.source.router_input(task, example, second))
-            extra += self.source.crossed(task, example, rng)
-            examples.append(self.source.system.encode(example, task, first))
-        first_position = self.source.system.first_position
-        return make_step_batch([*examples, *extra], twins, self.config.token_budget, first_position)
+                twins.append((len(planned), len(members) + len(extra)))
+                extra.append(Planned(task, row, second, task, answered=False))
+            crossing = self.source.crossing(task, rng)
+            if crossing is not None:
+                extra.append(Planned(task, row, crossing[1], crossing[0], answered=False))
+            planned.append(Planned(task, row, first, task))
+        planned += extra
+        system = self.source.system
+        numbers = self.source.place.share(range(len(planned)))
+        own = [self._encode(planned[number]) for number in numbers]
+        routes = [system.route_of(p.belongs) for p in planned]
+        return make_step_batch(own, twins, self.config.token_budget, system.first_position, numbers, routes)
+
+    def _encode(self, planned: Planned) -> EncodedExample:
+        example = self.source.row(planned.task, planned.row)
+        if planned.answered:
+            return self.source.system.encode(example, planned.task, planned.wording)
+        return self.source.router_input(planned.belongs, example, planned.wording)

@@ -36,8 +36,13 @@ class AdapterPhase:
     def draw(self, step: int) -> StepBatch:
         """The task's examples of a step, some with an instruction."""
         rng = np.random.default_rng([self.config.seed, 1, step])
-        examples = [self.source.example(self.task, row, rng) for row in self.order.batch(step)]
-        return make_step_batch(examples, [], self.config.token_budget, self.source.system.first_position)
+        source = self.source
+        rate = source.system.config.data.instruction_rate
+        drawn = [(row, source.instruction(self.task, rng, rate)) for row in self.order.batch(step)]
+        numbers = source.place.share(range(len(drawn)))
+        own = [source.example(self.task, *drawn[number]) for number in numbers]
+        routes = [source.system.route_of(self.task)] * len(drawn)
+        return make_step_batch(own, [], self.config.token_budget, source.system.first_position, numbers, routes)
 
     def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Task loss through this adapter alone."""

@@ -7,7 +7,7 @@ objective through the mixture of frozen adapters, so that the router feels what 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.data.batch import split_by_tokens
+from dynamo_mtl.data.batch import run_in_groups
 from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.processes import add_up, here
 from dynamo_mtl.tasks.encoding import EncodedExample, collate
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.contracts import SCORE
@@ -46,19 +47,29 @@ class FeatureBatch:
     features: Tensor
     routes: Tensor
     twins: Tensor
-    tasks: set[str]
     tokens: int = 0
+    largest: int = 0
+    """There are no tokens here to split."""
+
+    def within(self, budget: int) -> FeatureBatch:
+        """Itself: features are small."""
+        return self
 
 
 @torch.no_grad()
 def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
     """Router features ``(n, features)`` and true adapters ``(n,)`` of inputs that only the router reads."""
-    features: list[Tensor] = [torch.empty(0)] * len(examples)
-    for group in split_by_tokens([e.tokens for e in examples], budget):
-        packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
-        for index, row in zip(group, system.model.trunk(packed.batch).features, strict=True):
-            features[index] = row
-    return torch.stack(features), torch.tensor([e.route for e in examples], device=system.device)
+    features = torch.zeros(len(examples), system.model.router.feature_size, device=system.device)
+    own = here().share(range(len(examples)))
+
+    def run(group: Sequence[int]) -> None:
+        members = [own[i] for i in group]
+        packed = to_device(collate([examples[i] for i in members], system.first_position), system.device)
+        features[members] = system.model.trunk(packed.batch).features
+
+    run_in_groups([examples[i].tokens for i in own], budget, run)
+    # Every row is zero but in the process that worked on it.
+    return add_up(features), torch.tensor([e.route for e in examples], device=system.device)
 
 
 def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
@@ -121,7 +132,9 @@ class FeaturePhase:
         if second:
             self.twins[len(examples)] = len(examples) + 1
         examples += [self.source.router_input(task, example, wording) for wording in (first, second) if wording]
-        examples += self.source.crossed(task, example, rng)
+        crossing = self.source.crossing(task, rng)
+        if crossing is not None:
+            examples.append(self.source.router_input(crossing[0], example, crossing[1]))
         self.origins += [(task, row)] * (len(examples) - len(self.origins))
 
     def members(self, step: int) -> dict[str, list[int]]:
@@ -139,14 +152,17 @@ class FeaturePhase:
         pairs = [(place, len(rows) + number) for number, place in enumerate(twinned)]
         rows = rows + [self.twins[rows[place]] for place in twinned]
         twins = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        return FeatureBatch(self.features[rows].float(), self.routes[rows], twins, set())
+        return FeatureBatch(self.features[rows].float(), self.routes[rows], twins)
 
     def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The routing terms of the objective."""
         router = self.source.system.model.router
         router.schedule_temperature(step / max(1, self.steps - 1))
         routing = router(batch.features)
-        terms = self.objective.routing_terms(read_routing(router, batch.features, routing, batch.routes, batch.twins))
+        read = read_routing(router, batch.features, routing, batch.routes, batch.twins)
+        # Features are cheap enough for every process to have all of them; each answers for an equal part.
+        count = self.source.place.count
+        terms = {name: value / count for name, value in self.objective.routing_terms(read).items()}
         total = self.objective.total(terms, batch.features.device)
         scale(total).backward()
         return {LOSS: total.detach(), **{name: value.detach() for name, value in terms.items()}}
@@ -169,7 +185,9 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
             if not source.system.config.tasks[task].requires_instruction:
                 kinds[BARE].append(source.router_input(task, example, None))
             kinds[INSTRUCTED].append(source.router_input(task, example, source.instruction(task, rng, 1.0)))
-            kinds[CROSSED] += source.crossed(task, example, rng)
+            crossing = source.crossing(task, rng)
+            if crossing is not None:
+                kinds[CROSSED].append(source.router_input(crossing[0], example, crossing[1]))
     budget = config.token_budget
     return {kind: trunk_features(source.system, inputs, budget) for kind, inputs in kinds.items() if inputs}
 

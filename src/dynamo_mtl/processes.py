@@ -1,0 +1,141 @@
+"""The processes of a job: which share each one works on, and how they put their parts together.
+
+``accelerate launch`` and ``torchrun`` start one process for every GPU; ``accelerate.Accelerator`` connects them. In a
+job of one process everything here is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from dynamo_mtl.errors import DynamoError, ProcessError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The number of a process and how many there are."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part: every ``count``-th item. The parts of all processes hold each item once."""
+        return items[self.rank :: self.count]
+
+
+def here() -> Place:
+    """The place of the running process."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return Place()
+    return Place(distributed.get_rank(), distributed.get_world_size())
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, the same bits on each of them."""
+    if here().count == 1:
+        return tensor
+    total = tensor.to(_device())
+    with _exchange():
+        distributed.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def add_up_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace each gradient by its sum over all processes, in one exchange; a missing one counts as zero."""
+    if here().count == 1:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    for parameter, total in zip(parameters, add_up(flat).split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = total.view_as(parameter)
+
+
+def make_equal(tensors: Sequence[Tensor]) -> None:
+    """Give every process the values that the first one has."""
+    if here().count > 1:
+        for tensor in tensors:
+            moved = tensor.detach().to(_device())
+            with _exchange():
+                distributed.broadcast(moved, src=0)
+            tensor.detach().copy_(moved)
+
+
+def highest(number: float) -> float:
+    """The highest of the numbers that the processes have."""
+    if here().count == 1:
+        return number
+    found = torch.tensor(number, dtype=torch.float64, device=_device())
+    with _exchange():
+        distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return float(found)
+
+
+def gather(value: T) -> list[T]:
+    """What every process has, in their order."""
+    place = here()
+    if place.count == 1:
+        return [value]
+    values: list[T | None] = [None] * place.count
+    with _exchange():
+        distributed.all_gather_object(values, value)
+    return values  # pyright: ignore[reportReturnType] (all are filled)
+
+
+def join_shares(share: Sequence[T]) -> list[T]:
+    """Put together what the processes made of their ``Place.share``, in the order of the items."""
+    shares = gather(list(share))
+    joined: list[T] = [shares[0][0]] * sum(map(len, shares)) if shares[0] else []
+    for rank, part in enumerate(shares):
+        joined[rank :: len(shares)] = part
+    return joined
+
+
+def first_does(action: Callable[[], T]) -> T:
+    """Let the first process act; all get its result, and all raise if it fails.
+
+    Raises:
+        DynamoError: of ``action``. ``told`` is set where it is the first process's to tell the user.
+    """
+    place = here()
+    if place.count == 1:
+        return action()
+    outcome: tuple[T | None, DynamoError | None] = (None, None)
+    if place.first:
+        try:
+            outcome = (action(), None)
+        except DynamoError as error:
+            outcome = (None, error)
+    value, error = gather(outcome)[0]
+    if error is not None:
+        error.told = not place.first
+        raise error
+    return value  # pyright: ignore[reportReturnType] (the first process's own)
+
+
+def _device() -> torch.device:
+    """Where tensors must lie for an exchange."""
+    return torch.device("cuda") if distributed.get_backend() == "nccl" else torch.device("cpu")
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's own and those of its transports are all of this kind
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ProcessError(
+            f"a process of this job ended or cannot be reached ({reason}); a training run goes on from its newest "
+            "state when the job is started again with --resume latest"
+        ) from error

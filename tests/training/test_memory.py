@@ -1,0 +1,93 @@
+"""When memory runs out, micro-batches get smaller and the update stays the same."""
+
+import json
+
+import pytest
+import torch
+
+from dynamo_mtl.config import load_config
+from dynamo_mtl.data.batch import run_in_groups
+from dynamo_mtl.errors import MemoryShortage
+from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.training import loop, step
+from dynamo_mtl.training.memory import agreed
+from dynamo_mtl.training.pipeline import train
+
+RATES = {"steps_per_second", "tokens_per_second"}
+
+
+def _train(settings, folder, monkeypatch, room):
+    """Train where no micro-batch of more than ``room`` tokens fits. Returns the log and the budgets in use."""
+    folder.mkdir()
+    places = {"log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
+    (folder / "config.yaml").write_text(dump_yaml({**settings, **places}))
+    real, real_update, budgets = step._task_loss, loop._Loop.update, []
+
+    def task_loss(system, packed, hidden, totals):
+        if packed.batch.ids.numel() > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(system, packed, hidden, totals)
+
+    def update(self, batch):
+        real_update(self, batch)
+        budgets.append(self.budget)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_task_loss", task_loss)
+        patch.setattr(loop._Loop, "update", update)
+        train(load_config(folder / "config.yaml"), (1, 2, 3))
+    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in RATES} for line in lines], budgets
+
+
+@pytest.fixture
+def quiet(tiny_settings):
+    """Two tasks without dropout."""
+    names = ("sentiment", "translation")
+    data = {k: v for k, v in tiny_settings["data"].items() if not k.endswith("_data_path")}
+    training = {**tiny_settings["training"], "max_steps": 3, "log_every": 1}
+    training["router"] = {"examples_per_task": 8, "feature_epochs": 1, "mixture_steps": 2}
+    return {
+        **tiny_settings,
+        "data": data | {f"{n}_data_path": "sample" for n in names},
+        "tasks": {n: tiny_settings["tasks"][n] for n in names}
+        | {"sentiment": {**tiny_settings["tasks"]["sentiment"], "classifier_dropout": 0.0}},
+        "lora_configs": {n: {**tiny_settings["lora_configs"][n], "dropout": 0.0} for n in names},
+        "router": {"hidden_sizes": [16], "dropout": 0.0},
+        "training": training,
+    }
+
+
+def test_t8_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch):
+    """Fails without another try, and if the losses of a micro-batch were means over itself."""
+    plenty, unlimited = _train(quiet, tmp_path / "plenty", monkeypatch, 10**9)
+    little, budgets = _train(quiet, tmp_path / "little", monkeypatch, 120)
+    assert set(unlimited) == {None}
+    assert any(budget is not None for budget in budgets)
+    assert len(plenty) == len(little)
+    for ours, theirs in zip(plenty, little, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_t8_a_batch_that_never_fits_is_a_clear_error(quiet, tmp_path, monkeypatch):
+    with pytest.raises(MemoryShortage, match="phase 1 sentiment, step 1: not even one example at a time fits"):
+        _train(quiet, tmp_path / "none", monkeypatch, 3)
+
+
+def test_t8_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="something else"), agreed():
+        raise RuntimeError("something else")
+
+
+def test_t8_groups_that_do_not_fit_are_halved():
+    done = []
+
+    def run(group):
+        if len(group) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        done.append(list(group))
+
+    run_in_groups([5, 4, 3, 2, 1], 100, run)
+    assert done == [[0, 1], [2], [3, 4]]
+    with pytest.raises(MemoryShortage, match="one example of 9 tokens"):
+        run_in_groups([9], 100, lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
