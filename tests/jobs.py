@@ -5,8 +5,8 @@ import os
 import socket
 import traceback
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dynamo_mtl.training.pipeline", "dynamo_mtl.evaluation.benchmark"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["dynamo_mtl.training.pipeline", "dynamo_mtl.evaluation.benchmark"])
 
 
 def run_job(count, function, *arguments, seconds=180):
@@ -16,10 +16,10 @@ def run_job(count, function, *arguments, seconds=180):
         port = free.getsockname()[1]
     pipes, processes = [], []
     for rank in range(count):
-        receiving, sending = _context.Pipe(duplex=False)
+        receiving, sending = context.Pipe(duplex=False)
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = _context.Process(target=_run, args=(sending, place, function, arguments), daemon=True)
+        process = context.Process(target=_run, args=(sending, place, function, arguments), daemon=True)
         process.start()
         sending.close()
         pipes.append(receiving)

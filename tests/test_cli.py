@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TASKS
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
-from tests.conftest import TASKS
 
 ROOT = Path(__file__).parent.parent
 

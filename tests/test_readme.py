@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny import TASKS
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.evaluation.benchmark import read_result
 from dynamo_mtl.evaluation.report import result_markdown
 from dynamo_mtl.settings import dump_yaml
-from tests.conftest import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

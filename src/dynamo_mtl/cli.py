@@ -19,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Many text tasks over one small frozen encoder, routed per input in a single pass.",
 )
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key.sub=value.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log debug details, such as routing weights.")]
@@ -69,7 +71,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint and write the result file."""
     _start_logging(verbose)
-    from dynamo_mtl.config import load_config
+    from dynamo_mtl.config import PLACES, load_config
     from dynamo_mtl.evaluation.benchmark import SYSTEMS, evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
     from dynamo_mtl.model.checkpoint import CONFIG, read_metadata
@@ -79,7 +81,7 @@ def evaluate(
     if unknown:
         raise ConfigError(f"--systems: no system '{unknown[0]}'; use {', '.join(SYSTEMS)}")
     read_metadata(checkpoint)
-    config = load_config(checkpoint / CONFIG, overrides or [])
+    config = load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])
     folder = pictures or Path(config.visualization_dir)
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
@@ -140,6 +142,32 @@ def predict(
     typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
+
+
+@data_app.command("check")
+def check_data(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    sample: Annotated[int, typer.Option(min=1, help="Examples of each split that are tokenised.")] = 2000,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Profile the data of every task and name what is wrong with it, before any training."""
+    _start_logging(verbose)
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.evaluation.data_check import check_data as check
+    from dynamo_mtl.evaluation.data_check import profile_json, profile_rows, refuse_faults, remarks
+    from dynamo_mtl.evaluation.report import print_table
+
+    if output is not None:
+        writable_folder(output.parent, "--output")
+    profile = check(load_config(config, overrides or []), sample, logging.getLogger("dynamo_mtl").info)
+    print_table("Data", *profile_rows(profile))
+    for remark in remarks(profile):
+        typer.echo(remark)
+    if output is not None:
+        output.write_text(json.dumps(profile_json(profile), indent=2) + "\n", encoding="utf-8")
+    refuse_faults(profile)
 
 
 def _start_logging(verbose: bool, quiet: bool = False) -> None:

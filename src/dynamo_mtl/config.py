@@ -16,6 +16,10 @@ class DynamoConfig(PipelineConfig):
     """Where ``dynamo evaluate`` draws its picture."""
 
 
+PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null")
+"""Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DynamoConfig:
     """Read and validate a configuration file with ``key.sub=value`` overrides.
 

@@ -34,6 +34,11 @@ class ConfigError(DynamoError):
 class DataError(DynamoError):
     """A data file or one of its rows is wrong: the message names file and line."""
 
+    def __init__(self, message: str, kind: str = "unreadable") -> None:
+        """Args: the whole sentence; and what rows with the same fault have in common, to count them by."""
+        super().__init__(message)
+        self.kind = kind
+
 
 class BackboneError(DynamoError):
     """The pretrained encoder could not be found or does not fit."""

@@ -76,6 +76,8 @@ def parse_yaml(text: str, name: str) -> Any:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{name}{place}: {error.problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
 

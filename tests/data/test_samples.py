@@ -4,10 +4,10 @@ import ast
 import difflib
 
 import pytest
+from tiny import TASKS
 
 from dynamo_mtl.data.samples import SIZES, sample_rows
 from dynamo_mtl.errors import DataError
-from tests.conftest import TASKS
 
 INPUTS = {"sentiment": "text", "qa": "context", "summarization": "document", "code_generation": "description",
           "translation": "source"}  # fmt: skip

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny import without_dropout
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.data.batch import run_in_groups
@@ -43,19 +44,9 @@ def _train(settings, folder, monkeypatch, room):
 @pytest.fixture
 def quiet(tiny_settings):
     """Two tasks without dropout."""
-    names = ("sentiment", "translation")
-    data = {k: v for k, v in tiny_settings["data"].items() if not k.endswith("_data_path")}
     training = {**tiny_settings["training"], "max_steps": 3, "log_every": 1}
     training["router"] = {"examples_per_task": 8, "feature_epochs": 1, "mixture_steps": 2}
-    return {
-        **tiny_settings,
-        "data": data | {f"{n}_data_path": "sample" for n in names},
-        "tasks": {n: tiny_settings["tasks"][n] for n in names}
-        | {"sentiment": {**tiny_settings["tasks"]["sentiment"], "classifier_dropout": 0.0}},
-        "lora_configs": {n: {**tiny_settings["lora_configs"][n], "dropout": 0.0} for n in names},
-        "router": {"hidden_sizes": [16], "dropout": 0.0},
-        "training": training,
-    }
+    return {**without_dropout(tiny_settings, ("sentiment", "translation")), "training": training}
 
 
 def test_t8_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch):
@@ -70,16 +61,19 @@ def test_t8_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch)
 
 
 def test_t8_a_batch_that_never_fits_is_a_clear_error(quiet, tmp_path, monkeypatch):
+    """Fails without the end at single examples: the step would be tried for ever."""
     with pytest.raises(MemoryShortage, match="phase 1 sentiment, step 1: not even one example at a time fits"):
         _train(quiet, tmp_path / "none", monkeypatch, 3)
 
 
 def test_t8_other_errors_are_not_taken_for_it():
+    """Fails if every RuntimeError is taken for a lack of memory."""
     with pytest.raises(RuntimeError, match="something else"), agreed():
         raise RuntimeError("something else")
 
 
 def test_t8_groups_that_do_not_fit_are_halved():
+    """Validation and scoring: fails without the second try."""
     done = []
 
     def run(group):

@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+from torture import torture
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
@@ -105,6 +106,7 @@ def test_t1_a_killed_run_ends_where_an_uninterrupted_one_does(
 def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
     settings, uninterrupted, tmp_path, monkeypatch
 ):
+    """Fails if a checkpoint that is there already is not replaced, or ends the run."""
     config = _config(settings, tmp_path)
     with monkeypatch.context() as patch:
         real = states.RunStates.stage_done
@@ -120,6 +122,7 @@ def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
 def test_t3_a_signal_saves_once_and_ends_with_its_code(
     settings, uninterrupted, tmp_path, monkeypatch, capsys, number, code
 ):
+    """Fails without ``StopSignals``: the process would end without a state, by another code."""
     _config(settings, tmp_path)
     arguments = ["train", str(tmp_path / "config.yaml"), f"log_dir={tmp_path / 'logs'}"]
     arguments.append(f"checkpoint_dir={tmp_path / 'checkpoints'}")
@@ -138,6 +141,8 @@ def test_t3_a_signal_saves_once_and_ends_with_its_code(
 
 
 def test_t3_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
+    """Fails if a second signal is only noted: a state would be written."""
+
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -163,6 +168,7 @@ def killed(settings, tmp_path, monkeypatch):
 
 
 def test_c1_the_newest_state_that_verifies_is_taken(killed, uninterrupted, caplog):
+    """Fails if ``newest_state`` takes the newest name."""
     config, folder = killed
     newest = folder / "checkpoints" / "resume" / "state-001-00000002" / "loop.safetensors"
     content = newest.read_bytes()
@@ -199,6 +205,7 @@ def test_a_state_is_not_lost_by_starting_anew_nor_taken_for_another_run(killed, 
 
 
 def test_c7_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
+    """Fails without the lock file."""
     from dynamo_mtl.storage import only_writer
 
     (tmp_path / "checkpoints").mkdir()
@@ -252,3 +259,11 @@ def test_t10_a_tracker_that_fails_is_left_out_with_one_warning(settings, tmp_pat
     assert asked == [0]
     assert caplog.text.count("a tracker failed and is left out") == 1
     assert len((tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()) > 10
+
+
+def test_t2_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path):
+    """Fails if folders are removed or written under their names; ``make torture`` kills 50 times."""
+    figures = torture(4, tmp_path, 120)
+    assert figures["kills"] == 4
+    assert figures["broken_checkpoints"] == 0
+    assert figures["final_state_equal"]

@@ -108,7 +108,7 @@ def open_table(
     fingerprint = _fingerprint(location, split, key, file, config)
 
     def examples() -> Iterator[dict[str, str | None]]:
-        for row, where in _rows(location, split, file, config):
+        for row, where in read_rows(location, split, config):
             example = reader(row, where)
             yield {"text": example.text, "context": example.context, "target": example.target}
 
@@ -183,14 +183,29 @@ FORMAT = 1
 """Part of the cache key: raised when the meaning of prepared tables changes."""
 
 
-def _rows(location: str, split: str, file: Path | None, config: DataConfig) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _stop(error: DataError) -> None:
+    raise error
+
+
+def read_rows(
+    location: str, split: str, config: DataConfig, refuse: Callable[[DataError], None] = _stop
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Raw rows of a split, each with its place ("file, line 3").
+
+    Args:
+        location: file, folder, hub id or ``sample:<task type>``.
+        split: ``train``, ``validation`` or ``test``.
+        config: hub revision.
+        refuse: is told of each row that cannot be parsed; raises by default, else the next row follows.
+    """
+    file = None if is_sample(location) else find_file(location, split)
     if is_sample(location):
         for number, row in enumerate(sample_rows(location.removeprefix(f"{SAMPLE}:"), split)):
             yield row, f"{location}, row {number + 1}"
     elif file is None:
         yield from _hub_rows(location, split, config.revision)
     else:
-        yield from _file_rows(file)
+        yield from _file_rows(file, refuse)
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -207,15 +222,15 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Map
         ) from error
 
 
-def _file_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _file_rows(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
     name = path.name.lower()
     try:
         if name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path)
+            yield from _json_lines(path, refuse)
         elif name.endswith(".json"):
             yield from _squad_rows(path)
         elif name.endswith((".csv", ".tsv")):
-            yield from _delimited_rows(path)
+            yield from _delimited_rows(path, refuse)
         elif name.endswith(".parquet"):
             yield from _parquet_rows(path)
         else:
@@ -226,7 +241,7 @@ def _file_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _json_lines(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -235,10 +250,12 @@ def _json_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not valid JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                refuse(DataError(f"{where}: not valid JSON ({error})", "not valid JSON"))
+                continue
             if not isinstance(row, dict):
-                raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+                refuse(DataError(f"{where}: expected a JSON object, found {type(row).__name__}", "not a JSON object"))
+                continue
             yield row, where
 
 
@@ -265,7 +282,7 @@ def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise DataError(f"{path}: neither a list of objects nor the SQuAD format (missing {error})") from error
 
 
-def _delimited_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _delimited_rows(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
     tab = path.suffix.lower() == ".tsv"
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -275,7 +292,9 @@ def _delimited_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         for row in lines:
             where = f"{path}, line {lines.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{where}: expected {len(lines.fieldnames or [])} columns as in the header")
+                columns = len(lines.fieldnames or [])
+                refuse(DataError(f"{where}: expected {columns} columns as in the header", "another number of columns"))
+                continue
             yield row, where
 
 

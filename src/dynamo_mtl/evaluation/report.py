@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -39,14 +40,18 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def print_result(result: Result) -> None:
     """Print both tables to the console."""
-    console = Console()
-    for title, (header, rows) in (("Tasks", result_rows(result)), ("Routing", routing_rows(result))):
-        table = Table(title=title)
-        for name in header:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    print_table("Tasks", *result_rows(result))
+    print_table("Routing", *routing_rows(result))
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table to the console."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def result_markdown(result: Result) -> str:

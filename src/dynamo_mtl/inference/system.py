@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dynamo_mtl.data.sources import DATA_PATH, DataConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
-from dynamo_mtl.model.backbone import Backbone, load_backbone
+from dynamo_mtl.model.backbone import Backbone, SourceTokenizer, load_backbone
 from dynamo_mtl.model.checkpoint import CONFIG, Metadata, load_checkpoint, open_checkpoint, save_checkpoint
 from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
@@ -151,6 +151,14 @@ def make_tasks(config: SystemConfig) -> dict[str, Task]:
     return {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
 
 
+def choose_vocabulary(
+    task: GenerationTask, tokenizer: SourceTokenizer, byte_level: bool, targets: Callable[[Task], Iterable[str]]
+) -> None:
+    """Give a task the target vocabulary that it is configured for: the backbone's, or one trained on its targets."""
+    size = task.vocabulary_size(byte_level)
+    task.vocabulary = backbone_vocabulary(tokenizer) if size is None else train_vocabulary(targets(task), size)
+
+
 def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]], device: torch.device) -> System:
     """A fresh system: backbone loaded, vocabularies trained on ``targets``, adapters and router initialised.
 
@@ -164,13 +172,10 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
     starts: dict[str, torch.Tensor] = {}
     for name, task in tasks.items():
         if isinstance(task, GenerationTask):
-            size = task.vocabulary_size(byte_level)
-            if size is None:
-                task.vocabulary = backbone_vocabulary(backbone.tokenizer)
-                continue
-            task.vocabulary = train_vocabulary(targets(task), size)
-            table = backbone.encoder.word_embeddings.weight
-            starts[name] = mean_embeddings(task.vocabulary, backbone.tokenizer, table)
+            choose_vocabulary(task, backbone.tokenizer, byte_level, targets)
+            if task.vocabulary.own:
+                table = backbone.encoder.word_embeddings.weight
+                starts[name] = mean_embeddings(task.vocabulary, backbone.tokenizer, table)
     system = _assemble(config, tasks, backbone, device)
     for name, start in starts.items():
         head = system.model.head(name)

@@ -182,6 +182,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
         for pattern, replacement in _RENAMES:
             short = re.sub(pattern, replacement, short)
         weights[short] = tensor.to(torch.float32)
+        if not weights[short].isfinite().all():
+            raise BackboneError(f"{path}: {name} holds values that are not finite")
     return weights, transform if len(transform) == 4 else None
 
 
@@ -192,8 +194,8 @@ def load_tokenizer(folder: Path) -> SourceTokenizer:
     try:
         published = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend: Tokenizer = published.backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
-        raise BackboneError(f"{folder}: cannot read the tokenizer ({error})") from error
+    except Exception as error:  # the library's parser raises bare exceptions
+        raise BackboneError(f"{folder}: cannot read the tokenizer ({' '.join(str(error).split())})") from error
     first, separator = published.cls_token_id, published.sep_token_id
     if first is None or separator is None:
         raise BackboneError(f"{folder}: the tokenizer has no first-token or separator token")

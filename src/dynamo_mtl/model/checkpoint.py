@@ -190,7 +190,10 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] > FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION})")
+            raise CheckpointError(
+                f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION}); "
+                "update it with: pip install -U dynamo-mtl"
+            )
         return Metadata(**raw)
     except OSError as error:
         raise CheckpointError(f"{folder}: not a checkpoint (no {METADATA}); train one with: dynamo train") from error
@@ -271,10 +274,17 @@ def _check_scaling(path: Path, adapter: Adapter) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, all of them fp32 and finite: what else it holds, training did not write."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {name} should be float32, found {str(tensor.dtype).removeprefix('torch.')}")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    return tensors
 
 
 def _load(module: torch.nn.Module, path: Path) -> None:

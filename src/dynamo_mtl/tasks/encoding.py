@@ -45,6 +45,8 @@ class EncodedSource:
 
     windows: list[EncodedWindow]
     body: str
+    cut: bool = False
+    """Whether something did not fit into the windows."""
 
 
 class SourceEncoder:
@@ -68,7 +70,7 @@ class SourceEncoder:
         encoding = special.backend.encode(body, add_special_tokens=False)
         capacity = self.max_length - len(lead) - 1
         windows: list[EncodedWindow] = []
-        start = 0
+        start = end = 0
         while len(windows) < self.max_windows:
             end = start + capacity
             ids = [*lead, *encoding.ids[start:end], special.separator]
@@ -76,7 +78,7 @@ class SourceEncoder:
             if end >= len(encoding.ids):
                 break
             start += capacity - min(self.overlap, capacity // 2)
-        return EncodedSource(windows, body)
+        return EncodedSource(windows, body, cut=end < len(encoding.ids))
 
 
 @dataclass(frozen=True)

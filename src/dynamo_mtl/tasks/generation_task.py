@@ -80,6 +80,10 @@ class GenerationTask(Task):
             labels={"next": [*ids, self.vocabulary.end]},
         )
 
+    def is_lost(self, example: EncodedExample, target: str) -> bool:
+        limit = self.config.max_target_length
+        return len(self.vocabulary.encode(target, limit + 1)) > limit
+
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         assert isinstance(head, LanguageModelHead)
         logits = head(hidden[view.target[0] : view.target[1]])

@@ -16,7 +16,7 @@ from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.spans import span_scores
 from dynamo_mtl.model.heads import Head, HeadConfig, SpanHead
 from dynamo_mtl.model.lora import LoraConfig
-from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
 
 
@@ -63,17 +63,22 @@ class QuestionAnswering(Task):
         pairs = _answer_pairs(answers)
         if pairs is None:
             raise DataError(
-                f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', found {answers!r:.80}"
+                f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', "
+                f"found {answers!r:.80}",
+                "answers of another form",
             )
         if not pairs:
             raise DataError(
-                f"{where}: no answer for a question of task '{self.name}'; unanswerable ones must be left out"
+                f"{where}: no answer for a question of task '{self.name}'; unanswerable ones must be left out",
+                "no answer",
             )
+        pairs = [(clean(text), start) for text, start in pairs]
         for text, start in pairs:
             if not text or start < 0 or context[start : start + len(text)] != text:
                 raise DataError(
                     f"{where}: the answer {text!r} of task '{self.name}' does not stand at character {start} "
-                    "of its context"
+                    "of its context",
+                    "answer not in its context",
                 )
         return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
 
@@ -90,6 +95,9 @@ class QuestionAnswering(Task):
             deep=len(source.windows),
             labels={"start": [s for s, _ in spans], "end": [e for _, e in spans]},
         )
+
+    def is_lost(self, example: EncodedExample, target: str) -> bool:
+        return not any(example.labels["start"])  # the answer's first token is in no window
 
     def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:
         """First and last token of a character span; twice the window's first (no answer) if it is not all inside."""

@@ -65,9 +65,13 @@ class Sentiment(Task):
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
             raise DataError(
                 f"{where}: label {label!r} of task '{self.name}' is out of range; "
-                f"use 0 to {len(names) - 1} or one of {', '.join(names)}"
+                f"use 0 to {len(names) - 1} or one of {', '.join(names)}",
+                "label out of range",
             )
         return Example(self.text_column(row, "text", where), None, str(label))
+
+    def label(self, example: Example) -> str | None:
+        return self.config.labels[int(example.target)]
 
     def head_config(self) -> HeadConfig:
         return HeadConfig("classification", labels=len(self.config.labels), dropout=self.config.classifier_dropout)

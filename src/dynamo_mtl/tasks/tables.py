@@ -16,7 +16,7 @@ TRAIN = "train"
 UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
     "evaluation_instructions", "target_vocabulary", "max_target_length", "label_smoothing", "loss_weight",
-    "requires_instruction",
+    "requires_instruction", "classifier_dropout",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 
@@ -29,7 +29,7 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
         DataError: missing file or column, unreadable row, empty split.
     """
     settings = task.config
-    location = _location(task, split, config)
+    location = task_location(task, split, config)
     key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)}"
     table = open_table(location, split, task.read, key, config)
     return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
@@ -37,7 +37,7 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
 
 def check_splits(task: Task, config: DataConfig) -> None:
     """Refuse one file as both training and validation data. Raises ``ConfigError``."""
-    train, validation = (_location(task, split, config) for split in (TRAIN, "validation"))
+    train, validation = (task_location(task, split, config) for split in (TRAIN, "validation"))
     if train == validation and Path(train).is_file():
         raise ConfigError(
             f"data.{task.name}{DATA_PATH}: {train} is a single file, which would be both training and validation data; "
@@ -45,7 +45,7 @@ def check_splits(task: Task, config: DataConfig) -> None:
         )
 
 
-def _location(task: Task, split: str, config: DataConfig) -> str:
+def task_location(task: Task, split: str, config: DataConfig) -> str:
     """Where the rows of a split are: a path, a hub id or the sample corpus."""
     override = {TRAIN: task.config.train_file, "validation": task.config.validation_file}.get(split)
     path = override or config.paths.get(task.name)

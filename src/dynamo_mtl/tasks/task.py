@@ -22,7 +22,7 @@ import dynamo_mtl.tasks
 from dynamo_mtl.errors import ConfigError, DataError, did_you_mean
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
-from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
 
 
 class TaskTraining(BaseModel):
@@ -127,18 +127,30 @@ class Task(abc.ABC):
                 return row[candidate]
         empty = next((candidate for candidate in names if candidate in row), None)
         if empty is not None:
-            raise DataError(f"{where}: column '{empty}' of task '{self.name}' is empty")
+            raise DataError(f"{where}: column '{empty}' of task '{self.name}' is empty", f"no value in '{empty}'")
         raise DataError(
             f"{where}: task '{self.name}' needs a column '{names[0]}', found {', '.join(map(str, row)) or 'none'}; "
-            f"name it with tasks.{self.name}.columns"
+            f"name it with tasks.{self.name}.columns",
+            f"no column '{names[0]}'",
         )
 
     def text_column(self, row: Mapping[str, Any], name: str, where: str) -> str:
-        """Like ``column``, for text."""
+        """Like ``column``, for text; lone surrogates, which no file can hold, are replaced."""
         value = self.column(row, name, where)
         if not isinstance(value, str):
-            raise DataError(f"{where}: column '{name}' of task '{self.name}' should be text, found {value!r:.60}")
-        return value
+            raise DataError(
+                f"{where}: column '{name}' of task '{self.name}' should be text, found {value!r:.60}",
+                f"'{name}' is not text",
+            )
+        return clean(value)
+
+    def label(self, example: Example) -> str | None:
+        """The class that is expected, for types with classes."""
+        return None
+
+    def is_lost(self, example: EncodedExample, target: str) -> bool:
+        """Whether ``target`` is not all in the encoded example, so that training on it misses something."""
+        return False
 
     # --- model --------------------------------------------------------------------------------------------------------
 

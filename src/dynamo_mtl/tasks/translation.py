@@ -68,7 +68,10 @@ class Translation(GenerationTask):
         if isinstance(pair, Mapping):
             codes = (self.settings.source_code, self.settings.target_code)
             if any(code not in pair for code in codes):
-                raise DataError(f"{where}: 'translation' of task '{self.name}' lacks one of the languages {codes}")
+                raise DataError(
+                    f"{where}: 'translation' of task '{self.name}' lacks one of the languages {codes}",
+                    "a language is missing",
+                )
             row = {"source": pair[codes[0]], "target": pair[codes[1]]}
         else:
             named = {"source": row.get(self.settings.source_code), "target": row.get(self.settings.target_code)}

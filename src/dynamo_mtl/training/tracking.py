@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.processes import here
+from dynamo_mtl.processes import add_up, here
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +89,10 @@ class Progress:
         rate = (step - self.first) / elapsed
         rates = {"steps_per_second": round(rate, 3)}
         shown = f"{rate:.2f} steps/s"
-        if self.tokens:  # cached features have none
-            rates["tokens_per_second"] = round(self.tokens / elapsed, 1)
-            shown += f"  {self.tokens / elapsed:.0f} tokens/s"
+        tokens = float(add_up(torch.tensor(float(self.tokens))))
+        if tokens:  # cached features have none
+            rates["tokens_per_second"] = round(tokens / elapsed, 1)
+            shown += f"  {tokens / elapsed:.0f} tokens/s"
         left = _clock((self.steps - step) / rate)
         logger.info("%s  step %d/%d  loss %.4f  %s  %s left", self.phase, step, self.steps, loss, shown, left)
         return rates
