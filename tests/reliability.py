@@ -70,6 +70,13 @@ def run_tests(found):
     return outcomes
 
 
+def table_line(path, name, doc):
+    """A row of a table, but for the result."""
+    shown = NAME.fullmatch(name)[2].replace("_", " ")
+    told = " ".join((doc or "").split()).replace("|", "\\|")
+    return f"| [{shown}](../{path}) | {told}"
+
+
 def page(found, outcomes):
     """The page."""
     lines = [
@@ -85,10 +92,8 @@ def page(found, outcomes):
     for row, promise in ROWS.items():
         lines += [f"## {row} {promise}", "", "| test | what makes it fail | result |", "|---|---|---|"]
         for path, name, doc in found[row]:
-            shown = NAME.fullmatch(name)[2].replace("_", " ")
-            told = " ".join((doc or "").split()).replace("|", "\\|")
             counts = ", ".join(f"{n} {kind}" for kind, n in sorted(outcomes[name].items()))
-            lines.append(f"| [{shown}](../{path}) | {told} | {counts} |")
+            lines.append(f"{table_line(path, name, doc)} | {counts} |")
         lines.append("")
     return "\n".join(lines)
 

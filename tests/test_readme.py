@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
@@ -41,8 +42,26 @@ def test_make_targets_and_files_exist():
             assert (ROOT / arguments[0]).is_file()  # run by test_cli.py
         if command == "pip":
             assert (ROOT / arguments[-1]).is_file()
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README + GUIDE):
-        assert link.startswith("http") or (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_the_reliability_page_lists_every_test_of_every_row():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for row, tests in find_tests().items():
+        section = page.partition(f"## {row} {ROWS[row]}\n")[2].partition("\n## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("| [")]
+        assert tests, row
+        assert [line.rpartition(" | ")[0] for line in lines] == [table_line(*test) for test in tests]
+        assert all(re.search(r"\| \d+ passed \|$", line) for line in lines)
+        assert all(doc for _, _, doc in tests), f"a test of {row} does not say what makes it fail"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import without_dropout
+from torture import RATES
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.data.batch import run_in_groups
@@ -13,8 +14,6 @@ from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.training import loop, step
 from dynamo_mtl.training.memory import agreed
 from dynamo_mtl.training.pipeline import train
-
-RATES = {"steps_per_second", "tokens_per_second"}
 
 
 def _train(settings, folder, monkeypatch, room):

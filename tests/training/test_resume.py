@@ -1,13 +1,12 @@
 """A run that was killed and goes on ends exactly where one that was never killed ends."""
 
 import errno
-import json
 import os
 import shutil
 import signal
 
 import pytest
-from torture import torture
+from torture import outcome, torture
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
@@ -17,8 +16,6 @@ from dynamo_mtl.storage import verify_folder
 from dynamo_mtl.training import loop, states
 from dynamo_mtl.training.pipeline import train
 from dynamo_mtl.training.resume import Stopped
-
-RATES = {"steps_per_second", "tokens_per_second"}
 
 
 class Killed(BaseException):
@@ -43,22 +40,12 @@ def _config(settings, folder, *overrides):
     return load_config(folder / "config.yaml", [*places, *overrides])
 
 
-def _outcome(folder):
-    """Hashes of everything that was trained, and all that was logged but times."""
-    hashes = {}
-    for name in ("phase_1", "phase_2", "final_model"):
-        manifest = json.loads((folder / "checkpoints" / name / "manifest.json").read_text())
-        hashes[name] = {k: v["sha256"] for k, v in manifest.items() if k.endswith(".safetensors")}
-    lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
-    return hashes, [{k: v for k, v in line.items() if k not in RATES} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     train(_config(settings, folder), (1, 2, 3))
     assert not (folder / "checkpoints" / "resume").exists()
-    return _outcome(folder)
+    return outcome(folder)
 
 
 def _kill_at(monkeypatch, phase, step, action):
@@ -99,7 +86,7 @@ def test_t1_a_killed_run_ends_where_an_uninterrupted_one_does(
         with pytest.raises(Killed):
             train(config, (1, 2, 3))
     train(config, (1, 2, 3), resume="latest")
-    assert _outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted
     assert not (tmp_path / "checkpoints" / "resume").exists()
 
 
@@ -115,7 +102,7 @@ def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
             train(config, (1, 2, 3))
     assert (tmp_path / "checkpoints" / "phase_1").exists()
     train(config, (1, 2, 3), resume="latest")
-    assert _outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -137,7 +124,7 @@ def test_t3_a_signal_saves_once_and_ends_with_its_code(
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--resume", "latest"])
     assert stop.value.code == 0
-    assert _outcome(tmp_path) == uninterrupted
+    assert outcome(tmp_path) == uninterrupted
 
 
 def test_t3_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
@@ -177,7 +164,7 @@ def test_c1_the_newest_state_that_verifies_is_taken(killed, uninterrupted, caplo
         train(config, (1, 2, 3), resume=str(newest.parent))
     train(config, (1, 2, 3), resume="latest")
     assert "passed over" in caplog.text
-    assert _outcome(folder) == uninterrupted
+    assert outcome(folder) == uninterrupted
 
 
 def test_all_states_damaged_is_said(killed):
@@ -239,7 +226,7 @@ def test_t4_the_seed_decides_every_logged_value(settings, uninterrupted, tmp_pat
     for name, seed in (("again", 0), ("other", 1)):
         (tmp_path / name).mkdir()
         train(_config(settings, tmp_path / name, f"training.seed={seed}"), (1, 2, 3))
-        outcomes.append(_outcome(tmp_path / name))
+        outcomes.append(outcome(tmp_path / name))
     assert outcomes[0] == uninterrupted
     assert outcomes[1][1] != uninterrupted[1]
 
