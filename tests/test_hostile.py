@@ -107,7 +107,7 @@ def test_c2_other_formats_are_no_way_in(saved, backbone, tmp_path):
     assert not canary.exists()
 
 
-def test_c2_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_config_file):
+def test_c2_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_config_file, capsys):
     """The slot of the optimizer's moments is safetensors too."""
     canary = tmp_path / "canary"
     state = tmp_path / "checkpoints" / "resume" / "state-000-00000001"
@@ -119,6 +119,7 @@ def test_c2_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_co
     with pytest.raises(SystemExit) as stop:
         main(["train", str(tiny_config_file), "--resume", "latest"])
     assert stop.value.code == 2
+    assert "not the state of a run" in capsys.readouterr().err
     assert not canary.exists()
 
 

@@ -40,7 +40,12 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def print_result(result: Result) -> None:
     """Print both tables to the console."""
-    print_table("Tasks", *result_rows(result))
+    header, rows = result_rows(result)
+    named = header.index("trivial system")  # too long for a column of a console
+    shown, *cells = ([*row[:named], *row[named + 1 :]] for row in (header, *rows))
+    print_table("Tasks", shown, cells)
+    for row in rows:
+        Console().print(f"trivial system of {row[0]}: {row[named]}")
     print_table("Routing", *routing_rows(result))
 
 
