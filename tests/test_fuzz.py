@@ -46,7 +46,7 @@ def refused_or_done(action):
     except DynamoError as error:
         sentence = str(error)
     assert sentence.strip()
-    assert "\n" not in sentence
+    assert sentence.isprintable()
     return None
 
 

@@ -26,6 +26,10 @@ class DynamoError(Exception):
     told = False
     """Whether another process of the job tells the user about it."""
 
+    def __init__(self, message: str) -> None:
+        """Take the sentence; what it quotes from a file stays on one line and cannot steer a terminal."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class ConfigError(DynamoError):
     """The configuration is wrong: raised before any model is loaded."""

@@ -13,7 +13,7 @@ from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import verify_folder
-from dynamo_mtl.training import loop, states
+from dynamo_mtl.training import loop, states, step
 from dynamo_mtl.training.pipeline import train
 from dynamo_mtl.training.resume import Stopped
 
@@ -254,3 +254,27 @@ def test_t2_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(t
     assert figures["kills"] == 4
     assert figures["broken_checkpoints"] == 0
     assert figures["final_state_equal"]
+
+
+def test_t1_a_run_that_was_killed_between_two_micro_batches_replays_the_step(settings, tmp_path, monkeypatch):
+    """Fails if gradients of a step that was cut in half count twice, or its random numbers do."""
+    small = "training.token_budget=150"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+    train(_config(settings, straight, small), (1, 2, 3))
+    real, calls = step._task_loss, []
+
+    def task_loss(*arguments):
+        calls.append(1)
+        if len(calls) == 40:
+            raise Killed
+        return real(*arguments)
+
+    config = _config(settings, killed, small)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "_task_loss", task_loss)
+        with pytest.raises(Killed):
+            train(config, (1, 2, 3))
+    train(config, (1, 2, 3), resume="latest")
+    assert outcome(killed) == outcome(straight)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -47,6 +48,8 @@ _PEFT_PATHS = {
 @dataclass(frozen=True)
 class Metadata:
     """What ``dynamo.json`` says of a checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     tasks: list[str]
     """In the order of the router's outputs."""
@@ -188,17 +191,19 @@ def read_metadata(folder: Path) -> Metadata:
     """Read ``dynamo.json``. Raises ``CheckpointError`` if it is missing, broken or of a newer format."""
     path = folder / METADATA
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)
         if raw["format"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION}); "
                 "update it with: pip install -U dynamo-mtl"
             )
-        return Metadata(**raw)
+        return TypeAdapter(Metadata).validate_json(text)
     except OSError as error:
         raise CheckpointError(f"{folder}: not a checkpoint (no {METADATA}); train one with: dynamo train") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not readable as checkpoint metadata ({error})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not readable as checkpoint metadata ({reason})") from error
 
 
 def open_checkpoint(folder: Path) -> Metadata:
