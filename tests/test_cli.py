@@ -66,7 +66,8 @@ def test_evaluate_writes_the_result_file(model, tmp_path, capsys):
     for task, names in keys.items():
         assert names <= result["systems"]["dynamo"][task].keys()
         assert result["systems"]["dynamo"][task]["n"] == 12
-    routing = {"accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "n"}
+    routing = {"accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "ece_bins", "brier", "aurc", "n"}
+    routing.add("confidence")
     for kind in ("bare", "instructed", "crossed", "length_only"):
         assert set(result["routing"][kind]) == routing
     assert sum(map(sum, result["routing"]["confusion"])) == result["routing"]["bare"]["n"] == 60

@@ -8,9 +8,11 @@ from rouge_score import rouge_scorer
 from dynamo_mtl.metrics.classification import classification_scores
 from dynamo_mtl.metrics.generation import bleu, chrf, collapse_blanks, exact_match, parses, rouge
 from dynamo_mtl.metrics.routing import (
+    area_under_risk_coverage,
     confusion_matrix,
     expected_calibration_error,
     length_router,
+    risk_coverage,
     routing_scores,
 )
 from dynamo_mtl.metrics.spans import normalize_answer, span_scores, token_f1
@@ -115,6 +117,32 @@ def test_routing_scores_by_hand():
     assert scores["entropy"] == pytest.approx(entropy)
     # Four confidences in four bins: |1 - 0.9|, |1 - 0.6|, |1 - 0.7|, |0 - 0.8|, a quarter each.
     assert scores["ece"] == pytest.approx((0.1 + 0.4 + 0.3 + 0.8) / 4)
+    # Twice the squared distance of the true task's probability from 1, since there are two tasks.
+    assert scores["brier"] == pytest.approx(2 * (0.1**2 + 0.4**2 + 0.3**2 + 0.8**2) / 4)
+    # In the order 0.9, 0.8 (wrong), 0.7, 0.6: risks 0, 1/2, 1/3, 1/4.
+    assert scores["aurc"] == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert scores["confidence"] == pytest.approx(0.75)
+
+
+def test_risk_coverage_does_not_depend_on_the_order_of_equals():
+    confidence = np.array([0.9, 0.5, 0.5, 0.5, 0.5])
+    for correct in ([1, 0, 1, 1, 1], [1, 1, 1, 0, 1]):
+        coverage, risk = risk_coverage(confidence, np.array(correct))
+        assert coverage.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
+        assert risk.tolist() == pytest.approx([0, 0.25 / 2, 0.5 / 3, 0.75 / 4, 1 / 5])
+
+
+def test_risk_coverage_orders_perfect_random_and_worst():
+    """A perfect confidence puts all errors last; the area is then (1/n) Σ of the tail's risks."""
+    rng = np.random.default_rng(0)
+    correct = rng.random(2000) < 0.8
+    random = area_under_risk_coverage(rng.random(2000), correct)
+    perfect = area_under_risk_coverage(correct.astype(float) + rng.random(2000) / 10, correct)
+    worst = area_under_risk_coverage(1 - correct.astype(float), correct)
+    assert perfect < random < worst
+    assert random == pytest.approx(0.2, abs=0.02)
+    # r + (1 - r) ln(1 - r) for an error rate r: Geifman et al. 2019, section 2.
+    assert perfect == pytest.approx(0.2 + 0.8 * np.log(0.8), abs=0.005)
 
 
 def test_calibration_error_equals_torchmetrics():

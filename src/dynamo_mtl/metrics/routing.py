@@ -27,16 +27,47 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(sum(gaps))
 
 
+def brier_score(probabilities: np.ndarray, actual: Sequence[int]) -> float:
+    """Mean squared distance of the probabilities from the truth, summed over tasks: 0 is perfect, 2 is worst.
+
+    Brier 1950, Monthly Weather Review 78(1), equation 2.
+    """
+    truth = np.eye(probabilities.shape[1])[np.asarray(actual)]
+    return float(np.square(probabilities - truth).sum(axis=1).mean())
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What share of answers is wrong when only the most confident are given.
+
+    Returns:
+        Coverage ``k / n`` and risk ``(n,)``, the share of errors among the k most confident; equally confident ones
+        count as answered in a random order, so the risk is the expected one (El-Yaniv and Wiener 2010, JMLR 11).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    sorted_confidence, wrong = confidence[order], 1.0 - correct[order].astype(float)
+    _, groups = np.unique(-sorted_confidence, return_inverse=True)
+    expected = (np.bincount(groups, weights=wrong) / np.bincount(groups))[groups]
+    answered = np.arange(1, len(wrong) + 1)
+    return answered / len(wrong), np.cumsum(expected) / answered
+
+
+def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Mean risk over all coverages (Geifman et al. 2019, arXiv 1805.08206, section 2): 0 is perfect."""
+    return float(risk_coverage(confidence, correct)[1].mean())
+
+
 def routing_scores(probabilities: np.ndarray, actual: Sequence[int]) -> dict[str, float]:
     """Scores of routing.
 
     Returns:
         ``accuracy``; ``macro``, the mean over tasks; ``worst_task``; ``entropy``, mean in nats; ``load_balance``, one
-        minus half the L1 distance between the mean routing and the true task mix (1 is perfect); ``ece``; ``n``.
+        minus half the L1 distance between the mean routing and the true task mix (1 is perfect); ``ece`` over
+        ``ece_bins`` bins; ``brier``; ``aurc``, the area under the risk-coverage curve; ``confidence``, its mean; ``n``.
     """
     truth = np.asarray(actual)
     predicted = probabilities.argmax(axis=1)
     correct = predicted == truth
+    confidence = probabilities.max(axis=1)
     per_task = [float(correct[truth == task].mean()) for task in np.unique(truth)]
     mix = np.bincount(truth, minlength=probabilities.shape[1]) / len(truth)
     entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, None))).sum(axis=1)
@@ -46,7 +77,11 @@ def routing_scores(probabilities: np.ndarray, actual: Sequence[int]) -> dict[str
         "worst_task": min(per_task),
         "entropy": float(entropy.mean()),
         "load_balance": float(1 - np.abs(probabilities.mean(axis=0) - mix).sum() / 2),
-        "ece": expected_calibration_error(probabilities.max(axis=1), correct),
+        "ece": expected_calibration_error(confidence, correct),
+        "ece_bins": CALIBRATION_BINS,
+        "brier": brier_score(probabilities, actual),
+        "aurc": area_under_risk_coverage(confidence, correct),
+        "confidence": float(confidence.mean()),
         "n": len(truth),
     }
 
