@@ -67,7 +67,7 @@ def test_evaluate_writes_the_result_file(model, tmp_path, capsys):
         assert names <= result["systems"]["dynamo"][task].keys()
         assert result["systems"]["dynamo"][task]["n"] == 12
     routing = {"accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "ece_bins", "brier", "aurc", "n"}
-    routing.add("confidence")
+    routing |= {"confidence", "rejected", "kept_accuracy"}
     for kind in ("bare", "instructed", "crossed", "length_only"):
         assert set(result["routing"][kind]) == routing
     assert sum(map(sum, result["routing"]["confusion"])) == result["routing"]["bare"]["n"] == 60

@@ -139,7 +139,8 @@ def predict(
     for task, answer in result.items():
         for key, value in answer.items():
             typer.echo(f"{task}.{key}: {value}")
-    typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}")
+    doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
+    typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
 

@@ -6,6 +6,7 @@ DynamoError
 ├── BackboneError      the pretrained encoder or its tokenizer
 ├── CheckpointError    a saved model
 ├── DivergedError      a loss or gradient that is not finite
+├── RejectedError      an input of no task
 ├── MemoryShortage     an update that does not fit into memory
 └── ProcessError       another process of the job is gone
 
@@ -54,6 +55,10 @@ class CheckpointError(DynamoError):
 
 class DivergedError(DynamoError):
     """Training met a loss or gradient that is not finite; what was saved before is intact."""
+
+
+class RejectedError(DynamoError):
+    """An input that no task is sure enough of, where such inputs are to be refused."""
 
 
 class MemoryShortage(DynamoError):  # noqa: N818 (what it is called)

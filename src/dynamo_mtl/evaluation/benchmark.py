@@ -85,7 +85,7 @@ def evaluate_checkpoint(checkpoint: Path, config: SystemConfig, split: str, syst
     device = PartialState().device  # connects the processes of a job, where there are several
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
-    predictor = Predictor(system)
+    predictor = Predictor(system, metadata.calibration)
     examples = {n: _examples(system, n, split, metadata.seed) for n in system.tasks}
     scores: dict[str, Scores] = {}
     if "trivial" in systems:  # first, since it is the one that needs the training data
@@ -178,7 +178,7 @@ def _routing(
     """
     system = predictor.system
     kinds = make_routed_inputs(system, examples, seed)
-    routing: dict[str, Any] = {"tasks": list(system.tasks)}
+    routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
     for kind, inputs in kinds.items():
         if inputs:
             if kind == "bare" and routed:
@@ -187,7 +187,7 @@ def _routing(
                 truth = [system.route_of(i.task) for i in inputs]
             else:
                 probabilities, truth = route_inputs(predictor, inputs)
-            routing[kind] = routing_scores(probabilities, truth)
+            routing[kind] = routing_scores(probabilities, truth, predictor.calibration.threshold)
             if kind == "bare":
                 predicted = probabilities.argmax(axis=1).tolist()
                 routing["confusion"] = confusion_matrix(predicted, truth, len(system.tasks))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from dynamo_mtl.data.batch import split_by_tokens
-from dynamo_mtl.errors import ConfigError, did_you_mean
+from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
 from dynamo_mtl.inference.generation import generate, make_cache
 from dynamo_mtl.inference.system import System, load_system, read_system_config
+from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import Output
 from dynamo_mtl.model.packing import to_device
-from dynamo_mtl.model.router import top_k_weights
+from dynamo_mtl.model.router import Routing, top_k_weights
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView, collate
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer
@@ -44,24 +45,28 @@ class Prediction:
     task: str
     answer: Answer
     probabilities: list[float]
-    """The router's probability of every task, in the order of ``System.tasks``."""
+    """The router's calibrated probability of every task, in the order of ``System.tasks``."""
+    rejected: bool = False
+    """Whether the router was too unsure, so that the input is likely to be one of no task."""
 
 
 class Predictor:
     """Runs a system over lists of inputs, mixed tasks in one forward pass."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, calibration: Calibration | None = None) -> None:
+        """Args: what is run; how its confidence is read, as it is if None."""
         self.system = system
+        self.calibration = calibration or Calibration()
 
     @torch.inference_mode()
     def route(self, inputs: Sequence[TextInput]) -> list[list[float]]:
-        """The router's probabilities for every input; only the trunk runs."""
+        """The router's calibrated probabilities for every input; only the trunk runs."""
         self.system.model.eval()
         results: list[list[float]] = [[] for _ in inputs]
         for chunk, sources in self._chunks(inputs):
             packed = self._collate(sources, [None] * len(chunk))
             routing = self.system.model.router(self.system.model.trunk(packed.batch).features)
-            for index, row in zip(chunk, routing.weights.tolist(), strict=True):
+            for index, row in zip(chunk, self._probabilities(routing).tolist(), strict=True):
                 results[index] = row
         return results
 
@@ -80,6 +85,13 @@ class Predictor:
             for index, prediction in zip(chunk, self._predict_chunk(sources, [hints[i] for i in chunk]), strict=True):
                 results[index] = prediction
         return [results[index] for index in range(len(inputs))]
+
+    def _probabilities(self, routing: Routing) -> Tensor:
+        return self.calibration.probabilities(routing.logits / self.system.model.router.temperature)
+
+    def is_rejected(self, probabilities: Sequence[float]) -> bool:
+        """Whether an input with these calibrated probabilities is likely to be one of no task."""
+        return max(probabilities) < self.calibration.threshold
 
     def _chunks(self, inputs: Sequence[TextInput]) -> list[tuple[list[int], list[EncodedSource]]]:
         sources = [self.system.source.encode(i.text, i.context, i.instruction) for i in inputs]
@@ -116,8 +128,11 @@ class Predictor:
             answers.update(
                 zip(members, self._answers(packed, view, output, [sources[i] for i in members]), strict=True)
             )
-        probabilities = routing.weights.tolist()
-        return [Prediction(chosen[i], answers[i], probabilities[i]) for i in range(len(sources))]
+        probabilities = self._probabilities(routing).tolist()
+        return [
+            Prediction(chosen[i], answers[i], row, hints[i] is None and self.is_rejected(row))
+            for i, row in enumerate(probabilities)
+        ]
 
     def _answers(
         self, packed: PackedExamples, view: TaskView, output: Output, sources: Sequence[EncodedSource]
@@ -168,7 +183,7 @@ class DynamoInference:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = read_system_config(Path(config)) if config is not None else None
         self.system, self.metadata = load_system(Path(checkpoint), place, settings)
-        self.predictor = Predictor(self.system)
+        self.predictor = Predictor(self.system, self.metadata.calibration)
 
     @property
     def task_names(self) -> list[str]:
@@ -191,20 +206,47 @@ class DynamoInference:
             context: the passage that a question is about.
             instruction: what to do with the text, in words.
             task_hint: the task that must answer; the router chooses if None.
-            return_routing_info: add ``routing_info`` with the predicted task and all probabilities.
+            return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and whether the input
+                was ``rejected``: routed with so little confidence that it is likely to be one of no task.
 
         Returns:
             ``{task: answer}``, with ``routing_info`` if asked for.
+
+        Raises:
+            ConfigError: no such task.
+            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
         """
         if task_hint is not None and task_hint not in self.system.tasks:
             raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
         prediction = self.predictor.predict([TextInput(text, context, instruction)], [task_hint])[0]
+        info = self._routing_info(prediction.probabilities)
+        if prediction.rejected and self.system.config.router.on_rejection == "error":
+            needed = self.predictor.calibration.threshold
+            raise RejectedError(
+                f"no task is sure enough: the likeliest, {info['predicted_task']}, has {info['confidence']:.3f} where "
+                f"{needed:.3f} is needed; give a task_hint or an instruction"
+            )
         result: dict[str, Any] = {prediction.task: prediction.answer}
         if return_routing_info:
-            best = max(range(len(self.task_names)), key=prediction.probabilities.__getitem__)
-            result["routing_info"] = {
-                "predicted_task": self.task_names[best],
-                "confidence": prediction.probabilities[best],
-                "probabilities": dict(zip(self.task_names, prediction.probabilities, strict=True)),
-            }
+            result["routing_info"] = {**info, "rejected": prediction.rejected}
         return result
+
+    def route(self, text: str, *, context: str | None = None, instruction: str | None = None) -> dict[str, Any]:
+        """Say where a text belongs, without answering it: only the layers below the adapters run.
+
+        Returns:
+            ``task``, or None if no task is sure enough; ``predicted_task``, the likeliest one in any case;
+            ``confidence`` and ``probabilities``, both calibrated; ``threshold``.
+        """
+        probabilities = self.predictor.route([TextInput(text, context, instruction)])[0]
+        info = self._routing_info(probabilities)
+        task = None if self.predictor.is_rejected(probabilities) else info["predicted_task"]
+        return {"task": task, **info, "threshold": self.predictor.calibration.threshold}
+
+    def _routing_info(self, probabilities: Sequence[float]) -> dict[str, Any]:
+        best = max(range(len(self.task_names)), key=probabilities.__getitem__)
+        return {
+            "predicted_task": self.task_names[best],
+            "confidence": probabilities[best],
+            "probabilities": dict(zip(self.task_names, probabilities, strict=True)),
+        }

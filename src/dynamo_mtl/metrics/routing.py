@@ -56,18 +56,25 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
-def routing_scores(probabilities: np.ndarray, actual: Sequence[int]) -> dict[str, float]:
+def routing_scores(probabilities: np.ndarray, actual: Sequence[int], threshold: float = 0.0) -> dict[str, float]:
     """Scores of routing.
+
+    Args:
+        probabilities: ``(n, tasks)``.
+        actual: ``(n,)`` true tasks.
+        threshold: inputs with less confidence are rejected.
 
     Returns:
         ``accuracy``; ``macro``, the mean over tasks; ``worst_task``; ``entropy``, mean in nats; ``load_balance``, one
         minus half the L1 distance between the mean routing and the true task mix (1 is perfect); ``ece`` over
-        ``ece_bins`` bins; ``brier``; ``aurc``, the area under the risk-coverage curve; ``confidence``, its mean; ``n``.
+        ``ece_bins`` bins; ``brier``; ``aurc``, the area under the risk-coverage curve; ``confidence``, its mean;
+        ``rejected``, the share of inputs, and ``kept_accuracy`` of the others (0 if none is left); ``n``.
     """
     truth = np.asarray(actual)
     predicted = probabilities.argmax(axis=1)
     correct = predicted == truth
     confidence = probabilities.max(axis=1)
+    kept = confidence >= threshold
     per_task = [float(correct[truth == task].mean()) for task in np.unique(truth)]
     mix = np.bincount(truth, minlength=probabilities.shape[1]) / len(truth)
     entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, None))).sum(axis=1)
@@ -82,6 +89,8 @@ def routing_scores(probabilities: np.ndarray, actual: Sequence[int]) -> dict[str
         "brier": brier_score(probabilities, actual),
         "aurc": area_under_risk_coverage(confidence, correct),
         "confidence": float(confidence.mean()),
+        "rejected": float(1 - kept.mean()),
+        "kept_accuracy": float(correct[kept].mean()) if kept.any() else 0.0,
         "n": len(truth),
     }
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import SITES
 from dynamo_mtl.model.lora import Adapter
@@ -65,6 +66,8 @@ class Metadata:
     dataset_sizes: dict[str, int] = field(default_factory=dict)
     """Training examples that were used, by task."""
     device: str = "cpu"
+    calibration: Calibration = field(default_factory=Calibration)
+    """Of the router's confidence; fitted when a phase that trains the router ends."""
     format: int = FORMAT_VERSION
 
 

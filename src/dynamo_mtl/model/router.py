@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,11 @@ class RouterConfig(BaseModel):
     max_temperature: float = Field(default=10.0, gt=0)
     top_k: int = Field(default=1, ge=1)
     """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
+    coverage: float = Field(default=0.99, gt=0, le=1)
+    """Share of validation inputs that are to be answered: what is routed with less confidence than the rest of them is
+    rejected as an input of no task."""
+    on_rejection: Literal["best_guess", "error"] = "best_guess"
+    """What is done with a rejected input: answer it by the likeliest task and mark it, or refuse it."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, MixturePhase, validation_features
+from dynamo_mtl.training.phases.phase_2_router import (
+    FeaturePhase,
+    HeldOut,
+    MixturePhase,
+    calibrate,
+    validation_features,
+)
 from dynamo_mtl.training.phases.phase_3_joint import JointPhase
 from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import PipelineConfig
@@ -159,14 +165,15 @@ class Stage:
     workers: int
 
 
-def _stages(source: ExampleSource, config: PipelineConfig, phases: Sequence[int]) -> list[Stage]:
+def _stages(
+    source: ExampleSource, config: PipelineConfig, phases: Sequence[int], held_out: Callable[[], HeldOut]
+) -> list[Stage]:
     settings, workers = config.training, config.data.num_workers
     stages: list[Stage] = []
     if 1 in phases:
         for task in source.system.tasks:
             stages.append(Stage(1, lambda _, task=task: AdapterPhase(source, task, settings), workers))
     if 2 in phases:
-        held_out = functools.cache(lambda: validation_features(source, settings))
         if settings.routing_weight:  # without the known task, there is nothing to learn from features alone
             stages.append(Stage(2, lambda _: FeaturePhase(source, settings, held_out()), 0))
         if settings.router.mixture_steps:
@@ -185,7 +192,8 @@ def _run(
     state: LoopState | None,
 ) -> Path:
     """Train all stages from ``state`` on. Returns the last phase's checkpoint."""
-    stages = _stages(source, config, states.phases)
+    held_out = functools.cache(lambda: validation_features(source, config.training))
+    stages = _stages(source, config, states.phases, held_out)
     first = state.stage if state else 0
     last = Path(config.checkpoint_dir) / FOLDERS[states.phases[-1]]
     for number, stage in enumerate(stages):
@@ -196,6 +204,8 @@ def _run(
         run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
+            if stage.phase > 1:
+                states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])
         states.stage_done()
     states.clear()

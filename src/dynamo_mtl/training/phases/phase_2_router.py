@@ -18,6 +18,7 @@ from torch import Tensor
 from dynamo_mtl.data.batch import run_in_groups
 from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.inference.system import System
+from dynamo_mtl.model.calibration import Calibration, fit_calibration
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.processes import add_up, here
 from dynamo_mtl.tasks.encoding import EncodedExample, collate
@@ -92,6 +93,18 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
             losses.append(torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes, reduction="none"))
     loss = float(torch.cat(losses).mean())
     return {SCORE: float(torch.cat(right).mean()) - TIE_BREAK * loss, "loss": loss, **values}
+
+
+@torch.no_grad()
+def calibrate(system: System, held_out: HeldOut) -> Calibration:
+    """Fit the confidence of the router on validation inputs of all kinds, in the shares that they are there."""
+    system.model.eval()
+    router = system.model.router
+    logits = torch.cat([router(features).logits for features, _ in held_out.values()]) / router.temperature
+    routes = torch.cat([routes for _, routes in held_out.values()])
+    found = fit_calibration(logits, routes, router.config.coverage)
+    logger.info("confidence: temperature %.3f, rejected below %.3f", found.temperature, found.threshold)
+    return found
 
 
 class FeaturePhase:

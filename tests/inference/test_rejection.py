@@ -1,0 +1,81 @@
+"""Inputs that no task is sure enough of are marked, or refused where that is asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from dynamo_mtl.errors import RejectedError
+from dynamo_mtl.inference.predictor import DynamoInference, Predictor, TextInput
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.training.phases.phase_2_router import calibrate
+
+TEXTS = ["A fine film.", "The cat sat on the mat.", "Return the sum of two numbers."]
+
+
+def _save(system, folder, calibration):
+    names, digest = system.model.task_names, system.backbone.weight_hash
+    metadata = Metadata(names, "x", digest, 1, "final_model", 0, 0.0, calibration=calibration)
+    system.save(folder, metadata, system.config.to_yaml())
+    return DynamoInference(folder)
+
+
+def test_a_checkpoint_keeps_its_calibration(system, tmp_path):
+    calibration = Calibration(2.5, 0.75, 0.9, 321)
+    _save(system, tmp_path / "model", calibration)
+    assert load_system(tmp_path / "model", torch.device("cpu"))[1].calibration == calibration
+
+
+def test_probabilities_are_those_of_the_calibrated_temperature(system):
+    inputs = [TextInput(text) for text in TEXTS]
+    plain = np.array(Predictor(system).route(inputs))
+    mended = np.array(Predictor(system, Calibration(temperature=4.0)).route(inputs))
+    expected = plain**0.25 / (plain**0.25).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(mended, expected, atol=1e-5)
+    answered = Predictor(system, Calibration(temperature=4.0)).predict(inputs)
+    np.testing.assert_allclose([p.probabilities for p in answered], expected, atol=1e-5)
+
+
+def test_only_what_lies_below_the_threshold_is_rejected(system):
+    inputs = [TextInput(text) for text in TEXTS]
+    best = sorted(max(row) for row in Predictor(system).route(inputs))
+    predictor = Predictor(system, Calibration(threshold=best[1]))
+    assert sorted(p.rejected for p in predictor.predict(inputs)) == [False, False, True]
+    hinted = predictor.predict(inputs, ["sentiment"] * 3)
+    assert not any(p.rejected for p in hinted)  # whoever names a task has it answered
+
+
+def test_a_rejected_input_is_marked(system, tmp_path):
+    model = _save(system, tmp_path / "model", Calibration(threshold=1.1))
+    routed = model.route(TEXTS[0])
+    assert routed["task"] is None
+    assert routed["predicted_task"] in model.task_names
+    assert routed["threshold"] == 1.1
+    answer = model.predict(TEXTS[0], return_routing_info=True)
+    assert answer["routing_info"]["rejected"]
+    assert routed["predicted_task"] in answer
+    accepted = _save(system, tmp_path / "other", Calibration())
+    assert accepted.route(TEXTS[0])["task"] == routed["predicted_task"]
+
+
+def test_a_rejected_input_can_be_refused(system, tmp_path):
+    router = system.config.router.model_copy(update={"on_rejection": "error"})
+    system.config = system.config.model_copy(update={"router": router})
+    model = _save(system, tmp_path / "model", Calibration(threshold=1.1))
+    with pytest.raises(RejectedError, match=r"no task is sure enough: the likeliest, \w+, has 0\.\d+ where 1\.100"):
+        model.predict(TEXTS[0])
+    assert "sentiment" in model.predict(TEXTS[0], task_hint="sentiment")
+
+
+def test_training_fits_it_on_the_validation_inputs(system):
+    """By hand: the share of the least sure inputs that may be rejected lies below the threshold."""
+    torch.manual_seed(0)
+    features = torch.randn(200, system.model.router.feature_size)
+    routes = torch.randint(5, (200,))
+    found = calibrate(system, {"bare": (features[:120], routes[:120]), "instructed": (features[120:], routes[120:])})
+    assert (found.inputs, found.coverage) == (200, 0.99)
+    with torch.no_grad():
+        logits = system.model.router.eval()(features).logits / system.model.router.temperature
+    confidence = found.probabilities(logits.double()).amax(dim=1)
+    assert int((confidence < found.threshold).sum()) <= 2
