@@ -19,7 +19,7 @@ from dynamo_mtl.data.sources import DataConfig, open_table
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.inference.predictor import DynamoInference
 from dynamo_mtl.inference.system import build_system, load_system, make_tasks
-from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))

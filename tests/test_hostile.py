@@ -18,7 +18,7 @@ from dynamo_mtl.errors import BackboneError, CheckpointError, ConfigError, Dynam
 from dynamo_mtl.inference.predictor import DynamoInference
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.backbone import load_backbone
-from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import write_manifest
 

@@ -74,7 +74,8 @@ def evaluate(
     from dynamo_mtl.config import PLACES, load_config
     from dynamo_mtl.evaluation.benchmark import SYSTEMS, evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
-    from dynamo_mtl.model.checkpoint import CONFIG, read_metadata
+    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
 
     chosen = systems.split(",")
     unknown = [name for name in chosen if name not in SYSTEMS]

@@ -10,7 +10,8 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation import benchmark
 from dynamo_mtl.evaluation.benchmark import FORMAT, evaluate_checkpoint, make_routed_inputs, read_result
 from dynamo_mtl.inference.predictor import Prediction, Predictor
-from dynamo_mtl.model.checkpoint import CONFIG, Metadata
+from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import first_examples
 
 

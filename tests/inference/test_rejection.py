@@ -8,7 +8,7 @@ from dynamo_mtl.errors import RejectedError
 from dynamo_mtl.inference.predictor import DynamoInference, Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.training.phases.phase_2_router import calibrate
 
 TEXTS = ["A fine film.", "The cat sat on the mat.", "Return the sum of two numbers."]

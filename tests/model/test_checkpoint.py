@@ -7,7 +7,7 @@ import torch
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.model.checkpoint import Metadata
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
 
 

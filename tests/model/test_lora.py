@@ -110,7 +110,7 @@ def test_dropout_acts_on_each_adapter_at_its_own_rate():
 
 def test_an_adapter_folder_opens_in_peft_and_gives_the_same_states(system, tmp_path, tiny_roberta):
     from dynamo_mtl.model.batch import Window, build_batch
-    from dynamo_mtl.model.checkpoint import Metadata
+    from dynamo_mtl.model.metadata import Metadata
 
     names = system.model.task_names
     metadata = Metadata(names, str(tiny_roberta), system.backbone.weight_hash, 1, "final_model", 0, 0.0)

@@ -21,7 +21,7 @@ from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
 from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs, typed_answers
 from dynamo_mtl.inference.system import System, SystemConfig, load_system
 from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
-from dynamo_mtl.model.checkpoint import METADATA, Metadata
+from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
 from dynamo_mtl.tasks.task import Example
 

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from dynamo_mtl.data.sources import DATA_PATH, DataConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
 from dynamo_mtl.model.backbone import Backbone, SourceTokenizer, load_backbone
-from dynamo_mtl.model.checkpoint import CONFIG, Metadata, load_checkpoint, open_checkpoint, save_checkpoint
+from dynamo_mtl.model.checkpoint import CONFIG, load_checkpoint, open_checkpoint, save_checkpoint
 from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.settings import dump_yaml, read_settings, validate
 from dynamo_mtl.tasks.encoding import EncodedExample, SourceEncoder

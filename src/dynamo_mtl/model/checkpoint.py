@@ -11,26 +11,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import SITES
 from dynamo_mtl.model.lora import Adapter
+from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.storage import verify_folder, write_folder
 
-FORMAT_VERSION = 2
-"""Version 1 had no manifest of its files; it is read without being verified."""
-METADATA = "dynamo.json"
 CONFIG = "config.yaml"
 CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
@@ -44,31 +40,6 @@ _PEFT_PATHS = {
     "intermediate": "intermediate.dense",
     "output": "output.dense",
 }
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What ``dynamo.json`` says of a checkpoint."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-
-    tasks: list[str]
-    """In the order of the router's outputs."""
-    backbone: str
-    weight_hash: str
-    """SHA-256 of the backbone's weight file."""
-    tap_layer: int
-    phase: str
-    seed: int
-    train_seconds: float
-    commit: str | None = None
-    """Revision of the source tree that trained it."""
-    dataset_sizes: dict[str, int] = field(default_factory=dict)
-    """Training examples that were used, by task."""
-    device: str = "cpu"
-    calibration: Calibration = field(default_factory=Calibration)
-    """Of the router's confidence; fitted when a phase that trains the router ends."""
-    format: int = FORMAT_VERSION
 
 
 def save_checkpoint(
@@ -188,25 +159,6 @@ def _peft_config(adapter: Adapter, model: DynamoModel, backbone: str) -> dict[st
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """Read ``dynamo.json``. Raises ``CheckpointError`` if it is missing, broken or of a newer format."""
-    path = folder / METADATA
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = json.loads(text)
-        if raw["format"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION}); "
-                "update it with: pip install -U dynamo-mtl"
-            )
-        return TypeAdapter(Metadata).validate_json(text)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: not a checkpoint (no {METADATA}); train one with: dynamo train") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not readable as checkpoint metadata ({reason})") from error
 
 
 def open_checkpoint(folder: Path) -> Metadata:

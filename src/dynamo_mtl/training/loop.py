@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from dynamo_mtl.data.batch import free_memory
 from dynamo_mtl.errors import DivergedError, MemoryShortage
 from dynamo_mtl.inference.system import System
-from dynamo_mtl.processes import add_up, add_up_gradients, highest
+from dynamo_mtl.processes import add_up, add_up_gradients, gather, highest
 from dynamo_mtl.training.contracts import SCORE, Keeper, Phase, PhaseBatch
 from dynamo_mtl.training.memory import OutOfMemory
 from dynamo_mtl.training.objective import LOSS
@@ -258,7 +258,7 @@ def _unscaled(loss: Tensor) -> Tensor:
 
 
 def _validate(phase: Phase, step: int, log: MetricsLog) -> float:
-    values = phase.validate()
+    values = gather(phase.validate())[0]  # of the first process: machines may round differently, and all must agree
     shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info("%s  validation after %d steps: %s", phase.name, step, shown)
     log.write(phase.name, step, {f"validation_{name}": value for name, value in values.items()})

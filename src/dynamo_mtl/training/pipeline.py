@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 from dynamo_mtl.inference.system import System, build_system, load_system, make_tasks
-from dynamo_mtl.model.checkpoint import METADATA, Metadata
+from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.processes import first_does, here, make_equal
 from dynamo_mtl.storage import only_writer, sweep
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System
-from dynamo_mtl.model.checkpoint import CONFIG, Metadata
+from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.processes import first_does
 from dynamo_mtl.settings import read_settings
 from dynamo_mtl.storage import remove_folder, verify_folder

@@ -1,0 +1,60 @@
+"""What a checkpoint says about itself: ``dynamo.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter
+
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.model.calibration import Calibration
+
+METADATA = "dynamo.json"
+FORMAT_VERSION = 2
+"""Version 1 had no manifest of its files; it is read without being verified."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What ``dynamo.json`` says of a checkpoint."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    tasks: list[str]
+    """In the order of the router's outputs."""
+    backbone: str
+    weight_hash: str
+    """SHA-256 of the backbone's weight file."""
+    tap_layer: int
+    phase: str
+    seed: int
+    train_seconds: float
+    commit: str | None = None
+    """Revision of the source tree that trained it."""
+    dataset_sizes: dict[str, int] = field(default_factory=dict)
+    """Training examples that were used, by task."""
+    device: str = "cpu"
+    calibration: Calibration = field(default_factory=Calibration)
+    """Of the router's confidence; fitted when a phase that trains the router ends."""
+    format: int = FORMAT_VERSION
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Read ``dynamo.json``. Raises ``CheckpointError`` if it is missing, broken or of a newer format."""
+    path = folder / METADATA
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)
+        if raw["format"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION}); "
+                "update it with: pip install -U dynamo-mtl"
+            )
+        return TypeAdapter(Metadata).validate_json(text)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a checkpoint (no {METADATA}); train one with: dynamo train") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not readable as checkpoint metadata ({reason})") from error
