@@ -62,4 +62,4 @@ lock: install
 
 audit: install
 	$(BIN)/pip install -q pip-audit
-	for set in requirements/*.txt; do $(BIN)/pip-audit --disable-pip --require-hashes -r $$set || exit 1; done
+	for set in requirements/*.txt; do $(BIN)/pip-audit --strict --disable-pip --require-hashes -r $$set || exit 1; done
