@@ -18,6 +18,7 @@ from dynamo_mtl.model.heads import Head, HeadConfig, SpanHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+from dynamo_mtl.tasks.wordings import expand
 
 
 class QuestionAnsweringConfig(TaskConfig):
@@ -35,24 +36,32 @@ class QuestionAnswering(Task):
     needs_context = True
     all_windows = True
     column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
-    wordings = (
-        "Answer the question:",
-        "Find the answer in the passage:",
-        "Use the text to answer:",
-        "Question:",
-        "Please answer from the context:",
-        "Answer:",
-        "What does the passage say?",
-        "Quote the answer:",
-        "Read the text and answer:",
-        "Answer briefly:",
-        "I have a question:",
-        "Tell me, according to the text:",
-        "Extract the answer:",
-        "From the paragraph below:",
-        "Can you answer this?",
+    wordings = expand(
+        "(Answer|Please answer) (the question|this question|from the context|briefly)(:|)",
+        "(Find|Quote|Extract|Give) the answer(:| in the passage:)",
+        "(Use the text|Read the text|Read the passage) (to|and) answer(:|)",
+        "(Question|Answer|Answer briefly|Q|Question and answer):",
+        "What does the (passage|text|paragraph) say(?| about this?)",
+        "(I have a question|Here is my question|My question is):",
+        "(Tell me|Say), according to the (text|passage):",
+        "From the (paragraph|text|passage) below:",
+        "Can you answer this(?| question?)",
+        "(Who, what, when or where|Which words answer this)?",
+        "(Work out|Locate|Pick out|Highlight) the answer(:| in the text:)",
+        "(Help me|Please help): (what is the answer?|find this in the text:)",
+        "(Based on|Using|Given) the (context|passage|text)(:|, answer this:)",
+        "(Reading comprehension|Comprehension|Quiz|Exam question|FAQ):",
+        "Where in the (text|passage) is this (said|answered)?",
+        "(I would like|I want) to know(:| from the text:)",
     )
-    evaluation_wordings = ("Look up the answer to this:", "Reply to the following question:")
+    evaluation_wordings = (
+        "Look up the answer to this:",
+        "Reply to the following question:",
+        "What is the right response, going by the article?",
+        "Search the document for this:",
+        "Please respond using the material given:",
+        "Point me to the words that settle this:",
+    )
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
     config: QuestionAnsweringConfig

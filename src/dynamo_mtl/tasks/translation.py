@@ -9,6 +9,7 @@ from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import chrf
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
 from dynamo_mtl.tasks.task import Answer, Example
+from dynamo_mtl.tasks.wordings import expand
 
 
 class TranslationConfig(GenerationTaskConfig):
@@ -28,24 +29,34 @@ class Translation(GenerationTask):
     answer_key = "translation_text"
     english_targets = False
     column_names = {"source": ("source", "text"), "target": ("target", "translation")}
-    wordings = (
-        "Translate to {language}:",
-        "Translate into {language}:",
-        "Write this in {language}:",
-        "How do you say this in {language}?",
-        "{language} translation of:",
-        "{language}:",
-        "Translate the sentence to {language}:",
-        "Say it in {language}:",
-        "I need this in {language}:",
-        "English to {language}:",
-        "What is this in {language}?",
-        "Render in {language}:",
-        "Turn this sentence into {language}:",
-        "Please translate ({language}):",
-        "In {language}, please:",
+    wordings = expand(
+        "(Translate|Translate this|Translate the sentence|Please translate) (to|into) {language}:",
+        "(Write|Say|Give) (this|it) in {language}:",
+        "How (do you say|would you say|does one write) this in {language}?",
+        "{language}(:| translation:| version:| translation of:| text:)",
+        "(|From )English to {language}:",
+        "(I need|I want) (this|it) in {language}:",
+        "What is (this|that) in {language}?",
+        "(Render|Rewrite) (this |)in {language}:",
+        "(Turn|Convert) (this|the sentence) into {language}:",
+        "In {language}(:|, please:)",
+        "(Language:|Target language:|Into|To) {language}:",
+        "(Make|Get|Have) (this|it) (into |in ){language}:",
+        "(Can you|Could you|Please) (translate|say|write) (this|it) in {language}(?|:)",
+        "(Speak|Answer in|Switch to|Use) {language}:",
+        "(The same|This sentence|This) in {language}(:|, please:)",
+        "What (would one|do they) (say|write) in {language}?",
+        "(Translator|Translation|Interpreter)(, {language}:| into {language}:)",
+        "I do not (speak|read) English, (only {language}:|so in {language}:)",
     )
-    evaluation_wordings = ("Please give the {language} version:", "Put this sentence into {language}:")
+    evaluation_wordings = (
+        "Please give the {language} version:",
+        "Put this sentence into {language}:",
+        "Could you translate the following for a {language} speaker?",
+        "What would a {language} person say?",
+        "{language} rendering of the text below:",
+        "Express this in {language}, please:",
+    )
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
 
