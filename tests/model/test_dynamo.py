@@ -74,24 +74,28 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
     assert seen[0] == seen[1] == seen[2]
 
 
-def test_the_router_reads_first_tokens_and_means_of_all_windows():
-    hidden = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
+def test_the_router_reads_the_first_token_and_means_of_all_windows():
+    hidden = torch.tensor([[1.0], [3.0], [5.0], [9.0], [2.0]])
     batch = build_batch([Window([5, 6], 0), Window([5, 6], 0), Window([5], 1)], [], 0)
-    features = pool(hidden, batch, stretches(batch, separator=6))
-    # Example 0: windows (first 1, means 2) and (first 5, means 6); example 1: one token.
-    torch.testing.assert_close(features, torch.tensor([[3.0, 4.0, 4.0, 4.0], [2.0, 2.0, 2.0, 2.0]]))
+    features = pool(hidden, stretches(batch, separator=6))
+    # Example 0: first 1, means 4.5, openings of its first window alone (1 and 3); example 1: one token.
+    torch.testing.assert_close(features, torch.tensor([[1.0, 4.5, 4.5, 2.0, 2.0], [2.0] * 5]))
 
 
-def test_the_lead_is_what_stands_before_the_context_and_the_opening_the_first_tokens():
-    question = Window([0, 5, 6, *[7] * 8, 6], 0)
+def test_the_lead_is_what_stands_before_the_context_and_the_openings_are_the_first_tokens():
+    question = Window([0, 5, 6, *[7] * 14, 6], 0)
     batch = build_batch([question, Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
-    everything, lead, opening = stretches(batch, separator=6)
-    assert everything.tolist() == [1.0] * 18
-    assert lead.tolist() == [1.0] * 3 + [0.0] * 9 + [1.0] * 6
-    assert opening.tolist() == [1.0] * 8 + [0.0] * 4 + [1.0] * 6
-    features = pool(torch.arange(18.0)[:, None], batch, [everything, lead, opening])
-    # Example 0: first 0, means of 0 to 11, 0 to 2 and 0 to 7; example 1: means over its two windows.
-    torch.testing.assert_close(features, torch.tensor([[0.0, 5.5, 1.0, 3.5], [14.0, 15.0, 15.0, 15.0]]))
+    read = stretches(batch, separator=6)
+    everything, lead, short, long = (weights.tolist() for weights in read.weights)
+    assert read.first.tolist() == [0, 18]
+    assert everything == [1.0] * 24
+    assert lead == [1.0] * 3 + [0.0] * 15 + [1.0] * 6
+    assert short == [1.0] * 8 + [0.0] * 10 + [1.0] * 4 + [0.0] * 2
+    assert long == [1.0] * 16 + [0.0] * 2 + [1.0] * 4 + [0.0] * 2
+    features = pool(torch.arange(24.0)[:, None], read)
+    # Example 0: first 0, means of 0 to 17, 0 to 2, 0 to 7 and 0 to 15; example 1: openings of its first window.
+    expected = [[0.0, 8.5, 1.0, 3.5, 7.5], [18.0, 20.5, 20.5, 19.5, 19.5]]
+    torch.testing.assert_close(features, torch.tensor(expected))
 
 
 def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
@@ -102,8 +106,8 @@ def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
         states = [encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)]
         for layer in range(system.model.tap_layer):
             states.append(encoder.run(states[-1], attention, layer, layer + 1))
-        means = stretches(batch, system.model.separator)
-        expected = torch.cat([pool(state, batch, means) for state in states], dim=1)
+        read = stretches(batch, system.model.separator)
+        expected = torch.cat([pool(state, read) for state in states], dim=1)
     assert len(states) > 1
     torch.testing.assert_close(system.model.trunk(batch).features, expected)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dynamo_mtl.model.batch import Batch
 
-POOLED = 4
-"""Vectors of the encoder's width that ``pool`` gives for every layer: the first token and three means."""
-OPENING = 8
-"""Tokens at the start of a window in which an instruction is looked for."""
+OPENINGS = (8, 16)
+"""Tokens at the start of an input in which an instruction is looked for, a short one and a long one."""
+POOLED = 3 + len(OPENINGS)
+"""Vectors of the encoder's width that ``pool`` gives for every layer: the first token and the means."""
 
 
 class RouterConfig(BaseModel):
@@ -51,39 +51,57 @@ class Routing:
     """``(examples, adapters)``, softmax of ``logits / temperature``, fp32."""
 
 
-def stretches(batch: Batch, separator: int) -> list[Tensor]:
-    """Which source tokens each mean of ``pool`` is over, as weights ``(tokens,)``.
+@dataclass(frozen=True)
+class Stretches:
+    """Which source tokens the router features are made of."""
 
-    All tokens of a window; its lead, the tokens before or at the first separator (of a question with a context, the
-    question; a text by itself is all lead); and its opening, where an instruction stands.
+    first: Tensor
+    """``(examples,)`` first token of each example's first window."""
+    examples: Tensor
+    """``(tokens,)`` example of each token."""
+    weights: list[Tensor]
+    """``(tokens,)`` for every mean, 1 for the tokens that it is over."""
+
+
+def stretches(batch: Batch, separator: int) -> Stretches:
+    """The stretches that features are means of.
+
+    All tokens; the lead, the tokens before or at the first separator of a window (of a question with a context, the
+    question; a text by itself is all lead); and the openings of the first window, where an instruction stands.
     """
     separators = (batch.ids == separator).long()
     before = separators.cumsum(0) - separators
     window_starts = batch.starts.index_select(0, batch.windows)
     lead = before == before.index_select(0, window_starts)
-    opening = torch.arange(len(batch.ids), device=batch.ids.device) - window_starts < OPENING
-    return [torch.ones_like(lead).float(), lead.float(), opening.float()]
+    device = batch.ids.device
+    numbers = torch.arange(batch.example_count, device=device)
+    first_windows = torch.searchsorted(batch.examples, numbers)  # windows lie example after example
+    is_first = torch.zeros_like(batch.examples, dtype=torch.bool).index_fill(0, first_windows, True)
+    in_first = is_first.index_select(0, batch.windows)
+    place = torch.arange(len(batch.ids), device=device) - window_starts
+    openings = [in_first & (place < length) for length in OPENINGS]
+    weights = [mask.float() for mask in (torch.ones_like(lead), lead, *openings)]
+    return Stretches(
+        batch.starts.index_select(0, first_windows), batch.examples.index_select(0, batch.windows), weights
+    )
 
 
-def pool(hidden: Tensor, batch: Batch, means: list[Tensor]) -> Tensor:
-    """Router features: each window's first token and its means, averaged over the windows of an example.
+def pool(hidden: Tensor, read: Stretches) -> Tensor:
+    """Router features: the first token beside the mean of every stretch.
 
-    A mean over 450 words drowns a six-word instruction; the first token and the opening keep it. The lead tells
-    a question that has a context from one long text, however alike their words are.
+    A mean over 450 words drowns a six-word instruction; the first token and the openings keep it. The lead tells a
+    question that has a context from one long text, however alike their words are.
 
     Args:
         hidden: ``(tokens, hidden)`` states of the source tokens in one layer.
-        batch: where the windows of the examples lie in it.
-        means: weights ``(tokens,)`` of each mean, see ``stretches``.
+        read: what the features are made of.
 
     Returns:
-        ``(examples, (1 + means) · hidden)`` in fp32.
+        ``(examples, POOLED · hidden)`` in fp32.
     """
     hidden = hidden.float()
-    windows = len(batch.starts)
-    pooled = [_group_mean(hidden, weights, batch.windows, windows) for weights in means]
-    features = torch.cat([hidden.index_select(0, batch.starts), *pooled], dim=1)
-    return _group_mean(features, features.new_ones(windows), batch.examples, batch.example_count)
+    means = [_group_mean(hidden, weights, read.examples, len(read.first)) for weights in read.weights]
+    return torch.cat([hidden.index_select(0, read.first), *means], dim=1)
 
 
 def _group_mean(rows: Tensor, weights: Tensor, groups: Tensor, count: int) -> Tensor:
