@@ -10,7 +10,7 @@ from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.evaluation.benchmark import read_result
+from dynamo_mtl.evaluation.result import read_result
 from dynamo_mtl.evaluation.report import result_markdown
 from dynamo_mtl.settings import dump_yaml
 

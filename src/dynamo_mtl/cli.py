@@ -72,8 +72,9 @@ def evaluate(
     """Score a checkpoint and write the result file."""
     _start_logging(verbose)
     from dynamo_mtl.config import PLACES, load_config
-    from dynamo_mtl.evaluation.benchmark import SYSTEMS, evaluate_checkpoint
+    from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
+    from dynamo_mtl.evaluation.result import SYSTEMS
     from dynamo_mtl.model.checkpoint import CONFIG
     from dynamo_mtl.model.metadata import read_metadata
 
@@ -106,8 +107,8 @@ def evaluate(
 @app.command()
 def report(result: Annotated[Path, typer.Argument(help="Result file.")]) -> None:
     """Print a result file as Markdown tables."""
-    from dynamo_mtl.evaluation.benchmark import read_result
     from dynamo_mtl.evaluation.report import result_markdown
+    from dynamo_mtl.evaluation.result import read_result
 
     typer.echo(result_markdown(read_result(result)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynamo_mtl.evaluation.compare import CompareConfig
 from dynamo_mtl.settings import read_settings, validate
 from dynamo_mtl.training.settings import PipelineConfig
 
@@ -12,6 +13,7 @@ from dynamo_mtl.training.settings import PipelineConfig
 class DynamoConfig(PipelineConfig):
     """Everything that a configuration file can say."""
 
+    compare: CompareConfig = CompareConfig()
     visualization_dir: str = "./visualizations"
     """Where ``dynamo evaluate`` draws its picture."""
 

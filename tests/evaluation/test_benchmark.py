@@ -7,9 +7,9 @@ import torch
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.evaluation import benchmark
-from dynamo_mtl.evaluation.benchmark import FORMAT, evaluate_checkpoint, make_routed_inputs, read_result
-from dynamo_mtl.inference.predictor import Prediction, Predictor
+from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint, make_routed_inputs, task_input
+from dynamo_mtl.evaluation.result import FORMAT, read_result
+from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import first_examples
@@ -25,27 +25,27 @@ def saved(system, session_config, tmp_path):
 
 @pytest.fixture
 def decided(monkeypatch):
-    """Every bare input is sent to sentiment; what was asked of the predictor is kept."""
+    """Every input is sent to sentiment; what was asked of the predictor is kept."""
     asked = []
     real = Predictor.predict
 
-    def predict(self, inputs, tasks=None):
-        asked.append((len(inputs), tasks))
-        predictions = real(self, inputs, tasks or ["sentiment"] * len(inputs))
-        return [Prediction(p.task, p.answer, [1.0, 0.0, 0.0, 0.0, 0.0]) for p in predictions]
+    def predict(self, inputs, tasks=None, weights=None):
+        asked.append((tasks, weights))
+        return real(self, inputs, tasks, weights)
 
     monkeypatch.setattr(Predictor, "predict", predict)
+    monkeypatch.setattr(Predictor, "route", lambda self, inputs: [[1.0, 0.0, 0.0, 0.0, 0.0]] * len(inputs))
     return asked
 
 
-def test_an_answer_of_the_wrong_type_scores_nothing_and_the_oracle_is_asked_again(saved, decided):
+def test_an_answer_of_the_wrong_type_scores_nothing_and_none_is_asked_for_twice(saved, decided):
     config = load_config(saved / CONFIG)
     result = evaluate_checkpoint(saved, config, "validation", ("dynamo", "oracle"))
     assert result.systems["dynamo"]["qa"]["f1"] == 0
     assert result.systems["dynamo"]["translation"]["bleu"] == 0
     assert result.systems["dynamo"]["sentiment"] == result.systems["oracle"]["sentiment"]
-    # 12 examples a task by the router's choice; then the oracle for all but sentiment, which has its answers already.
-    assert decided == [(12, None)] * 5 + [(12, [name] * 12) for name in list(config.tasks)[1:]]
+    # Sentiment's answers to its own 12 examples serve both; the other tasks are asked once, for the oracle.
+    assert decided == [([name] * 12, None) for name in config.tasks]
     assert result.routing["bare"]["accuracy"] == pytest.approx(0.2)
     assert result.routing["confusion"] == [[12, 0, 0, 0, 0]] * 5
 
@@ -53,7 +53,9 @@ def test_an_answer_of_the_wrong_type_scores_nothing_and_the_oracle_is_asked_agai
 def test_a_mixture_of_adapters_is_no_oracle(saved, decided):
     config = load_config(saved / CONFIG, ["router.top_k=2"])
     evaluate_checkpoint(saved, config, "validation", ("dynamo", "oracle"))
-    assert [tasks for _, tasks in decided[5:]] == [[name] * 12 for name in config.tasks]
+    mixed = [weights for _, weights in decided[:5]]
+    assert all(((weights > 0).sum(dim=1) == 2).all() for weights in mixed)
+    assert decided[5:] == [([name] * 12, None) for name in config.tasks]
 
 
 def test_a_task_that_requires_an_instruction_is_judged_on_instructed_inputs(system, session_config, tables):
@@ -65,12 +67,8 @@ def test_a_task_that_requires_an_instruction_is_judged_on_instructed_inputs(syst
     assert [i.task for i in kinds["bare"]].count("translation") == 0
     assert [i.task for i in kinds["instructed"]].count("translation") == 3
     wording = system.tasks["translation"].evaluation_instructions[0]
-    seen = []
-    predictor = Predictor(system)
-    real = predictor.predict
-    predictor.predict = lambda inputs, hints=None: seen.extend(i.instruction for i in inputs) or real(inputs, hints)
-    benchmark._predict(predictor, examples, hint=True, label="test")
-    assert seen == [None] * 12 + [wording] * 3
+    assert task_input(system, "translation", examples["translation"][0]).instruction == wording
+    assert task_input(system, "sentiment", examples["sentiment"][0]).instruction is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"format": FORMAT})])

@@ -22,7 +22,7 @@ REFERENCES = ["The cat is sitting on the mat.", "Two dogs run on grass", "ein Ha
 
 
 def test_rouge_equals_rouge_score():
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     ours = rouge(PREDICTIONS, REFERENCES)
     for name, value in ours.items():
         each = [scorer.score(r, p)[name].fmeasure for p, r in zip(PREDICTIONS, REFERENCES, strict=True)]

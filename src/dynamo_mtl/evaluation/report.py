@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dynamo_mtl.evaluation.benchmark import SYSTEMS, Result
+from dynamo_mtl.evaluation.result import SYSTEMS, Result
 
 
 def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:

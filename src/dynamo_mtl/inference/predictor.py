@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from dynamo_mtl.data.batch import split_by_tokens
 from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
 from dynamo_mtl.inference.generation import generate, make_cache
 from dynamo_mtl.inference.system import System, load_system, read_system_config
+from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.dynamo import Output
+from dynamo_mtl.model.dynamo import Output, Trunk
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Routing, top_k_weights
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView, collate
@@ -59,31 +60,48 @@ class Predictor:
         self.calibration = calibration or Calibration()
 
     @torch.inference_mode()
-    def route(self, inputs: Sequence[TextInput]) -> list[list[float]]:
-        """The router's calibrated probabilities for every input; only the trunk runs."""
+    def read(self, inputs: Sequence[TextInput], reader: Callable[[Batch, Trunk], Tensor]) -> Tensor:
+        """Run the trunk alone and collect what ``reader`` makes of it, a row for every input, on the CPU.
+
+        Args:
+            inputs: texts of any tasks.
+            reader: a batch and its trunk → ``(examples, …)``.
+        """
         self.system.model.eval()
-        results: list[list[float]] = [[] for _ in inputs]
+        rows: dict[int, Tensor] = {}
         for chunk, sources in self._chunks(inputs):
             packed = self._collate(sources, [None] * len(chunk))
-            routing = self.system.model.router(self.system.model.trunk(packed.batch).features)
-            for index, row in zip(chunk, self._probabilities(routing).tolist(), strict=True):
-                results[index] = row
-        return results
+            found = reader(packed.batch, self.system.model.trunk(packed.batch)).cpu()
+            rows.update(zip(chunk, found, strict=True))
+        return torch.stack([rows[index] for index in range(len(inputs))])
+
+    def route(self, inputs: Sequence[TextInput]) -> list[list[float]]:
+        """The router's calibrated probabilities for every input; only what it reads is computed."""
+        router = self.system.model.router
+        found = self.read(inputs, lambda _, trunk: self._probabilities(router(trunk.features))) if inputs else None
+        return [] if found is None else found.tolist()
 
     @torch.inference_mode()
-    def predict(self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None, weights: Tensor | None = None
+    ) -> list[Prediction]:
         """Route and answer.
 
         Args:
             inputs: texts of any tasks, in any mix.
             tasks: for each input the task that must answer, or None to let the router choose.
+            weights: ``(inputs, adapters)`` mixing weights to use instead of one adapter or the router's choice; heads
+                are those of ``tasks``, all of which are then needed.
         """
         self.system.model.eval()
         hints = list(tasks) if tasks is not None else [None] * len(inputs)
+        if self.system.config.model.adapters != "routed" and None in hints:
+            raise ConfigError("task_hint: this model was trained without a router (model.adapters), so name the task")
         results: dict[int, Prediction] = {}
         for chunk, sources in self._chunks(inputs):
-            for index, prediction in zip(chunk, self._predict_chunk(sources, [hints[i] for i in chunk]), strict=True):
-                results[index] = prediction
+            given = weights[chunk] if weights is not None else None
+            made = self._predict_chunk(sources, [hints[i] for i in chunk], given)
+            results.update(zip(chunk, made, strict=True))
         return [results[index] for index in range(len(inputs))]
 
     def _probabilities(self, routing: Routing) -> Tensor:
@@ -106,10 +124,13 @@ class Predictor:
             examples.append(EncodedExample(0, windows, name, deep))
         return to_device(collate(examples, self.system.first_position), self.system.device)
 
-    def _predict_chunk(self, sources: Sequence[EncodedSource], hints: Sequence[str | None]) -> list[Prediction]:
+    def _predict_chunk(
+        self, sources: Sequence[EncodedSource], hints: Sequence[str | None], given: Tensor | None
+    ) -> list[Prediction]:
         model, names = self.system.model, list(self.system.tasks)
         trunk = model.trunk(self._collate(sources, [None] * len(sources)).batch, record=True)
         routing = model.router(trunk.features)
+        top_k = model.router.config.top_k if given is None else None
         weights = top_k_weights(routing.weights, model.router.config.top_k).clone()
         chosen = [
             names[best] if hint is None else hint
@@ -117,11 +138,13 @@ class Predictor:
         ]
         for row, hint in enumerate(hints):
             if hint is not None:
-                weights[row] = torch.nn.functional.one_hot(torch.tensor(names.index(hint)), len(names)).to(weights)
+                weights[row] = model.told(torch.tensor([names.index(hint)]))[0].to(weights)
+        if given is not None:
+            weights = given.to(weights)
         # What runs deeper depends on the chosen tasks, so the top is planned after routing; the trunk is not run again.
         packed = self._collate(sources, chosen)
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
-        output = model(packed.batch, weights, top_k=model.router.config.top_k, record=generates, trunk=trunk)
+        output = model(packed.batch, weights, top_k=top_k, record=generates, trunk=trunk)
         answers: dict[int, Answer] = {}
         for view in packed.views:
             members = view.examples.tolist()

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
 from dynamo_mtl.processes import here, join_shares
-from dynamo_mtl.tasks.task import Answer, Example
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +31,28 @@ class RoutedInput:
 
 
 def predict_examples(
-    predictor: Predictor, task: str, examples: Sequence[Example], hint: bool, instruction: str | None, label: str
+    predictor: Predictor, inputs: Sequence[TextInput], tasks: Sequence[str], weights: Tensor | None, label: str
 ) -> list[Prediction]:
-    """Answers to a task's examples.
+    """Answers to many inputs, with progress.
 
     Args:
         predictor: the system.
-        task: the examples' task.
-        examples: what to answer.
-        hint: tell the system the task (oracle routing).
-        instruction: put in front of every text.
+        inputs: what to answer.
+        tasks: whose head answers each, and whose adapter where there are no ``weights``.
+        weights: ``(inputs, adapters)`` mixing weights.
         label: what progress lines call this.
     """
-    own = here().share(examples)
+    own = here().share(range(len(inputs)))
     predictions: list[Prediction] = []
     began = time.perf_counter()
     for first in range(0, len(own), CHUNK):
-        chunk = [TextInput(e.text, e.context, instruction) for e in own[first : first + CHUNK]]
-        predictions += predictor.predict(chunk, [task] * len(chunk) if hint else None)
+        chunk = own[first : first + CHUNK]
+        given = weights[chunk] if weights is not None else None
+        predictions += predictor.predict([inputs[i] for i in chunk], [tasks[i] for i in chunk], given)
         done = first + len(chunk)
         rate = done / (time.perf_counter() - began)
         logger.info("%s  %d/%d  %.1f inputs/s  %.0f s left", label, done, len(own), rate, (len(own) - done) / rate)
     return join_shares(predictions)
-
-
-def typed_answers(predictor: Predictor, task: str, predictions: Sequence[Prediction]) -> list[Answer | None]:
-    """The predictions as answers to ``task``: None where another type of task answered."""
-    types = {name: t.type for name, t in predictor.system.tasks.items()}
-    return [p.answer if types[p.task] == types[task] else None for p in predictions]
 
 
 def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput]) -> tuple[np.ndarray, list[int]]:

@@ -188,7 +188,11 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
 
 
 def load_system(
-    folder: Path, device: torch.device, config: SystemConfig | None = None, with_router: bool = True
+    folder: Path,
+    device: torch.device,
+    config: SystemConfig | None = None,
+    with_router: bool = True,
+    for_training: bool = False,
 ) -> tuple[System, Metadata]:
     """A trained system from a checkpoint folder.
 
@@ -197,6 +201,7 @@ def load_system(
         device: where the model will be.
         config: replaces the checkpoint's own if given.
         with_router: read the router too; without, the system has a fresh one of any shape.
+        for_training: leave what may be trained in fp32, also a backbone.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or made for other tasks or another backbone.
@@ -217,6 +222,8 @@ def load_system(
                 raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
     system = _assemble(config, tasks, backbone, device)
     load_checkpoint(folder, metadata, system.model, backbone.weight_hash, with_router)
+    if not for_training:
+        system.model.encoder.to(system.model.dtype)
     return system, metadata
 
 

@@ -1,7 +1,7 @@
 """A saved model: a folder that other programs can read.
 
     config.yaml · dynamo.json · adapters/<task>/ (a PEFT folder) · heads/<task>.safetensors · router.safetensors
-    vocabularies/<task>.json · tokenizer files · manifest.json
+    vocabularies/<task>.json · tokenizer files · manifest.json · after full fine-tuning also backbone.safetensors
 
 Everything is safetensors, JSON or YAML, never code. ``storage.py`` says how the folder is written and verified.
 """
@@ -55,7 +55,7 @@ def save_checkpoint(
 
     Args:
         folder: final place.
-        model: what is saved (adapters, heads, router; never the backbone).
+        model: what is saved: adapters, heads and router; the backbone only if it was trained.
         metadata: contents of ``dynamo.json``.
         config: the resolved configuration as YAML.
         vocabularies: own target vocabularies as JSON texts, by task.
@@ -76,6 +76,8 @@ def save_checkpoint(
             _save_adapter(staging / "adapters" / name, model.bank[name], model, metadata.backbone)
             save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
         save_file(_tensors(model.router), staging / "router.safetensors")
+        if not model.config.freeze_backbone:
+            save_file(_tensors(model.encoder), staging / "backbone.safetensors")
         for name, vocabulary in vocabularies.items():
             (staging / "vocabularies" / f"{name}.json").write_text(vocabulary, encoding="utf-8")
         for name in TOKENIZER_FILES:
@@ -194,6 +196,8 @@ def load_checkpoint(
         load_task(folder, model, name)
     if with_router:
         _load(model.router, folder / "router.safetensors")
+    if not model.config.freeze_backbone:
+        _load(model.encoder, folder / "backbone.safetensors")
 
 
 def load_task(folder: Path, model: DynamoModel, name: str) -> None:

@@ -11,12 +11,12 @@ embeddings and heads are looked up by task.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dynamo_mtl.errors import ConfigError
@@ -39,13 +39,29 @@ class ModelConfig(BaseModel):
     """Branch, tag or commit of the backbone on the hub."""
     hidden_size: int | None = None
     """Checked against the backbone if given."""
-    freeze_backbone: Literal[True] = True
-    """One frozen backbone is what the adapters share; it cannot be switched off."""
+    freeze_backbone: bool = True
+    """``false`` trains the backbone itself, in one phase for all tasks: full fine-tuning, to compare with. Needs
+    ``adapters: none``."""
+    adapters: Literal["routed", "shared", "none"] = "routed"
+    """``routed``: an adapter for each task and a router over them. To compare with: ``shared``, all of them act on
+    every input as one LoRA of the summed rank; ``none``. Both train in one phase and are told the task."""
+    router_input: Literal["trunk", "last_hidden"] = "trunk"
+    """What the router reads: the layers below the tap. To compare with: the last layer of a first pass without
+    adapters, which makes it two passes (X-LoRA, Buehler and Buehler 2024, arXiv 2402.07148)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the backbone and of all large products; adapters, heads and router keep fp32 parameters. ``auto`` is bf16
     where the hardware multiplies it fast, else fp32."""
     tap_layer: int | None = Field(default=None, ge=0)
     """Layers below it carry no adapter and feed the router; a third of the depth if not given."""
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> ModelConfig:
+        if not self.freeze_backbone and self.adapters != "none":
+            raise ConfigError(
+                f"model.freeze_backbone: found false with model.adapters: {self.adapters}; adapters are trained over "
+                "one frozen backbone, so use adapters: none for full fine-tuning"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Trunk:
     hidden: Tensor
     """``(source tokens, hidden)``."""
     features: Tensor
-    """``(examples, POOLED · (tap_layer + 1) · hidden)``: what the router reads, of the embeddings and every layer."""
+    """``(examples, router.feature_size)``: what the router reads, of the embeddings and every layer below the tap."""
     recorded: list[tuple[Tensor, Tensor]]
     """Keys and values of all source tokens, for target tokens and for the cache."""
 
@@ -91,10 +107,12 @@ class DynamoModel(nn.Module):
         self.tap_layer = shape.num_layers // 3 if config.tap_layer is None else config.tap_layer
         check_against_backbone(config, backbone)
         self.task_names = list(loras)
-        self.encoder = backbone.encoder
+        self.config = config
+        self.encoder = backbone.encoder.requires_grad_(False)
         self.separator = backbone.tokenizer.separator
         self.bank = AdapterBank(loras, shape, self.tap_layer)
-        self.router = Router(router, POOLED * (self.tap_layer + 1) * shape.hidden_size, len(loras))
+        layers_read = self.tap_layer + 1 if config.router_input == "trunk" else 1
+        self.router = Router(router, POOLED * layers_read * shape.hidden_size, len(loras))
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:
@@ -102,7 +120,8 @@ class DynamoModel(nn.Module):
                 if isinstance(head, LanguageModelHead) and not head.own_vocabulary:
                     head.load_state_dict(backbone.transform, strict=False)
         self.dtype = dtype
-        self.encoder.to(dtype)
+        # What is trained keeps fp32 parameters and multiplies in ``dtype`` by autocasting.
+        self.encoder.to(dtype if config.freeze_backbone else torch.float32)
 
     def head(self, name: str) -> Head:
         """The head of a task."""
@@ -116,19 +135,47 @@ class DynamoModel(nn.Module):
         self.encoder.eval()
         return self
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone is being trained: only in full fine-tuning."""
+        return self.encoder.word_embeddings.weight.requires_grad
+
+    def trained_parameters(self) -> int:
+        """How many numbers training changes."""
+        trained: list[nn.Module] = [self.heads]
+        trained += [self.bank] if self.config.adapters != "none" else []
+        trained += [self.router] if self.config.adapters == "routed" else []
+        trained += [self.encoder] if not self.config.freeze_backbone else []
+        return sum(p.numel() for module in trained for p in module.parameters())
+
+    def _precision(self) -> AbstractContextManager[object]:
+        weight = self.encoder.embedding_norm.weight
+        return nullcontext() if weight.dtype == self.dtype else torch.autocast(weight.device.type, self.dtype)
+
+    def told(self, routes: Tensor) -> Tensor:
+        """Mixing weights of examples whose task is known: ``(examples,)`` → ``(examples, adapters)``."""
+        if self.config.adapters == "routed":
+            return torch.nn.functional.one_hot(routes, len(self.task_names)).float()
+        value = 1.0 if self.config.adapters == "shared" else 0.0
+        return torch.full((len(routes), len(self.task_names)), value, device=routes.device)
+
     def trunk(self, batch: Batch, record: bool = False) -> Trunk:
-        """Run the frozen layers below the tap over all source tokens, once, without gradient."""
+        """Run the layers below the tap over all source tokens, once, and without gradient where they are frozen."""
         recorded: list[tuple[Tensor, Tensor]] = []
         attention = PackedAttention(
             batch.trunk_plan, self.encoder.config.num_heads, recorded if record or batch.target_plan else None
         )
-        with torch.no_grad():
+        with nullcontext() if self.trains_backbone else torch.no_grad(), self._precision():
             hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
-            means = stretches(batch, self.separator)
-            pooled = [pool(hidden, batch, means)]
+            read = stretches(batch, self.separator)
+            pooled = [pool(hidden, read)]
             for layer in range(self.tap_layer):
                 hidden = self.encoder.run(hidden, attention, layer, layer + 1)
-                pooled.append(pool(hidden, batch, means))
+                pooled.append(pool(hidden, read))
+            if self.config.router_input == "last_hidden":
+                plain = PackedAttention(batch.trunk_plan, self.encoder.config.num_heads)
+                last = self.encoder.run(hidden, plain, self.tap_layer, self.encoder.config.num_layers)
+                pooled = [pool(last, read)]
         return Trunk(hidden, torch.cat(pooled, dim=1), recorded)
 
     def forward(
@@ -159,11 +206,14 @@ class DynamoModel(nn.Module):
         hidden = trunk.hidden.index_select(0, batch.deep_tokens)
         if batch.target_plan is not None:
             hidden = torch.cat([hidden, self._target_trunk(batch, trunk)])
+        if self.config.adapters != "routed":
+            top_k, active = None, None if self.config.adapters == "shared" else []
         mix = self.bank.mix(weights, batch.top_examples, self.dtype, active, top_k)
         recorded: list[tuple[Tensor, Tensor]] = []
         if batch.top_plan is not None:
             attention = PackedAttention(batch.top_plan, self.encoder.config.num_heads, recorded if record else None)
-            hidden = self._top(hidden, attention, mix)
+            with self._precision():
+                hidden = self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
         tokens = batch.deep_tokens
         deep = [(k.index_select(0, tokens), v.index_select(0, tokens)) for k, v in trunk.recorded] if record else []
         return Output(hidden, routing, weights, [*deep, *recorded])
@@ -172,20 +222,18 @@ class DynamoModel(nn.Module):
         """Run target tokens through the trunk; gradient flows to their embeddings where those are trainable."""
         assert batch.target_plan is not None
         words = [self.embed_target(head, ids) for head, ids in batch.target_ids.items()]
-        trainable = any(word.requires_grad for word in words)
+        trainable = self.trains_backbone or any(word.requires_grad for word in words)
         attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=trunk.recorded)
-        with nullcontext() if trainable else torch.no_grad():
+        with nullcontext() if trainable else torch.no_grad(), self._precision():
             hidden = self.encoder.embed(torch.cat(words), batch.target_positions)
             return self.encoder.run(hidden, attention, 0, self.tap_layer)
 
-    def _top(self, hidden: Tensor, attention: PackedAttention, mix: Mix) -> Tensor:
-        return self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
-
     def decode_step(self, head: str, ids: Tensor, positions: Tensor, cache: Cache, mix: Mix) -> Tensor:
         """Feed one target token a row and return logits of the next: ``(rows,)`` → ``(rows, vocabulary)``."""
-        hidden = self.encoder.embed(self.embed_target(head, ids), positions)
-        hidden = self.encoder.run(hidden, cache, 0, self.tap_layer)
-        hidden = self.encoder.run(hidden, cache, self.tap_layer, self.encoder.config.num_layers, mix)
+        with self._precision():
+            hidden = self.encoder.embed(self.embed_target(head, ids), positions)
+            hidden = self.encoder.run(hidden, cache, 0, self.tap_layer)
+            hidden = self.encoder.run(hidden, cache, self.tap_layer, self.encoder.config.num_layers, mix)
         cache.advance()
         module = self.head(head)
         assert isinstance(module, LanguageModelHead)

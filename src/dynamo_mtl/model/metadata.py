@@ -36,6 +36,10 @@ class Metadata:
     dataset_sizes: dict[str, int] = field(default_factory=dict)
     """Training examples that were used, by task."""
     device: str = "cpu"
+    peak_memory_mib: float = 0.0
+    """Highest memory use of a training process."""
+    validation_score: float | None = None
+    """Best score of the last stretch of training, as that judges itself."""
     calibration: Calibration = field(default_factory=Calibration)
     """Of the router's confidence; fitted when a phase that trains the router ends."""
     format: int = FORMAT_VERSION

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.metrics.generation import bleu, exact_match, rouge
+from dynamo_mtl.metrics.generation import bleu, bleu_interval, exact_match, rouge
 from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
@@ -107,7 +107,16 @@ class GenerationTask(Task):
         }
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
-        return self.text_scores(self.texts(answers), [e.target for e in examples])
+        return self.text_scores(*self.compared(answers, examples))
+
+    def interval(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[float, float]:
+        if self.main_metric != "bleu":
+            return super().interval(answers, examples)
+        return bleu_interval(*self.compared(answers, examples))
+
+    def compared(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+        """Predictions and references as the metrics read them."""
+        return self.texts(answers), [e.target for e in examples]
 
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
         return [{self.answer_key: example.target, "score": 0.0} for example in nearest_examples(train, examples)]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dynamo_mtl.tasks
 from dynamo_mtl.errors import ConfigError, DataError, did_you_mean
+from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
@@ -184,6 +185,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         """Metrics of answers; None stands for an answer of another type and scores 0."""
+
+    def interval(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[float, float]:
+        """95 % bootstrap interval of the main metric over examples; for metrics that are means over examples."""
+        pairs = zip(answers, examples, strict=True)
+        return bootstrap_interval([self.score([answer], [example])[self.main_metric] for answer, example in pairs])
 
     @abc.abstractmethod
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:

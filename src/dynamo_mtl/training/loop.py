@@ -55,8 +55,8 @@ def run_phase(
     log: MetricsLog,
     keeper: Keeper | None = None,
     start: LoopState | None = None,
-) -> None:
-    """Train one phase and leave the model in its best validated state.
+) -> float:
+    """Train one phase, leave the model in its best validated state, and return that state's score.
 
     The state before the first step takes part in the choice, so a phase cannot make a validated model worse.
 
@@ -96,6 +96,7 @@ def run_phase(
     loop.best.restore()
     freeze_all_but(system.model, [])
     accelerator.free_memory()  # forget this phase's optimizer
+    return loop.best.score
 
 
 class _Loop:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from dynamo_mtl.model.dynamo import DynamoModel
+from dynamo_mtl.tasks.task import TaskConfig
 from dynamo_mtl.training.settings import TrainingConfig
 
 Group = dict[str, Any]
@@ -29,6 +30,24 @@ def task_groups(model: DynamoModel, task: str, config: TrainingConfig, lora_lr: 
         },
         {"params": list(model.head(task).parameters()), "lr": head_lr, "weight_decay": 0.0, "task": task},
     ]
+
+
+def shared_groups(model: DynamoModel, tasks: Mapping[str, TaskConfig], config: TrainingConfig) -> list[Group]:
+    """Parameter groups of what all tasks share, the adapters as one or the backbone, and of every head."""
+    groups: list[Group] = []
+    for task, settings in tasks.items():
+        lora_lr, head_lr = config.lora_lr, settings.training.head_lr or config.head_lr
+        down, up, head = task_groups(model, task, config, lora_lr, head_lr)
+        # An update of any task moves all adapters: they act as one.
+        groups += [{**down, "task": None}, {**up, "task": None}, head] if model.config.adapters == "shared" else [head]
+    if not model.config.freeze_backbone:
+        parameters = list(model.encoder.parameters())
+        for decays in (True, False):
+            # Biases and norms are left out of weight decay, as is usual in fine-tuning.
+            chosen = [p for p in parameters if (p.dim() > 1) == decays]
+            decay = config.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": config.backbone_lr, "weight_decay": decay, "task": None})
+    return groups
 
 
 def router_group(model: DynamoModel, learning_rate: float, config: TrainingConfig) -> Group:

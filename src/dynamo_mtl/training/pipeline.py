@@ -37,6 +37,7 @@ from dynamo_mtl.training.phases.phase_2_router import (
     validation_features,
 )
 from dynamo_mtl.training.phases.phase_3_joint import JointPhase
+from dynamo_mtl.training.phases.shared import SharedPhase
 from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import PipelineConfig
 from dynamo_mtl.training.states import STATES, RunStates
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = {1: "phase_1", 2: "phase_2", 3: "final_model"}
 """Checkpoint folder of each phase."""
+SHARED = 3
+"""The one phase of a model without routed adapters gives its final model."""
 
 
 def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:
@@ -77,7 +80,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
 
     Args:
         config: what is trained, and how.
-        phases: any of 1, 2 and 3.
+        phases: any of 1, 2 and 3; a model without routed adapters has one phase, whatever is given.
         resume: go on with a run that did not end: ``latest``, or the folder of one of its states.
 
     Returns:
@@ -88,10 +91,11 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
             training starts.
         Stopped: SIGTERM or Ctrl-C; the run has been saved.
     """
-    chosen = sorted(set(phases))
+    routed = config.model.adapters == "routed"
+    chosen = sorted(set(phases)) if routed else [SHARED]
     folder = Path(config.checkpoint_dir)
     Objective(config.training)
-    before = folder / FOLDERS[chosen[0] - 1] if chosen[0] > 1 else None
+    before = folder / FOLDERS[chosen[0] - 1] if chosen[0] > 1 and routed else None
     if before is not None and not (before / METADATA).is_file():
         raise CheckpointError(
             f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
@@ -122,7 +126,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
 
 def _start_equal(system: System, seed: int) -> None:
     """Give all processes of a job the same parameters, and each its own dropout masks."""
-    frozen = {id(p) for p in system.model.encoder.parameters()}
+    frozen = {id(p) for p in system.model.encoder.parameters() if system.model.config.freeze_backbone}
     make_equal([p for p in system.model.parameters() if id(p) not in frozen])
     if not here().first:
         torch.manual_seed(seed + _APART * here().rank)
@@ -169,6 +173,8 @@ def _stages(
     source: ExampleSource, config: PipelineConfig, phases: Sequence[int], held_out: Callable[[], HeldOut]
 ) -> list[Stage]:
     settings, workers = config.training, config.data.num_workers
+    if config.model.adapters != "routed":
+        return [Stage(SHARED, lambda _: SharedPhase(source, settings), workers)]
     stages: list[Stage] = []
     if 1 in phases:
         for task in source.system.tasks:
@@ -201,10 +207,11 @@ def _run(
             continue
         start = state if state is not None and number == first and state.step else None
         phase = stage.make(start.numbers["phase"] if start else {})
-        run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
+        score = run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
+        states.metadata = replace(states.metadata, validation_score=score)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
-            if stage.phase > 1:
+            if stage.phase > 1 and config.model.adapters == "routed":
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])
         states.stage_done()
@@ -224,7 +231,8 @@ def _start(
     if before is None:
         system = build_system(config, targets, device)
     else:
-        system, earlier = load_system(before, device, config, with_router=before.name != FOLDERS[1])
+        router_trained = before.name != FOLDERS[1]
+        system, earlier = load_system(before, device, config, with_router=router_trained, for_training=True)
         seconds = earlier.train_seconds
     metadata = Metadata(
         tasks=list(system.tasks),

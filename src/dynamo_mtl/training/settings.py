@@ -49,12 +49,16 @@ class TrainingConfig(BaseModel):
     num_epochs: float = Field(default=10, gt=0)
     """Passes over a task's training data in phase 1; ``max_steps`` cuts it short."""
     max_steps: int | None = Field(default=None, ge=1)
+    step_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of phase 1's updates that are made, under a schedule of that length: less than 1 is a trial."""
     batch_size: int = Field(default=16, ge=1)
     token_budget: int = Field(default=8192, ge=1)
     """Most tokens in one forward pass: a larger batch is split into micro-batches and accumulated."""
     lora_lr: float = Field(default=5e-4, gt=0)
     head_lr: float = Field(default=1e-3, gt=0)
     router_lr: float = Field(default=1e-3, gt=0)
+    backbone_lr: float = Field(default=1e-4, gt=0)
+    """Of full fine-tuning, where ``model.freeze_backbone`` is false."""
     loraplus_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System
+from dynamo_mtl.memory_use import PeakMemory
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.processes import first_does
@@ -41,7 +42,7 @@ STATES = "resume"
 LATEST = "latest"
 FREE = (
     "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags",
-    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states",
+    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "compare",
 )  # fmt: skip
 """Settings that a resumed run may change: they do not change what is trained."""
 
@@ -84,14 +85,13 @@ class RunStates:
         return place, state
 
     def _check_config(self, place: Path) -> None:
-        then, now = _flat(read_settings(place / CONFIG)), _flat(self.config.model_dump())
-        for key in sorted(then.keys() | now.keys()):
-            free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-            if not free and then.get(key) != now.get(key):
-                raise CheckpointError(
-                    f"{place}: the run was started with {key} {then.get(key)!r}, now it is {now.get(key)!r}; "
-                    "a resumed run needs the same settings"
-                )
+        difference = changed_setting(read_settings(place / CONFIG), self.config)
+        if difference is not None:
+            key, then, now = difference
+            raise CheckpointError(
+                f"{place}: the run was started with {key} {then!r}, now it is {now!r}; "
+                "a resumed run needs the same settings"
+            )
 
     def check_data(self, metadata: Metadata, tables: Mapping[str, TaskTables]) -> None:
         """Refuse data of another size than a resumed run was started with. Raises ``CheckpointError``."""
@@ -105,6 +105,7 @@ class RunStates:
     def follow(self, system: System, metadata: Metadata, log: MetricsLog, state: LoopState | None) -> None:
         """Say what is saved from here on, and put the run where ``state`` was."""
         self.system, self.metadata, self.log = system, metadata, log
+        self._peak = PeakMemory(system.device)
         self._began, self._before = time.perf_counter(), metadata.train_seconds
         if state is not None:
             self.stage, self._before = state.stage, state.seconds
@@ -112,7 +113,8 @@ class RunStates:
 
     def _metadata_now(self, phase: str) -> Metadata:
         """Metadata of a checkpoint that is written now."""
-        return replace(self.metadata, phase=phase, train_seconds=round(self._seconds(), 1))
+        peak = round(max(self.metadata.peak_memory_mib, self._peak.mib()), 1)
+        return replace(self.metadata, phase=phase, train_seconds=round(self._seconds(), 1), peak_memory_mib=peak)
 
     def _seconds(self) -> float:
         return self._before + time.perf_counter() - self._began
@@ -160,6 +162,16 @@ class RunStates:
             self.folder.rmdir()
 
         first_does(remove)
+
+
+def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
+    """The first setting, with both values, by which two runs would train differently."""
+    old, new = _flat(then), _flat(now.model_dump())
+    for key in sorted(old.keys() | new.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and old.get(key) != new.get(key):
+            return key, old.get(key), new.get(key)
+    return None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -107,15 +107,13 @@ Scale = Callable[[Tensor], Tensor]
 
 
 def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) -> dict[str, Tensor]:
-    """Backward of the task losses with all rows sent to one adapter. Returns the loss by term."""
+    """Backward of the task losses with all rows known to belong to one adapter. Returns the loss by term."""
     totals = _totals(system, batch)
     value = torch.zeros((), device=system.device)
     with agreed():
         for packed in batch.micro:
             moved = to_device(packed, system.device)
-            rows = moved.batch.example_count
-            weights = torch.zeros(rows, len(system.tasks), device=system.device)
-            weights[:, adapter] = 1.0
+            weights = system.model.told(torch.full((moved.batch.example_count,), adapter, device=system.device))
             output = system.model(moved.batch, weights, active=[adapter], top_k=1)
             loss = _task_loss(system, moved, output.hidden, totals)
             scale(loss).backward()
@@ -151,8 +149,7 @@ def mixture_backward(
     with agreed():
         routes = batch.routes.to(device)
         routing: Routing = router(features)
-        known = torch.nn.functional.one_hot(routes, len(system.tasks)).to(routing.weights)
-        mixed = torch.lerp(known, routing.weights, own_share)
+        mixed = torch.lerp(system.model.told(routes), routing.weights, own_share)
         if logger.isEnabledFor(logging.DEBUG):
             mean = [round(w, 3) for w in routing.weights.mean(dim=0).tolist()]
             names = dict(zip(system.tasks, mean, strict=True))
@@ -224,8 +221,8 @@ def _share_losses(system: System, examples: Sequence[EncodedExample], budget: in
 
     def run(group: Sequence[int]) -> None:
         packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
-        known = torch.nn.functional.one_hot(packed.routes, len(system.tasks)).float()
-        output = system.model(packed.batch) if own_routing else system.model(packed.batch, known, top_k=1)
+        known = None if own_routing else system.model.told(packed.routes)
+        output = system.model(packed.batch, known, top_k=1)
         for view in packed.views:
             losses = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, view)
             counts = torch.bincount(view.label_rows, minlength=len(view.examples))

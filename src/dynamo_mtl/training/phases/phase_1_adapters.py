@@ -27,7 +27,7 @@ class AdapterPhase:
         self.order = SingleOrder(len(source.tables[task].train), own.batch_size or config.batch_size, config.seed)
         epochs = own.num_epochs or config.num_epochs
         whole = math.ceil(epochs * self.order.steps_per_epoch)
-        self.steps = min(whole, own.max_steps or config.max_steps or whole)
+        self.steps = math.ceil(config.step_share * min(whole, own.max_steps or config.max_steps or whole))
         self.eval_every = config.eval_every
         lora_lr, head_lr = own.lora_lr or config.lora_lr, own.head_lr or config.head_lr
         self.groups = task_groups(source.system.model, task, config, lora_lr, head_lr)

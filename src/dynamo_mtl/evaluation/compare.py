@@ -1,0 +1,228 @@
+"""One command's comparison: the routed system and everything it should be compared with, trained alike.
+
+Every system is trained by ``training.pipeline.train`` from a configuration that differs from the given one only in what
+makes it that system, into a folder of its own under ``checkpoint_dir``. A system that is there already, with the same
+settings, is not trained again, and one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+from accelerate import PartialState
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynamo_mtl.data.batch import free_memory
+from dynamo_mtl.evaluation.baselines import Contender, told
+from dynamo_mtl.evaluation.benchmark import (
+    Examples,
+    Scoreboard,
+    load_predictor,
+    make_result,
+    own_contenders,
+    score_routing,
+    task_examples,
+    task_input,
+)
+from dynamo_mtl.evaluation.result import SYSTEMS, Cost, Result
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.memory_use import PeakMemory
+from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
+from dynamo_mtl.settings import read_settings
+from dynamo_mtl.training.pipeline import FOLDERS, train
+from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.states import LATEST, changed_setting
+
+logger = logging.getLogger(__name__)
+
+OWN_TRAINING = {
+    "single_lora": ({"model": {"adapters": "shared"}}, "lora_lr"),
+    "full_finetuning": ({"model": {"adapters": "none", "freeze_backbone": False}}, "backbone_lr"),
+}
+"""Systems that are trained from the start: the settings that make them, and the learning rate that is searched."""
+TWO_PASS = {"model": {"router_input": "last_hidden"}}
+PHASES = (1, 2, 3)
+
+
+class CompareConfig(BaseModel):
+    """What ``dynamo compare`` trains and scores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    systems: list[str] = [*SYSTEMS]
+    learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {
+        "single_lora": [5e-4, 1e-3, 2e-3],
+        "full_finetuning": [5e-5, 1e-4, 3e-4],
+    }
+    """Candidates of each separately trained system; of several the one with the best validation loss after a share of
+    the training is taken."""
+    trial_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the training that each candidate gets."""
+    timing_inputs: int = Field(default=8, ge=1)
+    """Inputs of each task that every system answers to be timed."""
+    timing_rounds: int = Field(default=3, ge=1)
+
+
+def compare(config: PipelineConfig, settings: CompareConfig, split: str = "validation") -> Result:
+    """Train what is missing, score every system on the same examples, and time them.
+
+    Raises:
+        DynamoError: bad configuration or data, before any training starts.
+        Stopped: SIGTERM or Ctrl-C; what was trained is kept.
+    """
+    device = PartialState().device
+    assert device is not None
+    root = Path(config.checkpoint_dir)
+    final = root / FOLDERS[3]
+    _train(config, final, PHASES)
+    notes: dict[str, Any] = {"learning_rates": {}}
+    folders = {"dynamo": final, "single_task": root / FOLDERS[1]}
+    for name in OWN_TRAINING:
+        if name in settings.systems:
+            folders[name], notes["learning_rates"][name] = _train_baseline(config, settings, name)
+    if "two_pass" in settings.systems:
+        folders["two_pass"] = _train_two_pass(config)
+    system, metadata = load_system(final, device, config)
+    predictor = Predictor(system, metadata.calibration)
+    contenders = own_contenders(predictor, settings.systems, metadata.seed)
+    for name, folder in folders.items():
+        if name in settings.systems and name != "dynamo":
+            contenders[name] = _loaded(name, folder, device)
+    board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
+    if "trivial" in settings.systems:
+        board.add_trivial(system, metadata.seed)
+    for name in SYSTEMS:
+        if name in contenders:
+            board.add(name, contenders[name])
+    routing = score_routing(predictor, board.examples, metadata.seed)
+    times = _time(contenders, board.examples, settings)
+    costs = {
+        name: asdict(_cost(name, contenders[name], folders, times[name])) for name in SYSTEMS if name in contenders
+    }
+    return make_result(metadata, system, split, board, routing, costs=costs, notes=notes)
+
+
+def _loaded(name: str, folder: Path, device: Any) -> Contender:
+    if name != "two_pass":
+        return Contender(load_predictor(folder, device), told)
+    system, metadata = load_system(folder, device)
+    return own_contenders(Predictor(system, metadata.calibration), ["dynamo"], metadata.seed)["dynamo"]
+
+
+def _changed(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> PipelineConfig:
+    """A configuration with some settings of its sections changed, for a run in its own folder."""
+    updates: dict[str, Any] = {
+        section: getattr(config, section).model_copy(update=dict(values)) for section, values in changes.items()
+    }
+    places = {"checkpoint_dir": str(folder), "log_dir": str(folder / "logs")}
+    changed = config.model_copy(update=updates | places)
+    return cast("PipelineConfig", type(config).model_validate(changed.model_dump()))
+
+
+def _train(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
+    """Train unless ``final`` is there with the same settings."""
+    if (final / METADATA).is_file():
+        difference = changed_setting(read_settings(final / CONFIG), config)
+        if difference is None:
+            logger.info("%s has been trained with these settings already", final)
+            return
+        logger.info("%s was trained with another %s: training anew", final, difference[0])
+    free_memory()
+    train(config, phases, resume=LATEST)
+
+
+def _train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) -> tuple[Path, dict[str, Any]]:
+    """Train a baseline at the best of its learning rates. Returns its folder, and what the trials found."""
+    changes, key = OWN_TRAINING[name]
+    root = Path(config.checkpoint_dir) / name
+    rates = settings.learning_rates.get(name) or [getattr(config.training, key)]
+    losses: dict[str, float] = {}
+    for rate in rates if len(rates) > 1 else []:
+        place = root / "trials" / f"{rate:g}"
+        trial = _changed(config, {**changes, "training": {key: rate, "step_share": settings.trial_share}}, place)
+        _train(trial, place / FOLDERS[3], PHASES)
+        score = read_metadata(place / FOLDERS[3]).validation_score
+        losses[f"{rate:g}"] = math.inf if score is None else -score
+        logger.info("%s at learning rate %g: validation loss %.4f", name, rate, losses[f"{rate:g}"])
+    best = min(rates, key=lambda rate: losses.get(f"{rate:g}", math.inf))
+    _train(_changed(config, {**changes, "training": {key: best}}, root), root / FOLDERS[3], PHASES)
+    return root / FOLDERS[3], {"chosen": best, "trial_losses": losses}
+
+
+def _train_two_pass(config: PipelineConfig) -> Path:
+    """Train the other router over the same adapters of phase 1."""
+    root = Path(config.checkpoint_dir) / "two_pass"
+    changed = _changed(config, TWO_PASS, root)
+    shutil.copytree(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1], dirs_exist_ok=True)
+    _train(changed, root / FOLDERS[2], (2,))
+    return root / FOLDERS[2]
+
+
+def _time(
+    contenders: Mapping[str, Contender], examples: Examples, settings: CompareConfig
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds an input and extra MiB of each contender on one mixed sample, in interleaved rounds."""
+    system = next(iter(contenders.values())).predictor.system
+    chosen = [(task, row) for task, rows in examples.items() for row in rows[: settings.timing_inputs]]
+    tasks = [task for task, _ in chosen]
+    inputs = [task_input(system, task, row) for task, row in chosen]
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    extra: dict[str, float] = {}
+    for _ in range(settings.timing_rounds):
+        for name, contender in contenders.items():
+            before = PeakMemory(system.device)
+            at_start, began = before.now_mib(), time.perf_counter()
+            contender.answer(inputs, tasks)
+            seconds[name].append(time.perf_counter() - began)
+            extra[name] = max(extra.get(name, 0.0), before.mib() - at_start)
+    return {name: (1000 * statistics.median(values) / len(inputs), extra[name]) for name, values in seconds.items()}
+
+
+def _cost(name: str, contender: Contender, folders: Mapping[str, Path], times: tuple[float, float]) -> Cost:
+    """What a contender takes; those without a folder of their own are the routed system's, chosen for otherwise."""
+    model = contender.predictor.system.model
+    trained: Metadata | None = read_metadata(folders[name]) if name in folders else None
+    return Cost(
+        trained_parameters=model.trained_parameters(),
+        train_seconds=trained.train_seconds if trained else None,
+        train_peak_mib=trained.peak_memory_mib if trained else None,
+        inference_ms=times[0],
+        inference_extra_mib=times[1],
+    )
+
+
+def over_seeds(results: Sequence[Result]) -> Result:
+    """One result of runs that differ in their seed: means, and the standard deviation of the main metrics."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+
+    def main(result: Result, system: str, task: str) -> float:
+        return result.systems[system][task][result.main_metrics[task]]
+
+    return replace(
+        first,
+        systems={
+            system: {
+                task: {metric: float(np.mean([r.systems[system][task][metric] for r in results])) for metric in values}
+                for task, values in tasks.items()
+            }
+            for system, tasks in first.systems.items()
+        },
+        spread={
+            system: {task: statistics.stdev(main(r, system, task) for r in results) for task in tasks}
+            for system, tasks in first.systems.items()
+        },
+        seeds=[{"seed": r.seed, "systems": r.systems, "routing": r.routing} for r in results],
+    )

@@ -1,0 +1,97 @@
+"""The result file: what ``dynamo evaluate`` and ``dynamo compare`` measured, as JSON that is never typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamo_mtl.errors import ConfigError
+
+FORMAT = 1
+SYSTEMS = {
+    "dynamo": "the router chooses one adapter and head for every input, in one pass",
+    "oracle": "the same model told the true task",
+    "soft": "the same model, adapters mixed by the router's weights, the likeliest task's head",
+    "single_task": "the adapters as phase 1 left them, told the true task",
+    "single_lora": "one LoRA of the summed rank for all tasks, told the true task",
+    "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, told the true task",
+    "two_pass": "the same adapters, a router that reads the last layer of a first pass (after X-LoRA)",
+    "nearest_centroid": "the same adapters, chosen by the nearest task mean of trunk features, no training",
+    "arrow": "the same adapters, chosen by their own directions, no training (after Arrow)",
+    "uniform": "all adapters with equal weights, told the true task's head",
+    "random": "an adapter and head at random",
+    "base": "the same model without adapters, told the true task's head",
+    "trivial": "no learning at all",
+}
+"""Every system that can be compared, in the order of tables, and what it is."""
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a system takes. Times and memory are of the machine that the result names."""
+
+    trained_parameters: int
+    train_seconds: float | None = None
+    """Of everything that the system needs; None where it needs no training of its own beyond another system's."""
+    train_peak_mib: float | None = None
+    """Highest memory use of the training process."""
+    inference_ms: float | None = None
+    """Milliseconds an input, median over rounds, of a fixed mixed sample, choosing and answering."""
+    inference_extra_mib: float | None = None
+    """Memory that answering took at its peak beyond what was in use before."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a result file holds."""
+
+    format: int
+    backbone: str
+    device: str
+    seed: int
+    commit: str | None
+    """Revision of the source tree that trained the checkpoint."""
+    train_seconds: float
+    split: str
+    dataset_sizes: Mapping[str, int]
+    """Training examples of each task."""
+    main_metrics: Mapping[str, str]
+    trivial_systems: Mapping[str, str]
+    systems: Mapping[str, Scores]
+    routing: Mapping[str, Any]
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    """95 % bootstrap intervals of the main metrics over examples, by system and task."""
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``Cost`` of each system."""
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Of the metrics that have variants."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else was chosen or found on the way, such as learning rates that were tried."""
+    seeds: list[Mapping[str, Any]] = field(default_factory=list)
+    """Of several seeds: each one's ``seed``, ``systems`` and ``routing``; ``systems`` above are then their means."""
+    spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Standard deviation of the main metrics over seeds, by system and task."""
+
+    def write(self, path: Path) -> None:
+        """Write as JSON. Raises ``ConfigError`` if the place cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: the result cannot be written ({error})") from error
+
+
+def read_result(path: Path) -> Result:
+    """Read a result file. Raises ``ConfigError`` if it is none, or of another format."""
+    try:
+        result = Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({error})") from error
+    if result.format != FORMAT:
+        raise ConfigError(f"{path}: format {result.format!r}, this program reads format {FORMAT}")
+    return result

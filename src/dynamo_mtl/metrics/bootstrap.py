@@ -1,0 +1,20 @@
+"""How far a score would move with other examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of per-example values, over resamples of the examples.
+
+    Efron 1979, Annals of Statistics 7(1).
+    """
+    sample = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
+    low, high = np.percentile(sample[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
