@@ -3,7 +3,7 @@
 import sys
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.evaluation.routing import create_routing_analyzer, routing_dataloader
+from dynamo_mtl.evaluation.analyzer import create_routing_analyzer, routing_dataloader
 
 __all__ = ["create_routing_analyzer", "routing_dataloader"]
 

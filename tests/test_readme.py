@@ -10,8 +10,8 @@ from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.evaluation.result import read_result
 from dynamo_mtl.evaluation.report import result_markdown
+from dynamo_mtl.evaluation.result import read_result
 from dynamo_mtl.settings import dump_yaml
 
 ROOT = Path(__file__).parent.parent

@@ -65,7 +65,7 @@ def evaluate(
         str, typer.Option(help="Systems to score, separated by commas.")
     ] = "dynamo,oracle,single_task,trivial",
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for the routing picture; visualization_dir if not given.")
+        Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -74,43 +74,122 @@ def evaluate(
     from dynamo_mtl.config import PLACES, load_config
     from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
-    from dynamo_mtl.evaluation.result import SYSTEMS
+    from dynamo_mtl.evaluation.result import SYSTEMS, TRAINED_APART
     from dynamo_mtl.model.checkpoint import CONFIG
     from dynamo_mtl.model.metadata import read_metadata
 
     chosen = systems.split(",")
-    unknown = [name for name in chosen if name not in SYSTEMS]
+    possible = [name for name in SYSTEMS if name not in TRAINED_APART]
+    unknown = [name for name in chosen if name not in possible]
     if unknown:
-        raise ConfigError(f"--systems: no system '{unknown[0]}'; use {', '.join(SYSTEMS)}")
+        apart = "has a training of its own, run dynamo compare" if unknown[0] in TRAINED_APART else "is no system"
+        raise ConfigError(f"--systems: '{unknown[0]}' {apart}; use {', '.join(possible)}")
     read_metadata(checkpoint)
     config = load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])
     folder = pictures or Path(config.visualization_dir)
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
-        writable_folder(output.parent, "--output")
-        if output.is_dir():
-            raise ConfigError(f"--output: {output} is a folder; name a file")
+        _writable_file(output)
     result = evaluate_checkpoint(checkpoint, config, split, chosen)
     if not _speaks():
         return
     if output is not None:
         result.write(output)
     print_result(result)
-    if "confusion" in result.routing:
-        from dynamo_mtl.evaluation.routing import draw_confusion
+    from dynamo_mtl.evaluation.page import write_report
 
-        title = "Where the router sends bare inputs"
-        picture = draw_confusion(result.routing["confusion"], result.routing["tasks"], folder, title)
-        typer.echo(f"picture: {picture}")
+    typer.echo(f"report: {write_report(folder, result)}")
 
 
 @app.command()
-def report(result: Annotated[Path, typer.Argument(help="Result file.")]) -> None:
-    """Print a result file as Markdown tables."""
+def compare(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split of the data to score on.")] = "validation",
+    output: Annotated[
+        Path | None, typer.Option(help="Result file to write; results/CONFIG.json if not given.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds to train everything with, from training.seed on.")] = 1,
+    verbose: Verbose = False,
+) -> None:
+    """Train the routed system and everything that it should be compared with, and score them side by side.
+
+    What has been trained with the same settings is not trained again.
+    """
+    _start_logging(verbose)
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
+    from dynamo_mtl.evaluation.compare import compare_seeds, final_checkpoint
+    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.report import print_result
+    from dynamo_mtl.training.resume import Stopped
+
+    settings = load_config(config, overrides or [])
+    place = output or Path("results") / f"{config.stem}.json"
+    _writable_file(place)
+    folder = report or Path(settings.visualization_dir)
+    writable_folder(folder, "--report" if report else "visualization_dir")
+    try:
+        result = compare_seeds(settings, settings.compare, seeds, split)
+    except Stopped as stopped:
+        if _speaks():
+            typer.echo(str(stopped), err=True)
+        raise SystemExit(stopped.code) from None
+    if not _speaks():
+        return
+    result.write(place)
+    print_result(result)
+    analysis = analyze_checkpoint(final_checkpoint(settings), settings, split)
+    typer.echo(f"report: {write_report(folder, result, analysis)}")
+
+
+@app.command()
+def analyze(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split of the data to route.")] = "validation",
+    limit: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 500,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Look at the decisions of a checkpoint's router: what it looks at, where it goes wrong, when to trust it."""
+    _start_logging(verbose)
+    from dynamo_mtl.config import PLACES, load_config
+    from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
+    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
+
+    read_metadata(checkpoint)
+    config = load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])
+    folder = pictures or Path(config.visualization_dir)
+    writable_folder(folder, "--pictures" if pictures else "visualization_dir")
+    analysis = analyze_checkpoint(checkpoint, config, split, limit)
+    if not _speaks():
+        return
+    for warning in analysis["warnings"]:
+        typer.echo(f"warning: {warning}")
+    typer.echo(f"{analysis['n']} inputs, {100 * analysis['accuracy']:.1f} % routed right")
+    typer.echo(f"report: {write_report(folder, None, analysis)}")
+
+
+@app.command()
+def report(
+    result: Annotated[Path, typer.Argument(help="Result file.")],
+    html: Annotated[Path | None, typer.Option(help="Folder to write an HTML report into instead.")] = None,
+) -> None:
+    """Print a result file as Markdown tables, or write it as a page."""
+    from dynamo_mtl.evaluation.page import write_report
     from dynamo_mtl.evaluation.report import result_markdown
     from dynamo_mtl.evaluation.result import read_result
 
-    typer.echo(result_markdown(read_result(result)))
+    found = read_result(result)
+    typer.echo(result_markdown(found) if html is None else f"report: {write_report(html, found)}")
 
 
 @app.command()
@@ -163,7 +242,7 @@ def check_data(
     from dynamo_mtl.evaluation.report import print_table
 
     if output is not None:
-        writable_folder(output.parent, "--output")
+        _writable_file(output)
     profile = check(load_config(config, overrides or []), sample, logging.getLogger("dynamo_mtl").info)
     print_table("Data", *profile_rows(profile))
     for remark in remarks(profile):
@@ -171,6 +250,12 @@ def check_data(
     if output is not None:
         output.write_text(json.dumps(profile_json(profile), indent=2) + "\n", encoding="utf-8")
     refuse_faults(profile)
+
+
+def _writable_file(output: Path) -> None:
+    writable_folder(output.parent, "--output")
+    if output.is_dir():
+        raise ConfigError(f"--output: {output} is a folder; name a file")
 
 
 def _start_logging(verbose: bool, quiet: bool = False) -> None:

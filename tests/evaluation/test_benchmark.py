@@ -7,9 +7,10 @@ import torch
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint, make_routed_inputs, task_input
+from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
+from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
 from dynamo_mtl.evaluation.result import FORMAT, read_result
-from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.predictor import Predictor, Route
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import first_examples
@@ -34,7 +35,7 @@ def decided(monkeypatch):
         return real(self, inputs, tasks, weights)
 
     monkeypatch.setattr(Predictor, "predict", predict)
-    monkeypatch.setattr(Predictor, "route", lambda self, inputs: [[1.0, 0.0, 0.0, 0.0, 0.0]] * len(inputs))
+    monkeypatch.setattr(Predictor, "route", lambda self, inputs: [Route([1.0, 0.0, 0.0, 0.0, 0.0], 1.0)] * len(inputs))
     return asked
 
 
@@ -45,7 +46,9 @@ def test_an_answer_of_the_wrong_type_scores_nothing_and_none_is_asked_for_twice(
     assert result.systems["dynamo"]["translation"]["bleu"] == 0
     assert result.systems["dynamo"]["sentiment"] == result.systems["oracle"]["sentiment"]
     # Sentiment's answers to its own 12 examples serve both; the other tasks are asked once, for the oracle.
-    assert decided == [([name] * 12, None) for name in config.tasks]
+    # What comes after that tells what wrong routes cost.
+    assert decided[:5] == [([name] * 12, None) for name in config.tasks]
+    assert all(weights is not None for _, weights in decided[5:])
     assert result.routing["bare"]["accuracy"] == pytest.approx(0.2)
     assert result.routing["confusion"] == [[12, 0, 0, 0, 0]] * 5
 
@@ -55,7 +58,7 @@ def test_a_mixture_of_adapters_is_no_oracle(saved, decided):
     evaluate_checkpoint(saved, config, "validation", ("dynamo", "oracle"))
     mixed = [weights for _, weights in decided[:5]]
     assert all(((weights > 0).sum(dim=1) == 2).all() for weights in mixed)
-    assert decided[5:] == [([name] * 12, None) for name in config.tasks]
+    assert decided[5:10] == [([name] * 12, None) for name in config.tasks]
 
 
 def test_a_task_that_requires_an_instruction_is_judged_on_instructed_inputs(system, session_config, tables):

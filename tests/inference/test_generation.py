@@ -131,7 +131,7 @@ def test_answers_are_the_same_one_by_one_and_batched(system):
     for index, (one, hint) in enumerate(zip(inputs, hints, strict=True)):
         alone = predictor.predict([one], [hint])[0]
         assert alone.task == together[index].task
-        assert alone.probabilities == pytest.approx(together[index].probabilities, abs=1e-5)
+        assert alone.route.probabilities == pytest.approx(together[index].route.probabilities, abs=1e-5)
         assert {k: v for k, v in alone.answer.items() if k != "score"} == {
             k: v for k, v in together[index].answer.items() if k != "score"
         }
@@ -143,8 +143,8 @@ def test_route_gives_the_probabilities_of_predict(system):
     inputs = [TextInput("A wonderful film."), TextInput("Who sang?", "Ada sang. " * 60)]
     routed = predictor.route(inputs)
     for row, prediction in zip(routed, predictor.predict(inputs), strict=True):
-        assert row == pytest.approx(prediction.probabilities, abs=1e-5)
-        assert prediction.task == list(system.tasks)[max(range(5), key=row.__getitem__)]
+        assert row.probabilities == pytest.approx(prediction.route.probabilities, abs=1e-5)
+        assert prediction.task == list(system.tasks)[row.probabilities.index(row.confidence)]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5])
@@ -155,6 +155,6 @@ def test_a_hint_changes_the_answer_and_not_the_reported_routing(system, top_k):
     free = predictor.predict(inputs)
     hinted = predictor.predict(inputs, ["sentiment", None])
     assert hinted[0].task == "sentiment"
-    assert [p.probabilities for p in hinted] == [pytest.approx(p.probabilities) for p in free]
+    assert [p.route.probabilities for p in hinted] == [pytest.approx(p.route.probabilities) for p in free]
     assert hinted[1].task == free[1].task
     assert hinted[1].answer["score"] == pytest.approx(free[1].answer["score"], abs=1e-4)

@@ -14,6 +14,19 @@ from dynamo_mtl.training.phases.phase_2_router import calibrate
 TEXTS = ["A fine film.", "The cat sat on the mat.", "Return the sum of two numbers."]
 
 
+def _probabilities(predictor, inputs):
+    return np.array([route.probabilities for route in predictor.route(inputs)])
+
+
+def _know(system, shift):
+    """What is known are TEXTS; ``shift`` is added to how far validation inputs lay."""
+    features = Predictor(system).read([TextInput(text) for text in TEXTS * 4], lambda _, trunk: trunk.features)
+    novelty = system.model.novelty
+    novelty.fit(features, torch.arange(12) % 3, torch.ones(12, dtype=torch.bool), seed=0)
+    novelty.calibrate(features)
+    novelty.distances += shift
+
+
 def _save(system, folder, calibration):
     names, digest = system.model.task_names, system.backbone.weight_hash
     metadata = Metadata(names, "x", digest, 1, "final_model", 0, 0.0, calibration=calibration)
@@ -22,24 +35,24 @@ def _save(system, folder, calibration):
 
 
 def test_a_checkpoint_keeps_its_calibration(system, tmp_path):
-    calibration = Calibration(2.5, 0.75, 0.9, 321)
+    calibration = Calibration(2.5, 0.75, 0.05, 0.9, 321)
     _save(system, tmp_path / "model", calibration)
     assert load_system(tmp_path / "model", torch.device("cpu"))[1].calibration == calibration
 
 
 def test_probabilities_are_those_of_the_calibrated_temperature(system):
     inputs = [TextInput(text) for text in TEXTS]
-    plain = np.array(Predictor(system).route(inputs))
-    mended = np.array(Predictor(system, Calibration(temperature=4.0)).route(inputs))
+    plain = _probabilities(Predictor(system), inputs)
+    mended = _probabilities(Predictor(system, Calibration(temperature=4.0)), inputs)
     expected = plain**0.25 / (plain**0.25).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(mended, expected, atol=1e-5)
     answered = Predictor(system, Calibration(temperature=4.0)).predict(inputs)
-    np.testing.assert_allclose([p.probabilities for p in answered], expected, atol=1e-5)
+    np.testing.assert_allclose([p.route.probabilities for p in answered], expected, atol=1e-5)
 
 
 def test_only_what_lies_below_the_threshold_is_rejected(system):
     inputs = [TextInput(text) for text in TEXTS]
-    best = sorted(max(row) for row in Predictor(system).route(inputs))
+    best = sorted(route.confidence for route in Predictor(system).route(inputs))
     predictor = Predictor(system, Calibration(threshold=best[1]))
     assert sorted(p.rejected for p in predictor.predict(inputs)) == [False, False, True]
     hinted = predictor.predict(inputs, ["sentiment"] * 3)
@@ -51,7 +64,7 @@ def test_a_rejected_input_is_marked(system, tmp_path):
     routed = model.route(TEXTS[0])
     assert routed["task"] is None
     assert routed["predicted_task"] in model.task_names
-    assert routed["threshold"] == 1.1
+    assert routed["thresholds"] == {"confidence": 1.1, "familiarity": 0.0}
     answer = model.predict(TEXTS[0], return_routing_info=True)
     assert answer["routing_info"]["rejected"]
     assert routed["predicted_task"] in answer
@@ -63,9 +76,35 @@ def test_a_rejected_input_can_be_refused(system, tmp_path):
     router = system.config.router.model_copy(update={"on_rejection": "error"})
     system.config = system.config.model_copy(update={"router": router})
     model = _save(system, tmp_path / "model", Calibration(threshold=1.1))
-    with pytest.raises(RejectedError, match=r"no task is sure enough: the likeliest, \w+, has 0\.\d+ where 1\.100"):
+    with pytest.raises(RejectedError, match=r"the likeliest, \w+, has a confidence of 0\.\d+ where 1\.100"):
         model.predict(TEXTS[0])
     assert "sentiment" in model.predict(TEXTS[0], task_hint="sentiment")
+
+
+def test_what_is_unlike_all_that_is_known_is_rejected(system, tmp_path):
+    """Fails if the distance is not asked, or if a checkpoint forgets what is known."""
+    _know(system, shift=0.1)
+    sure = Calibration(familiarity=0.005)
+    model = _save(system, tmp_path / "model", sure)
+    known = model.route(TEXTS[0])
+    assert known["familiarity"] == 1
+    assert known["task"] == known["predicted_task"]
+    unknown = model.route("Zq 9981 ## %% zzz kkk 1010 // \\ ;;; 0x77 ~~ @@ ^^ ")
+    assert unknown["familiarity"] < 0.005
+    assert unknown["task"] is None
+    before = Predictor(system, sure).route([TextInput(TEXTS[1])])[0]
+    assert model.route(TEXTS[1])["familiarity"] == pytest.approx(before.familiarity)
+
+
+def test_a_rejected_input_can_be_answered_without_an_adapter(system):
+    router = system.config.router.model_copy(update={"on_rejection": "base"})
+    system.config = system.config.model_copy(update={"router": router})
+    inputs = [TextInput(text) for text in TEXTS]
+    guessed = Predictor(system, Calibration(threshold=1.1)).predict(inputs)
+    assert all(p.rejected for p in guessed)
+    bare = Predictor(system).predict(inputs, [p.task for p in guessed], torch.zeros(3, 5))
+    assert [p.answer for p in guessed] == [p.answer for p in bare]
+    assert [p.answer for p in guessed] != [p.answer for p in Predictor(system).predict(inputs)]
 
 
 def test_training_fits_it_on_the_validation_inputs(system):
@@ -78,4 +117,5 @@ def test_training_fits_it_on_the_validation_inputs(system):
     with torch.no_grad():
         logits = system.model.router.eval()(features).logits / system.model.router.temperature
     confidence = found.probabilities(logits.double()).amax(dim=1)
-    assert int((confidence < found.threshold).sum()) <= 2
+    assert int((confidence < found.threshold).sum()) <= 1
+    assert found.familiarity == pytest.approx(0.005)

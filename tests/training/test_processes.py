@@ -69,7 +69,7 @@ def test_t5_the_shares_of_a_step_are_the_examples_of_one_process(session_config,
         parts.append(ExampleSource(system, tables, Place(rank, count)))
     settings = session_config.training
     ranked = {name: list(range(20)) for name in tables}
-    for make in (lambda s: AdapterPhase(s, "qa", settings), lambda s: JointPhase(s, settings, ranked)):
+    for make in (lambda s: AdapterPhase(s, "qa", settings), lambda s: JointPhase(s, settings, {}, ranked)):
         phases, complete = [make(part) for part in parts], make(whole)
         for step in (0, 1, complete.steps - 1):
             drawn = complete.draw(step)

@@ -39,7 +39,7 @@ def test_the_score_is_the_accuracy_on_bare_and_instructed_inputs(system, monkeyp
     values = routing_validation(system, held_out)
     assert (values["accuracy_bare"], values["accuracy_instructed"], values["accuracy_crossed"]) == (1.0, 0.5, 0.0)
     loss = -np.log([0.8, 0.6, 0.8, 0.2]).mean()
-    assert values["loss"] == pytest.approx(loss)
+    assert values["routing_loss"] == pytest.approx(loss)
     assert values[SCORE] == pytest.approx(0.75 - 1e-3 * loss)
 
 

@@ -62,7 +62,9 @@ def told(inputs: Sequence[TextInput], tasks: Sequence[str]) -> Choice:
 
 def choose_by_router(predictor: Predictor) -> Choose:
     """The router's likeliest task."""
-    return _choose_likeliest(predictor.system, lambda inputs: torch.tensor(predictor.route(inputs)))
+    return _choose_likeliest(
+        predictor.system, lambda inputs: torch.tensor([route.probabilities for route in predictor.route(inputs)])
+    )
 
 
 def choose_random(system: System, seed: int) -> Choose:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
-from dynamo_mtl.errors import DataError
 from dynamo_mtl.evaluation.baselines import (
     Choice,
     Contender,
@@ -25,24 +23,22 @@ from dynamo_mtl.evaluation.baselines import (
     told,
     without_adapters,
 )
-from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs
+from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
+from dynamo_mtl.evaluation.result import FORMAT, SYSTEMS, Result, Scores
+from dynamo_mtl.evaluation.routing_scores import score_routing
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.scoring import predict_examples
 from dynamo_mtl.inference.system import System, SystemConfig, load_system
 from dynamo_mtl.metrics.generation import signatures
-from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
 from dynamo_mtl.model.metadata import METADATA, Metadata
-from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
+from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Answer, Example
+from dynamo_mtl.training.settings import PipelineConfig
 
 logger = logging.getLogger(__name__)
 
-LENGTH_SAMPLE = 1000
-"""Training inputs of each task that the length-only router learns from."""
 CENTROID_SAMPLE = 200
 """Training inputs of each task whose features a centroid is the mean of."""
-
-Examples = Mapping[str, Sequence[Example]]
 
 
 @dataclass
@@ -105,7 +101,7 @@ class Scoreboard:
         logger.info("%s  %s %s %.4g", name, task, metric, scores[metric])
 
 
-def evaluate_checkpoint(checkpoint: Path, config: SystemConfig, split: str, systems: Sequence[str]) -> Result:
+def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, systems: Sequence[str]) -> Result:
     """Score a checkpoint on the split of the data that ``config`` names.
 
     Args:
@@ -132,7 +128,7 @@ def evaluate_checkpoint(checkpoint: Path, config: SystemConfig, split: str, syst
             board.add("single_task", Contender(load_predictor(before, device, config), told))
         else:
             logger.warning("single_task is left out: there is no %s", before)
-    routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, metadata.seed)
+    routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     return make_result(metadata, system, split, board, routing)
 
 
@@ -180,72 +176,9 @@ def make_result(
         dataset_sizes=metadata.dataset_sizes,
         main_metrics={name: task.main_metric for name, task in system.tasks.items()},
         trivial_systems={name: task.trivial_name for name, task in system.tasks.items()},
-        systems=board.scores,
+        systems={name: board.scores[name] for name in SYSTEMS if name in board.scores},
         routing=routing,
         intervals=board.intervals,
         signatures=signatures(),
         **more,
     )
-
-
-def task_examples(system: System, task: str, split: str, seed: int, limit: int | None = None) -> list[Example]:
-    """The first ``limit`` examples of a task's split, or all."""
-    return first_examples(open_task_table(system.tasks[task], split, system.config.data, seed), limit)
-
-
-def task_input(system: System, task: str, example: Example) -> TextInput:
-    """An example as a user would send it: bare, or with a held-out wording where bare inputs cannot name the task."""
-    needed = system.config.tasks[task].requires_instruction
-    instruction = system.tasks[task].evaluation_instructions[0] if needed else None
-    return TextInput(example.text, example.context, instruction)
-
-
-def score_routing(predictor: Predictor, examples: Examples, seed: int) -> dict[str, Any]:
-    """Routing of bare, instructed and crossed inputs, and what input length alone would give."""
-    system = predictor.system
-    kinds = make_routed_inputs(system, examples, seed)
-    routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
-    for kind, inputs in kinds.items():
-        if inputs:
-            probabilities, truth = route_inputs(predictor, inputs)
-            routing[kind] = routing_scores(probabilities, truth, predictor.calibration.threshold)
-            if kind == "bare":
-                predicted = probabilities.argmax(axis=1).tolist()
-                routing["confusion"] = confusion_matrix(predicted, truth, len(system.tasks))
-    bare = kinds["bare"]
-    if bare:
-        tasks = list(dict.fromkeys(i.task for i in bare))
-        try:
-            train = [task_examples(system, name, TRAIN, seed, LENGTH_SAMPLE) for name in tasks]
-        except DataError as error:
-            logger.warning("the router that sees only the length is left out: %s", error)
-            return routing
-        learned = [[_length(system, TextInput(e.text, e.context)) for e in rows] for rows in train]
-        guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in bare])]
-        one_hot = np.eye(len(system.tasks))[[system.route_of(g) for g in guessed]]
-        routing["length_only"] = routing_scores(one_hot, [system.route_of(i.task) for i in bare])
-    return routing
-
-
-def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[str, list[RoutedInput]]:
-    """Bare, instructed and crossed inputs made from examples, with wordings that training never saw."""
-    rng = np.random.default_rng([seed, 11])
-    kinds: dict[str, list[RoutedInput]] = {"bare": [], "instructed": [], "crossed": []}
-    for name, rows in examples.items():
-        wordings = system.tasks[name].evaluation_instructions
-        others = [o for o, t in system.tasks.items() if o != name and not t.needs_context]
-        for example in rows:
-            if not system.config.tasks[name].requires_instruction:
-                kinds["bare"].append(RoutedInput(name, TextInput(example.text, example.context)))
-            wording = wordings[int(rng.integers(len(wordings)))]
-            kinds["instructed"].append(RoutedInput(name, TextInput(example.text, example.context, wording)))
-            if others and not system.tasks[name].needs_context:
-                other = others[int(rng.integers(len(others)))]
-                asked = system.tasks[other].evaluation_instructions
-                wording = asked[int(rng.integers(len(asked)))]
-                kinds["crossed"].append(RoutedInput(other, TextInput(example.text, None, wording)))
-    return kinds
-
-
-def _length(system: System, text: TextInput) -> int:
-    return sum(len(w.ids) for w in system.source.encode(text.text, text.context, text.instruction).windows)

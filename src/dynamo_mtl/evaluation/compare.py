@@ -24,16 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from dynamo_mtl.data.batch import free_memory
 from dynamo_mtl.evaluation.baselines import Contender, told
 from dynamo_mtl.evaluation.benchmark import (
-    Examples,
     Scoreboard,
     load_predictor,
     make_result,
     own_contenders,
-    score_routing,
-    task_examples,
-    task_input,
 )
+from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import SYSTEMS, Cost, Result
+from dynamo_mtl.evaluation.routing_scores import score_routing
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.memory_use import PeakMemory
@@ -74,6 +72,15 @@ class CompareConfig(BaseModel):
     timing_rounds: int = Field(default=3, ge=1)
 
 
+def compare_seeds(config: PipelineConfig, settings: CompareConfig, seeds: int, split: str = "validation") -> Result:
+    """``compare`` for several seeds, the configured one and those after it, each in a folder of its own."""
+    results = [compare(config, settings, split)]
+    for seed in range(config.training.seed + 1, config.training.seed + seeds):
+        place = Path(config.checkpoint_dir) / f"seed_{seed}"
+        results.append(compare(changed_config(config, {"training": {"seed": seed}}, place), settings, split))
+    return over_seeds(results)
+
+
 def compare(config: PipelineConfig, settings: CompareConfig, split: str = "validation") -> Result:
     """Train what is missing, score every system on the same examples, and time them.
 
@@ -84,7 +91,7 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
     device = PartialState().device
     assert device is not None
     root = Path(config.checkpoint_dir)
-    final = root / FOLDERS[3]
+    final = final_checkpoint(config)
     _train(config, final, PHASES)
     notes: dict[str, Any] = {"learning_rates": {}}
     folders = {"dynamo": final, "single_task": root / FOLDERS[1]}
@@ -105,12 +112,17 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
     for name in SYSTEMS:
         if name in contenders:
             board.add(name, contenders[name])
-    routing = score_routing(predictor, board.examples, metadata.seed)
+    routing = score_routing(predictor, board.examples, config)
     times = _time(contenders, board.examples, settings)
     costs = {
         name: asdict(_cost(name, contenders[name], folders, times[name])) for name in SYSTEMS if name in contenders
     }
     return make_result(metadata, system, split, board, routing, costs=costs, notes=notes)
+
+
+def final_checkpoint(config: PipelineConfig) -> Path:
+    """Where ``compare`` leaves the routed system."""
+    return Path(config.checkpoint_dir) / FOLDERS[3]
 
 
 def _loaded(name: str, folder: Path, device: Any) -> Contender:
@@ -120,7 +132,7 @@ def _loaded(name: str, folder: Path, device: Any) -> Contender:
     return own_contenders(Predictor(system, metadata.calibration), ["dynamo"], metadata.seed)["dynamo"]
 
 
-def _changed(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> PipelineConfig:
+def changed_config(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> PipelineConfig:
     """A configuration with some settings of its sections changed, for a run in its own folder."""
     updates: dict[str, Any] = {
         section: getattr(config, section).model_copy(update=dict(values)) for section, values in changes.items()
@@ -150,20 +162,20 @@ def _train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) 
     losses: dict[str, float] = {}
     for rate in rates if len(rates) > 1 else []:
         place = root / "trials" / f"{rate:g}"
-        trial = _changed(config, {**changes, "training": {key: rate, "step_share": settings.trial_share}}, place)
+        trial = changed_config(config, {**changes, "training": {key: rate, "step_share": settings.trial_share}}, place)
         _train(trial, place / FOLDERS[3], PHASES)
         score = read_metadata(place / FOLDERS[3]).validation_score
         losses[f"{rate:g}"] = math.inf if score is None else -score
         logger.info("%s at learning rate %g: validation loss %.4f", name, rate, losses[f"{rate:g}"])
     best = min(rates, key=lambda rate: losses.get(f"{rate:g}", math.inf))
-    _train(_changed(config, {**changes, "training": {key: best}}, root), root / FOLDERS[3], PHASES)
+    _train(changed_config(config, {**changes, "training": {key: best}}, root), root / FOLDERS[3], PHASES)
     return root / FOLDERS[3], {"chosen": best, "trial_losses": losses}
 
 
 def _train_two_pass(config: PipelineConfig) -> Path:
     """Train the other router over the same adapters of phase 1."""
     root = Path(config.checkpoint_dir) / "two_pass"
-    changed = _changed(config, TWO_PASS, root)
+    changed = changed_config(config, TWO_PASS, root)
     shutil.copytree(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1], dirs_exist_ok=True)
     _train(changed, root / FOLDERS[2], (2,))
     return root / FOLDERS[2]
@@ -224,5 +236,9 @@ def over_seeds(results: Sequence[Result]) -> Result:
             system: {task: statistics.stdev(main(r, system, task) for r in results) for task in tasks}
             for system, tasks in first.systems.items()
         },
-        seeds=[{"seed": r.seed, "systems": r.systems, "routing": r.routing} for r in results],
+        intervals={},
+        seeds=[
+            {"seed": r.seed, "systems": r.systems, "intervals": r.intervals, "routing": r.routing, "notes": r.notes}
+            for r in results
+        ],
     )

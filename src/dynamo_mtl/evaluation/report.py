@@ -20,26 +20,59 @@ def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         if values.get("oracle") and "dynamo" in values:
             share = f"{100 * values['dynamo'] / values['oracle']:.1f} %"
         count = next((result.systems[name][task]["n"] for name in systems), 0)
-        shown = [_number(value) for value in values.values()]
+        shown = [number(value) for value in values.values()]
         rows.append([task, metric, *shown, share, result.trivial_systems[task], str(int(count))])
     return header, rows
 
 
 def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: routing accuracy by kind of input."""
-    header = ["inputs", "accuracy", "macro", "worst task", "ece", "n"]
+    """Header and rows: routing by kind of input."""
+    header = ["inputs", "accuracy", "macro", "worst task", "entropy", "load balance", "ece", "brier", "aurc", "n"]
+    keys = ("accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "brier", "aurc")
     names = {"bare": "bare", "instructed": "instructed", "crossed": "crossed", "length_only": "bare, by length alone"}
     rows = [
-        [title, *(f"{result.routing[kind][key]:.4f}" for key in ("accuracy", "macro", "worst_task", "ece")),
-         str(result.routing[kind]["n"])]
+        [title, *(f"{result.routing[kind][key]:.4f}" for key in keys), str(result.routing[kind]["n"])]
         for kind, title in names.items()
         if kind in result.routing
+    ]
+    return header, rows
+
+
+def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: how well inputs of each task are told from known ones when nothing is known of it."""
+    header = ["left out", "auroc", "its inputs rejected", "known inputs rejected", "n"]
+    rows = [
+        [task, f"{v['auroc']:.3f}", *(f"{100 * v[k]:.1f} %" for k in ("rejected", "false_rejected")), str(v["n"])]
+        for task, v in result.routing.get("rejection", {}).items()
+    ]
+    return header, rows
+
+
+def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each system takes."""
+    header = ["system", "trained parameters", "training s", "training MiB", "ms an input", "extra MiB to answer"]
+
+    def shown(value: float | None, digits: int = 0) -> str:
+        return "" if value is None else f"{value:,.{digits}f}"
+
+    rows = [
+        [
+            name, shown(c["trained_parameters"]), shown(c["train_seconds"]), shown(c["train_peak_mib"]),
+            shown(c["inference_ms"], 1), shown(c["inference_extra_mib"]),
+        ]
+        for name, c in result.costs.items()
     ]  # fmt: skip
     return header, rows
 
 
+def result_facts(result: Result) -> str:
+    """What was trained, where and how long."""
+    minutes = result.train_seconds / 60
+    return f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
+
+
 def print_result(result: Result) -> None:
-    """Print both tables to the console."""
+    """Print all tables to the console."""
     header, rows = result_rows(result)
     named = header.index("trivial system")  # too long for a column of a console
     shown, *cells = ([*row[:named], *row[named + 1 :]] for row in (header, *rows))
@@ -47,6 +80,10 @@ def print_result(result: Result) -> None:
     for row in rows:
         Console().print(f"trivial system of {row[0]}: {row[named]}")
     print_table("Routing", *routing_rows(result))
+    if result.routing.get("rejection"):
+        print_table("Inputs of a task that was left out", *rejection_rows(result))
+    if result.costs:
+        print_table("Costs", *cost_rows(result))
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -60,10 +97,11 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def result_markdown(result: Result) -> str:
-    """Both tables as Markdown, with what was trained and how long."""
-    minutes = result.train_seconds / 60
-    facts = f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
-    return f"{facts}\n\n{markdown(*result_rows(result))}\n\n{markdown(*routing_rows(result))}"
+    """All tables as Markdown, with what was trained and how long."""
+    parts = [markdown(*result_rows(result)), markdown(*routing_rows(result))]
+    parts += [markdown(*rejection_rows(result))] if result.routing.get("rejection") else []
+    parts += [markdown(*cost_rows(result))] if result.costs else []
+    return "\n\n".join([result_facts(result), *parts])
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -72,5 +110,6 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three decimals for shares, one for percentages."""
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"

@@ -28,6 +28,9 @@ SYSTEMS = {
 }
 """Every system that can be compared, in the order of tables, and what it is."""
 
+TRAINED_APART = ("single_lora", "full_finetuning", "two_pass")
+"""Those that are not part of a trained checkpoint: ``dynamo compare`` trains them."""
+
 Scores = dict[str, dict[str, float]]
 
 

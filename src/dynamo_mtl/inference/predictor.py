@@ -16,7 +16,7 @@ from torch import Tensor
 from dynamo_mtl.data.batch import split_by_tokens
 from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
 from dynamo_mtl.inference.generation import generate, make_cache
-from dynamo_mtl.inference.system import System, load_system, read_system_config
+from dynamo_mtl.inference.system import System, SystemConfig, load_system, read_system_config
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import Output, Trunk
@@ -40,15 +40,33 @@ class TextInput:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Where an input belongs."""
+
+    probabilities: list[float]
+    """The router's calibrated probability of every task, in the order of ``System.tasks``."""
+    familiarity: float
+    """Share of known inputs that are at least as unusual: near 0 for an input of no task."""
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest task."""
+        return max(self.probabilities)
+
+    def is_rejected(self, calibration: Calibration) -> bool:
+        """Whether no task should answer: none is sure enough, or the input is like none that is known."""
+        return self.confidence < calibration.threshold or self.familiarity < calibration.familiarity
+
+
+@dataclass(frozen=True)
 class Prediction:
     """A routed answer. ``answer`` belongs to ``task``: its adapter, head and vocabulary made it."""
 
     task: str
     answer: Answer
-    probabilities: list[float]
-    """The router's calibrated probability of every task, in the order of ``System.tasks``."""
+    route: Route
     rejected: bool = False
-    """Whether the router was too unsure, so that the input is likely to be one of no task."""
+    """Whether the input is likely to be one of no task, so that the answer is a guess."""
 
 
 class Predictor:
@@ -75,11 +93,12 @@ class Predictor:
             rows.update(zip(chunk, found, strict=True))
         return torch.stack([rows[index] for index in range(len(inputs))])
 
-    def route(self, inputs: Sequence[TextInput]) -> list[list[float]]:
-        """The router's calibrated probabilities for every input; only what it reads is computed."""
+    def route(self, inputs: Sequence[TextInput]) -> list[Route]:
+        """Where every input belongs; only what the router reads is computed."""
         router = self.system.model.router
-        found = self.read(inputs, lambda _, trunk: self._probabilities(router(trunk.features))) if inputs else None
-        return [] if found is None else found.tolist()
+        if not inputs:
+            return []
+        return _routes(self.read(inputs, lambda _, trunk: self._decide(router(trunk.features), trunk)))
 
     @torch.inference_mode()
     def predict(
@@ -104,12 +123,11 @@ class Predictor:
             results.update(zip(chunk, made, strict=True))
         return [results[index] for index in range(len(inputs))]
 
-    def _probabilities(self, routing: Routing) -> Tensor:
-        return self.calibration.probabilities(routing.logits / self.system.model.router.temperature)
-
-    def is_rejected(self, probabilities: Sequence[float]) -> bool:
-        """Whether an input with these calibrated probabilities is likely to be one of no task."""
-        return max(probabilities) < self.calibration.threshold
+    def _decide(self, routing: Routing, trunk: Trunk) -> Tensor:
+        """Calibrated probabilities and, in the last column, the familiarity: ``(examples, adapters + 1)``."""
+        model = self.system.model
+        probabilities = self.calibration.probabilities(routing.logits / model.router.temperature)
+        return torch.cat([probabilities, model.novelty.familiarity(trunk.features)[:, None]], dim=1)
 
     def _chunks(self, inputs: Sequence[TextInput]) -> list[tuple[list[int], list[EncodedSource]]]:
         sources = [self.system.source.encode(i.text, i.context, i.instruction) for i in inputs]
@@ -141,6 +159,10 @@ class Predictor:
                 weights[row] = model.told(torch.tensor([names.index(hint)]))[0].to(weights)
         if given is not None:
             weights = given.to(weights)
+        routes = _routes(self._decide(routing, trunk))
+        rejected = [hint is None and r.is_rejected(self.calibration) for hint, r in zip(hints, routes, strict=True)]
+        if self.system.config.router.on_rejection == "base":
+            weights[torch.tensor(rejected, device=weights.device)] = 0.0
         # What runs deeper depends on the chosen tasks, so the top is planned after routing; the trunk is not run again.
         packed = self._collate(sources, chosen)
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
@@ -151,11 +173,7 @@ class Predictor:
             answers.update(
                 zip(members, self._answers(packed, view, output, [sources[i] for i in members]), strict=True)
             )
-        probabilities = self._probabilities(routing).tolist()
-        return [
-            Prediction(chosen[i], answers[i], row, hints[i] is None and self.is_rejected(row))
-            for i, row in enumerate(probabilities)
-        ]
+        return [Prediction(chosen[i], answers[i], routes[i], rejected[i]) for i in range(len(sources))]
 
     def _answers(
         self, packed: PackedExamples, view: TaskView, output: Output, sources: Sequence[EncodedSource]
@@ -182,6 +200,10 @@ class Predictor:
         return [task.answer(h.ids, h.log_probability / max(1, h.tokens)) for h in hypotheses]
 
 
+def _routes(decided: Tensor) -> list[Route]:
+    return [Route(row[:-1], row[-1]) for row in decided.tolist()]
+
+
 def _active(weights: Tensor) -> list[int]:
     return (weights > 0).any(dim=0).nonzero().flatten().tolist()
 
@@ -195,16 +217,18 @@ class DynamoInference:
     'positive'
     """
 
-    def __init__(self, checkpoint: str | Path, config: str | Path | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | Path, config: str | Path | SystemConfig | None = None, device: str | None = None
+    ) -> None:
         """Load a checkpoint.
 
         Args:
             checkpoint: folder written by training.
-            config: settings to use instead of those stored in the checkpoint.
+            config: settings to use instead of those stored in the checkpoint, or the file that holds them.
             device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        settings = read_system_config(Path(config)) if config is not None else None
+        settings = config if isinstance(config, SystemConfig | None) else read_system_config(Path(config))
         self.system, self.metadata = load_system(Path(checkpoint), place, settings)
         self.predictor = Predictor(self.system, self.metadata.calibration)
 
@@ -230,7 +254,7 @@ class DynamoInference:
             instruction: what to do with the text, in words.
             task_hint: the task that must answer; the router chooses if None.
             return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and whether the input
-                was ``rejected``: routed with so little confidence that it is likely to be one of no task.
+                was ``rejected`` as likely to be one of no task: the router is not sure, or knows nothing like it.
 
         Returns:
             ``{task: answer}``, with ``routing_info`` if asked for.
@@ -242,12 +266,13 @@ class DynamoInference:
         if task_hint is not None and task_hint not in self.system.tasks:
             raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
         prediction = self.predictor.predict([TextInput(text, context, instruction)], [task_hint])[0]
-        info = self._routing_info(prediction.probabilities)
+        info = self._routing_info(prediction.route)
         if prediction.rejected and self.system.config.router.on_rejection == "error":
-            needed = self.predictor.calibration.threshold
+            needed = self.predictor.calibration
             raise RejectedError(
-                f"no task is sure enough: the likeliest, {info['predicted_task']}, has {info['confidence']:.3f} where "
-                f"{needed:.3f} is needed; give a task_hint or an instruction"
+                f"no task should answer: the likeliest, {info['predicted_task']}, has a confidence of "
+                f"{info['confidence']:.3f} where {needed.threshold:.3f} is needed, and the input a familiarity of "
+                f"{info['familiarity']:.3f} where {needed.familiarity:.3f} is; give a task_hint or an instruction"
             )
         result: dict[str, Any] = {prediction.task: prediction.answer}
         if return_routing_info:
@@ -258,18 +283,21 @@ class DynamoInference:
         """Say where a text belongs, without answering it: only the layers below the adapters run.
 
         Returns:
-            ``task``, or None if no task is sure enough; ``predicted_task``, the likeliest one in any case;
-            ``confidence`` and ``probabilities``, both calibrated; ``threshold``.
+            ``task``, or None if none should answer; ``predicted_task``, the likeliest one in any case; ``confidence``
+            and ``probabilities``, both calibrated; ``familiarity``, the share of known inputs that are at least as
+            unusual; ``thresholds`` of confidence and familiarity, below which an input is rejected.
         """
-        probabilities = self.predictor.route([TextInput(text, context, instruction)])[0]
-        info = self._routing_info(probabilities)
-        task = None if self.predictor.is_rejected(probabilities) else info["predicted_task"]
-        return {"task": task, **info, "threshold": self.predictor.calibration.threshold}
+        route = self.predictor.route([TextInput(text, context, instruction)])[0]
+        info, calibration = self._routing_info(route), self.predictor.calibration
+        task = None if route.is_rejected(calibration) else info["predicted_task"]
+        thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}
+        return {"task": task, **info, "thresholds": thresholds}
 
-    def _routing_info(self, probabilities: Sequence[float]) -> dict[str, Any]:
-        best = max(range(len(self.task_names)), key=probabilities.__getitem__)
+    def _routing_info(self, route: Route) -> dict[str, Any]:
+        best = route.probabilities.index(route.confidence)
         return {
             "predicted_task": self.task_names[best],
-            "confidence": probabilities[best],
-            "probabilities": dict(zip(self.task_names, probabilities, strict=True)),
+            "confidence": route.confidence,
+            "familiarity": route.familiarity,
+            "probabilities": dict(zip(self.task_names, route.probabilities, strict=True)),
         }

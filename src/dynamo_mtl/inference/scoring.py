@@ -13,13 +13,34 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dynamo_mtl.inference.predictor import Prediction, Predictor, TextInput
+from dynamo_mtl.inference.predictor import Prediction, Predictor, Route, TextInput
 from dynamo_mtl.processes import here, join_shares
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 128
 """Inputs that are handed to the predictor at once."""
+SILENCE = 5.0
+"""Seconds between lines of progress."""
+
+
+class InputProgress:
+    """Tells how far the work on many inputs is, every few seconds and at the end."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.began = self.told = time.perf_counter()
+
+    def advance(self, count: int) -> None:
+        """Note that ``count`` more inputs are done."""
+        self.done += count
+        now = time.perf_counter()
+        if self.done < self.total and now - self.told < SILENCE:
+            return
+        self.told = now
+        rate = self.done / (now - self.began)
+        left = (self.total - self.done) / rate
+        logger.info("%s  %d/%d  %.1f inputs/s  %.0f s left", self.label, self.done, self.total, rate, left)
 
 
 @dataclass(frozen=True)
@@ -44,21 +65,42 @@ def predict_examples(
     """
     own = here().share(range(len(inputs)))
     predictions: list[Prediction] = []
-    began = time.perf_counter()
+    progress = InputProgress(label, len(own))
     for first in range(0, len(own), CHUNK):
         chunk = own[first : first + CHUNK]
         given = weights[chunk] if weights is not None else None
         predictions += predictor.predict([inputs[i] for i in chunk], [tasks[i] for i in chunk], given)
-        done = first + len(chunk)
-        rate = done / (time.perf_counter() - began)
-        logger.info("%s  %d/%d  %.1f inputs/s  %.0f s left", label, done, len(own), rate, (len(own) - done) / rate)
+        progress.advance(len(chunk))
     return join_shares(predictions)
 
 
-def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput]) -> tuple[np.ndarray, list[int]]:
-    """Routing probabilities ``(n, tasks)`` and true adapters ``(n,)`` of inputs."""
+@dataclass(frozen=True)
+class Routed:
+    """How inputs were routed."""
+
+    probabilities: np.ndarray
+    """``(n, tasks)``."""
+    truth: list[int]
+    """``(n,)`` adapters that they belong to."""
+    familiarity: np.ndarray
+    """``(n,)``."""
+    rejected: list[bool]
+    """``(n,)``."""
+
+
+def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput], label: str = "routing") -> Routed:
+    """Route many inputs, with progress; ``label`` is what progress lines call this."""
     own = here().share(inputs)
-    rows: list[list[float]] = []
-    for first in range(0, len(own), CHUNK * 4):
-        rows += predictor.route([i.input for i in own[first : first + CHUNK * 4]])
-    return np.array(join_shares(rows)), [predictor.system.route_of(i.task) for i in inputs]
+    routes: list[Route] = []
+    progress = InputProgress(label, len(own))
+    for first in range(0, len(own), CHUNK):
+        chunk = own[first : first + CHUNK]
+        routes += predictor.route([i.input for i in chunk])
+        progress.advance(len(chunk))
+    routes = join_shares(routes)
+    return Routed(
+        np.array([r.probabilities for r in routes]),
+        [predictor.system.route_of(i.task) for i in inputs],
+        np.array([r.familiarity for r in routes]),
+        [r.is_rejected(predictor.calibration) for r in routes],
+    )

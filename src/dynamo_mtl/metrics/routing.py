@@ -18,13 +18,22 @@ def confusion_matrix(predicted: Sequence[int], actual: Sequence[int], tasks: int
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """``Σ_b (n_b / n) |accuracy_b - confidence_b|`` over equal-width bins (Guo et al. 2017, arXiv 1706.04599)."""
+    return sum(
+        b["n"] / len(correct) * abs(b["accuracy"] - b["confidence"])
+        for b in reliability_bins(confidence, correct, bins)
+    )
+
+
+def reliability_bins(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """Mean ``confidence``, ``accuracy`` and size ``n`` of each equal-width bin that is not empty."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        (place == b).mean() * abs(correct[place == b].mean() - confidence[place == b].mean())
-        for b in range(bins)
-        if (place == b).any()
+    return [
+        {"confidence": float(confidence[own].mean()), "accuracy": float(correct[own].mean()), "n": int(own.sum())}
+        for own in (place == b for b in range(bins))
+        if own.any()
     ]
-    return float(sum(gaps))
 
 
 def brier_score(probabilities: np.ndarray, actual: Sequence[int]) -> float:
@@ -56,13 +65,26 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
-def routing_scores(probabilities: np.ndarray, actual: Sequence[int], threshold: float = 0.0) -> dict[str, float]:
+def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    """Probability that an unknown input scores higher than a known one, equal scores counting half.
+
+    The area under the ROC curve of telling them apart by the score (Hanley and McNeil 1982, Radiology 143).
+    """
+    _, place, counts = np.unique(np.concatenate([known, unknown]), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    wins = ranks[len(known) :].sum() - len(unknown) * (len(unknown) + 1) / 2
+    return float(wins / (len(known) * len(unknown)))
+
+
+def routing_scores(
+    probabilities: np.ndarray, actual: Sequence[int], rejected: Sequence[bool] | None = None
+) -> dict[str, float]:
     """Scores of routing.
 
     Args:
         probabilities: ``(n, tasks)``.
         actual: ``(n,)`` true tasks.
-        threshold: inputs with less confidence are rejected.
+        rejected: ``(n,)`` which inputs were; none by default.
 
     Returns:
         ``accuracy``; ``macro``, the mean over tasks; ``worst_task``; ``entropy``, mean in nats; ``load_balance``, one
@@ -74,7 +96,7 @@ def routing_scores(probabilities: np.ndarray, actual: Sequence[int], threshold: 
     predicted = probabilities.argmax(axis=1)
     correct = predicted == truth
     confidence = probabilities.max(axis=1)
-    kept = confidence >= threshold
+    kept = ~np.asarray(rejected) if rejected is not None else np.ones(len(truth), dtype=bool)
     per_task = [float(correct[truth == task].mean()) for task in np.unique(truth)]
     mix = np.bincount(truth, minlength=probabilities.shape[1]) / len(truth)
     entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, None))).sum(axis=1)
@@ -93,6 +115,36 @@ def routing_scores(probabilities: np.ndarray, actual: Sequence[int], threshold: 
         "kept_accuracy": float(correct[kept].mean()) if kept.any() else 0.0,
         "n": len(truth),
     }
+
+
+def collapse_warnings(probabilities: np.ndarray, actual: Sequence[int], names: Sequence[str]) -> list[str]:
+    """What is wrong with the use of the adapters, in words; nothing if all is well.
+
+    Args:
+        probabilities: ``(n, tasks)``.
+        actual: ``(n,)`` true tasks.
+        names: of the tasks.
+
+    An adapter is dead if it has less than a tenth of the weight that its own inputs are of all, and takes all if it has
+    nine tenths where less than half of the inputs are its own. Certainty is a fault only where it is wrong.
+    """
+    truth = np.asarray(actual)
+    mix = np.bincount(truth, minlength=len(names)) / len(truth)
+    usage = probabilities.mean(axis=0)
+    found: list[str] = []
+    for name, share, own in zip(names, usage, mix, strict=True):
+        weight = f"{100 * share:.1f} % of the routing weight, while {100 * own:.1f} % of the inputs are its own"
+        if share < own / 10:
+            found.append(f"the adapter of {name} is nearly dead: it has {weight}")
+        if share > 0.9 and own < 0.5:
+            found.append(f"the adapter of {name} takes nearly all: it has {weight}")
+    entropy = float(-(probabilities * np.log(np.clip(probabilities, 1e-12, None))).sum(axis=1).mean())
+    accuracy = float((probabilities.argmax(axis=1) == truth).mean())
+    if entropy < 0.01 and accuracy < 0.9:
+        found.append(f"the router is always certain (entropy {entropy:.4f}) but right for {100 * accuracy:.1f} % only")
+    if len(names) > 1 and entropy > 0.9 * np.log(len(names)):
+        found.append(f"the router hardly chooses: entropy {entropy:.2f} of at most {np.log(len(names)):.2f}")
+    return found
 
 
 def length_router(train_lengths: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:

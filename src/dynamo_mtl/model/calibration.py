@@ -22,9 +22,11 @@ class Calibration:
     temperature: float = 1.0
     """Divides the logits, beside the router's own temperature. It changes no decision."""
     threshold: float = 0.0
-    """An input that is routed with less confidence is one of no task."""
+    """An input that is routed with less confidence is rejected."""
+    familiarity: float = 0.0
+    """An input that is less familiar (``Novelty.familiarity``) is one of no task."""
     coverage: float = 1.0
-    """Share of validation inputs that the threshold was chosen to keep."""
+    """Share of validation inputs that both thresholds together were chosen to keep at least."""
     inputs: int = 0
     """Validation inputs that it was fitted on."""
 
@@ -34,7 +36,7 @@ class Calibration:
 
 
 def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibration:
-    """Fit a temperature by maximum likelihood, then the threshold that keeps a share of the inputs.
+    """Fit a temperature by maximum likelihood, then thresholds that together keep a share of the inputs.
 
     Guo et al. 2017, arXiv 1706.04599, section 4.2.
 
@@ -54,8 +56,9 @@ def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibrat
             low = left
     temperature = math.exp(-(low + high) / 2)
     confidence = torch.softmax(logits / temperature, dim=1).amax(dim=1)
-    threshold = torch.quantile(confidence, 1 - coverage, interpolation="lower")
-    return Calibration(temperature, float(threshold), coverage, len(routes))
+    share = (1 - coverage) / 2
+    threshold = torch.quantile(confidence, share, interpolation="lower")
+    return Calibration(temperature, float(threshold), share, coverage, len(routes))
 
 
 def _loss(logits: Tensor, routes: Tensor, inverse: float) -> float:

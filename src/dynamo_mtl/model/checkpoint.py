@@ -28,6 +28,7 @@ from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.storage import verify_folder, write_folder
 
 CONFIG = "config.yaml"
+NOVELTY = "novelty.safetensors"
 CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
@@ -76,6 +77,8 @@ def save_checkpoint(
             _save_adapter(staging / "adapters" / name, model.bank[name], model, metadata.backbone)
             save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
         save_file(_tensors(model.router), staging / "router.safetensors")
+        if model.novelty.is_fitted:
+            save_file(_tensors(model.novelty), staging / NOVELTY)
         if not model.config.freeze_backbone:
             save_file(_tensors(model.encoder), staging / "backbone.safetensors")
         for name, vocabulary in vocabularies.items():
@@ -196,6 +199,11 @@ def load_checkpoint(
         load_task(folder, model, name)
     if with_router:
         _load(model.router, folder / "router.safetensors")
+        if (folder / NOVELTY).is_file():  # phase 1 knows no inputs yet
+            try:
+                model.novelty.take(_read(folder / NOVELTY))
+            except ValueError as error:
+                raise CheckpointError(f"{folder / NOVELTY}: {error}") from error
     if not model.config.freeze_backbone:
         _load(model.encoder, folder / "backbone.safetensors")
 

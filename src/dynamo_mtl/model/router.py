@@ -35,10 +35,11 @@ class RouterConfig(BaseModel):
     top_k: int = Field(default=1, ge=1)
     """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
     coverage: float = Field(default=0.99, gt=0, le=1)
-    """Share of validation inputs that are to be answered: what is routed with less confidence than the rest of them is
-    rejected as an input of no task."""
-    on_rejection: Literal["best_guess", "error"] = "best_guess"
-    """What is done with a rejected input: answer it by the likeliest task and mark it, or refuse it."""
+    """Share of validation inputs that are to be answered. Half of the others may be rejected because the router is less
+    sure of them than of the rest, half because they are less like what is known."""
+    on_rejection: Literal["best_guess", "base", "error"] = "best_guess"
+    """What is done with a rejected input: answer it by the likeliest task and mark it, answer it by the likeliest
+    task's head without an adapter and mark it, or refuse it."""
 
 
 @dataclass(frozen=True)

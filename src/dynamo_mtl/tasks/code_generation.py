@@ -8,7 +8,7 @@ from typing import Any
 from dynamo_mtl.metrics.generation import collapse_blanks, parses
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.wordings import expand
+from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class CodeGeneration(GenerationTask):
@@ -20,34 +20,7 @@ class CodeGeneration(GenerationTask):
         "description": ("description", "docstring", "intent", "text", "prompt"),
         "code": ("code", "snippet", "function"),
     }
-    wordings = expand(
-        "(Write|Generate|Show me) (Python|the code|Python code)(:| for this:)",
-        "(Python|Code|As Python|In Python|Python code|Source code|As code):",
-        "(Implement|Program|Code) (this|the following)(:| in Python:)",
-        "(Turn|Convert|Translate) this (|description )(into|to) (code|Python):",
-        "Write a (Python function|function|script|line of Python) (for this|that does this):",
-        "Which (Python line|code|statement) does this?",
-        "(Please write|Can you write) the (code|program)(:|)",
-        "Complete the (program|code|function):",
-        "How do I (write|do|express) this in Python?",
-        "(Snippet|Programming|Coding task|Line of code|Implementation|Function|Python 3|Developer task):",
-        "(Automate|Encode|Formalize) (this|it)(:| with Python:)",
-        "(Solve|Do) (this|it) (in Python|with code)(:|)",
-        "(What|Which) (command|call|expression|function) (does|performs) this?",
-        "What is the (Python|code|syntax) for (this|that)?",
-        "(Make|Create|Build|Develop|Draft) (a snippet|a program|the function|some code)(:| for this:)",
-        "(Give|Return|Output) (only |)(code|a Python line)(:| for this:)",
-        "(I need|I want) (code|a line of Python|a program) (for|doing) this:",
-        "Pseudo-code to (Python|code):",
-    )
-    evaluation_wordings = (
-        "Give me Python that does the following:",
-        "Code this up:",
-        "What would this look like as a Python statement?",
-        "Produce source code matching this description:",
-        "Script it:",
-        "Express the instruction below as a program:",
-    )
+    wordings = read_wordings("code_generation")
     main_metric = "bleu"
     trivial_name = "code of the most similar training description"
 

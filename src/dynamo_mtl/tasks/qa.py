@@ -18,7 +18,7 @@ from dynamo_mtl.model.heads import Head, HeadConfig, SpanHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
-from dynamo_mtl.tasks.wordings import expand
+from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class QuestionAnsweringConfig(TaskConfig):
@@ -36,32 +36,7 @@ class QuestionAnswering(Task):
     needs_context = True
     all_windows = True
     column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
-    wordings = expand(
-        "(Answer|Please answer) (the question|this question|from the context|briefly)(:|)",
-        "(Find|Quote|Extract|Give) the answer(:| in the passage:)",
-        "(Use the text|Read the text|Read the passage) (to|and) answer(:|)",
-        "(Question|Answer|Answer briefly|Q|Question and answer):",
-        "What does the (passage|text|paragraph) say(?| about this?)",
-        "(I have a question|Here is my question|My question is):",
-        "(Tell me|Say), according to the (text|passage):",
-        "From the (paragraph|text|passage) below:",
-        "Can you answer this(?| question?)",
-        "(Who, what, when or where|Which words answer this)?",
-        "(Work out|Locate|Pick out|Highlight) the answer(:| in the text:)",
-        "(Help me|Please help): (what is the answer?|find this in the text:)",
-        "(Based on|Using|Given) the (context|passage|text)(:|, answer this:)",
-        "(Reading comprehension|Comprehension|Quiz|Exam question|FAQ):",
-        "Where in the (text|passage) is this (said|answered)?",
-        "(I would like|I want) to know(:| from the text:)",
-    )
-    evaluation_wordings = (
-        "Look up the answer to this:",
-        "Reply to the following question:",
-        "What is the right response, going by the article?",
-        "Search the document for this:",
-        "Please respond using the material given:",
-        "Point me to the words that settle this:",
-    )
+    wordings = read_wordings("qa")
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
     config: QuestionAnsweringConfig

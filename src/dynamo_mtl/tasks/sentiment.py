@@ -17,7 +17,7 @@ from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
-from dynamo_mtl.tasks.wordings import expand
+from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class SentimentConfig(TaskConfig):
@@ -36,36 +36,7 @@ class Sentiment(Task):
     Config = SentimentConfig
     lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
     column_names = {"text": ("text", "sentence", "review"), "label": ("label", "sentiment")}
-    wordings = expand(
-        "Is this (review|text|comment) (positive or negative|praise or criticism)?",
-        "(Classify|Label|Detect|Judge) the (sentiment|mood|attitude)(:| of this sentence:)",
-        "What is the (sentiment|tone) of this (text|review)?",
-        "Positive or negative(:|?)",
-        "(Sentiment|Sentiment analysis|Polarity|Mood|Opinion|Rating):",
-        "(Tell me|Say|Guess) how the (writer|critic) (feels|felt):",
-        "Did (they|the viewer|the author) (like|enjoy) (it|this)?",
-        "(Rate|Score|Grade) this (review|comment):",
-        "Does the (author|writer|critic) recommend (it|this)?",
-        "Is the (tone|writer) (friendly or hostile|happy or unhappy)?",
-        "How does (this critic|the reviewer|the author) feel about it?",
-        "Is this a (good or a bad review|recommendation|complaint)?",
-        "Thumbs up or thumbs down(:|?)",
-        "(Was|Is) the (reviewer|customer|speaker) (happy|satisfied|disappointed|impressed)?",
-        "(Positive, negative|Good or bad|Like or dislike|Love it or hate it)(:|?)",
-        "(Evaluate|Assess|Gauge|Identify|Read) the (emotion|opinion|feeling|verdict)(:| in this text:)",
-        "(Verdict|Feeling|Emotion|Review sentiment|Tone|Stars):",
-        "What (does the author think|do they make of it|is the verdict)?",
-        "How (positive|negative|favourable) is (this|the review)?",
-        "Tag this (sentence|review) as positive or negative:",
-    )
-    evaluation_wordings = (
-        "Decide whether the opinion is good or bad:",
-        "Sentiment of the following sentence:",
-        "Would you say the reviewer was pleased?",
-        "Determine the polarity expressed here:",
-        "Good review or bad review?",
-        "Analyse the feeling behind these words:",
-    )
+    wordings = read_wordings("sentiment")
     main_metric = "accuracy"
     trivial_name = "majority label"
     config: SentimentConfig

@@ -24,6 +24,7 @@ from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
+from dynamo_mtl.tasks.wordings import Wordings
 
 
 class TaskTraining(BaseModel):
@@ -90,10 +91,7 @@ class Task(abc.ABC):
     """Whether all windows of a long input are answered from, or only the first."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     """Our column → the names it is known to have in published data; the first is ours."""
-    wordings: ClassVar[tuple[str, ...]]
-    """Instructions used in training."""
-    evaluation_wordings: ClassVar[tuple[str, ...]]
-    """Instructions used for scoring only."""
+    wordings: ClassVar[Wordings]
     main_metric: ClassVar[str]
     trivial_name: ClassVar[str]
     """What ``trivial_answers`` does, for tables."""
@@ -106,13 +104,24 @@ class Task(abc.ABC):
 
     @property
     def instructions(self) -> list[str]:
-        """Training wordings."""
-        return list(self.config.instructions or self.wordings)
+        """Training wordings: configured ones, else the type's."""
+        return [self.wording(pattern) for pattern in self.config.instructions or self.wordings.training]
+
+    @property
+    def validation_instructions(self) -> list[str]:
+        """Wordings that the router is selected and calibrated on: configured ones for training, else the type's."""
+        own = self.wordings.validation or self.wordings.training
+        return [self.wording(pattern) for pattern in self.config.instructions or own]
 
     @property
     def evaluation_instructions(self) -> list[str]:
         """Scoring wordings: configured ones, else the type's, which are held out of training."""
-        return list(self.config.evaluation_instructions or self.evaluation_wordings)
+        own = self.wordings.evaluation or self.wordings.training
+        return [self.wording(pattern) for pattern in self.config.evaluation_instructions or own]
+
+    def wording(self, pattern: str) -> str:
+        """An instruction of this very task from one of its type."""
+        return pattern
 
     # --- data ---------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import chrf
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.wordings import expand
+from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class TranslationConfig(GenerationTaskConfig):
@@ -29,34 +29,7 @@ class Translation(GenerationTask):
     answer_key = "translation_text"
     english_targets = False
     column_names = {"source": ("source", "text"), "target": ("target", "translation")}
-    wordings = expand(
-        "(Translate|Translate this|Translate the sentence|Please translate) (to|into) {language}:",
-        "(Write|Say|Give) (this|it) in {language}:",
-        "How (do you say|would you say|does one write) this in {language}?",
-        "{language}(:| translation:| version:| translation of:| text:)",
-        "(|From )English to {language}:",
-        "(I need|I want) (this|it) in {language}:",
-        "What is (this|that) in {language}?",
-        "(Render|Rewrite) (this |)in {language}:",
-        "(Turn|Convert) (this|the sentence) into {language}:",
-        "In {language}(:|, please:)",
-        "(Language:|Target language:|Into|To) {language}:",
-        "(Make|Get|Have) (this|it) (into |in ){language}:",
-        "(Can you|Could you|Please) (translate|say|write) (this|it) in {language}(?|:)",
-        "(Speak|Answer in|Switch to|Use) {language}:",
-        "(The same|This sentence|This) in {language}(:|, please:)",
-        "What (would one|do they) (say|write) in {language}?",
-        "(Translator|Translation|Interpreter)(, {language}:| into {language}:)",
-        "I do not (speak|read) English, (only {language}:|so in {language}:)",
-    )
-    evaluation_wordings = (
-        "Please give the {language} version:",
-        "Put this sentence into {language}:",
-        "Could you translate the following for a {language} speaker?",
-        "What would a {language} person say?",
-        "{language} rendering of the text below:",
-        "Express this in {language}, please:",
-    )
+    wordings = read_wordings("translation")
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
 
@@ -66,13 +39,8 @@ class Translation(GenerationTask):
         assert isinstance(self.config, TranslationConfig)
         return self.config
 
-    @property
-    def instructions(self) -> list[str]:
-        return [w.replace("{language}", self.settings.target_language) for w in super().instructions]
-
-    @property
-    def evaluation_instructions(self) -> list[str]:
-        return [w.replace("{language}", self.settings.target_language) for w in super().evaluation_instructions]
+    def wording(self, pattern: str) -> str:
+        return pattern.replace("{language}", self.settings.target_language)
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         pair = row.get("translation")

@@ -32,10 +32,21 @@ class ExampleSource:
     """Of the process that draws; kept here, since the workers that it starts cannot find out."""
 
     def instruction(
-        self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None
+        self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None, validation: bool = False
     ) -> str | None:
-        """One of the task's wordings for a share ``rate`` of calls; always one if the task requires it."""
-        wordings = [w for w in self.system.tasks[task].instructions if w != other_than]
+        """One of the task's wordings for a share ``rate`` of calls; always one if the task requires it.
+
+        Args:
+            task: whose wordings.
+            rng: that draws.
+            rate: share of calls, in [0, 1].
+            other_than: a wording that must not be drawn.
+            validation: draw from the wordings that no training input has.
+        """
+        of_task = self.system.tasks[task]
+        wordings = [
+            w for w in (of_task.validation_instructions if validation else of_task.instructions) if w != other_than
+        ]
         required = self.system.config.tasks[task].requires_instruction
         if not wordings or (rng.random() >= rate and not required):
             return None
@@ -58,7 +69,7 @@ class ExampleSource:
         """An input of a task that only the router reads, with the given instruction."""
         return self.system.encode_for_router(example.text, example.context, instruction, task)
 
-    def crossing(self, task: str, rng: np.random.Generator) -> tuple[str, str | None] | None:
+    def crossing(self, task: str, rng: np.random.Generator, validation: bool = False) -> tuple[str, str | None] | None:
         """For a share of calls, another task to which a text of ``task`` then belongs, with an instruction of it.
 
         Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
@@ -67,11 +78,11 @@ class ExampleSource:
         if not others or self.system.tasks[task].needs_context or rng.random() >= self.system.config.data.crossed_rate:
             return None
         other = others[int(rng.integers(len(others)))]
-        return other, self.instruction(other, rng, 1.0)
+        return other, self.instruction(other, rng, 1.0, validation=validation)
 
     def validation(self, task: str, count: int) -> list[EncodedExample]:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""
         needs = self.system.config.tasks[task].requires_instruction
-        instruction = self.system.tasks[task].instructions[0] if needs else None
+        instruction = self.system.tasks[task].validation_instructions[0] if needs else None
         rows = first_examples(self.tables[task].validation, count)
         return [self.system.encode(example, task, instruction) for example in rows]

@@ -26,6 +26,7 @@ from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Task
 from dynamo_mtl.training.contracts import Phase
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
+from dynamo_mtl.training.known_inputs import known_inputs
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
@@ -185,7 +186,7 @@ def _stages(
         if settings.router.mixture_steps:
             stages.append(Stage(2, lambda _: MixturePhase(source, settings, held_out()), workers))
     if 3 in phases:
-        stages.append(Stage(3, lambda known: JointPhase(source, settings, known.get("ranked")), workers))
+        stages.append(Stage(3, lambda known: JointPhase(source, settings, held_out(), known.get("ranked")), workers))
     return stages
 
 
@@ -211,6 +212,8 @@ def _run(
         states.metadata = replace(states.metadata, validation_score=score)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
+            if stage.phase == 2:
+                source.system.model.novelty = known_inputs(source, config.training).fit(config.training.seed)
             if stage.phase > 1 and config.model.adapters == "routed":
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])

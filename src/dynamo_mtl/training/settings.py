@@ -20,6 +20,8 @@ class RouterPhaseConfig(BaseModel):
     """No further text of a task is read once its inputs have that many tokens: long texts are costly."""
     feature_epochs: int = Field(default=15, ge=1)
     feature_batch_size: int = Field(default=64, ge=1)
+    novelty_examples: int = Field(default=800, ge=1)
+    """Training texts of each task that say what is known: inputs unlike them are rejected."""
     mixture_steps: int = Field(default=50, ge=0)
     """Steps of the whole objective through the mixture of frozen adapters."""
 

@@ -7,7 +7,7 @@ objective through the mixture of frozen adapters, so that the router feels what 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.data.batch import run_in_groups
 from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.inference.system import System
+from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
-from dynamo_mtl.model.packing import to_device
-from dynamo_mtl.processes import add_up, here
-from dynamo_mtl.tasks.encoding import EncodedExample, collate
+from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.known_inputs import trunk_features
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.mixed import MixedDraw
@@ -57,24 +56,8 @@ class FeatureBatch:
         return self
 
 
-@torch.no_grad()
-def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
-    """Router features ``(n, features)`` and true adapters ``(n,)`` of inputs that only the router reads."""
-    features = torch.zeros(len(examples), system.model.router.feature_size, device=system.device)
-    own = here().share(range(len(examples)))
-
-    def run(group: Sequence[int]) -> None:
-        members = [own[i] for i in group]
-        packed = to_device(collate([examples[i] for i in members], system.first_position), system.device)
-        features[members] = system.model.trunk(packed.batch).features
-
-    run_in_groups([examples[i].tokens for i in own], budget, run)
-    # Every row is zero but in the process that worked on it.
-    return add_up(features), torch.tensor([e.route for e in examples], device=system.device)
-
-
 def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
-    """Accuracy of the router on each kind of validation input.
+    """Accuracy of the router on each kind of validation input; a collapse of the routing is warned of.
 
     The score is the accuracy on bare and instructed inputs, which both belong to the task that they come from; among
     equals the lower cross entropy wins. Crossed ones are ambiguous enough to pull the choice away from these.
@@ -83,22 +66,31 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
     values: dict[str, float] = {}
     right: list[Tensor] = []
     losses: list[Tensor] = []
+    everything: list[Tensor] = []
     for kind, (features, routes) in held_out.items():
         with torch.no_grad():
             weights = system.model.router(features).weights
         correct = (weights.argmax(dim=1) == routes).float()
+        everything.append(weights)
         values[f"accuracy_{kind}"] = float(correct.mean())
         if kind != CROSSED:
             right.append(correct)
             losses.append(torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes, reduction="none"))
     loss = float(torch.cat(losses).mean())
-    return {SCORE: float(torch.cat(right).mean()) - TIE_BREAK * loss, "loss": loss, **values}
+    truth = torch.cat([routes for _, routes in held_out.values()]).tolist()
+    for warning in collapse_warnings(torch.cat(everything).cpu().numpy(), truth, list(system.tasks)):
+        logger.warning("routing of validation inputs: %s", warning)
+    return {SCORE: float(torch.cat(right).mean()) - TIE_BREAK * loss, "routing_loss": loss, **values}
 
 
 @torch.no_grad()
 def calibrate(system: System, held_out: HeldOut) -> Calibration:
-    """Fit the confidence of the router on validation inputs of all kinds, in the shares that they are there."""
+    """Fit the confidence of the router on validation inputs of all kinds, in the shares that they are there.
+
+    How far they lie from what is known is noted too.
+    """
     system.model.eval()
+    system.model.novelty.calibrate(torch.cat([features for features, _ in held_out.values()]))
     router = system.model.router
     logits = torch.cat([router(features).logits for features, _ in held_out.values()]) / router.temperature
     routes = torch.cat([routes for _, routes in held_out.values()])
@@ -197,8 +189,10 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
         for example in first_examples(source.tables[task].validation, config.eval_examples):
             if not source.system.config.tasks[task].requires_instruction:
                 kinds[BARE].append(source.router_input(task, example, None))
-            kinds[INSTRUCTED].append(source.router_input(task, example, source.instruction(task, rng, 1.0)))
-            crossing = source.crossing(task, rng)
+            kinds[INSTRUCTED].append(
+                source.router_input(task, example, source.instruction(task, rng, 1.0, validation=True))
+            )
+            crossing = source.crossing(task, rng, validation=True)
             if crossing is not None:
                 kinds[CROSSED].append(source.router_input(crossing[0], example, crossing[1]))
     budget = config.token_budget

@@ -19,6 +19,7 @@ from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group, task_groups
 from dynamo_mtl.training.phases.mixed import MixedDraw
+from dynamo_mtl.training.phases.phase_2_router import HeldOut, routing_validation
 from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, example_losses, mixture_backward
 
@@ -42,11 +43,15 @@ class JointPhase:
     """Trains everything but the backbone."""
 
     def __init__(
-        self, source: ExampleSource, config: TrainingConfig, ranked: dict[str, list[int]] | None = None
+        self,
+        source: ExampleSource,
+        config: TrainingConfig,
+        held_out: HeldOut,
+        ranked: dict[str, list[int]] | None = None,
     ) -> None:
         """Rank the examples, unless ``ranked`` has the order that the phase began with."""
         self.name = "phase 3 joint"
-        self.source, self.config = source, config
+        self.source, self.config, self.held_out = source, config, held_out
         self.objective = Objective(config)
         self.steps = config.joint.max_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 4))
@@ -83,12 +88,13 @@ class JointPhase:
         return mixture_backward(self.source.system, batch, self.objective, progress, scale)
 
     def validate(self) -> dict[str, float]:
-        """Mean validation loss of each task under the router's own choice, and their mean."""
+        """Mean validation loss of each task under the router's own choice, and their mean; and how it routes."""
         system, budget = self.source.system, self.config.token_budget
         means = {
             task: _mean(example_losses(system, e, budget, own_routing=True)) for task, e in self.validation.items()
         }
-        return {SCORE: -_mean(list(means.values())), **{f"loss_{task}": value for task, value in means.items()}}
+        losses = {f"loss_{task}": value for task, value in means.items()}
+        return {**routing_validation(system, self.held_out), SCORE: -_mean(list(means.values())), **losses}
 
     def state(self) -> dict[str, Any]:
         """The ranking: it was made with the parameters that the phase began with."""

@@ -1,0 +1,61 @@
+"""Would inputs of a task that nobody trained for be noticed? Each task in turn plays the unknown one."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from dynamo_mtl.metrics.routing import auroc
+from dynamo_mtl.tasks.tables import first_examples
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.known_inputs import known_inputs, trunk_features
+from dynamo_mtl.training.settings import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+INPUTS = 500
+"""Validation inputs of each task that are told apart."""
+
+
+def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: float) -> dict[str, dict[str, float]]:
+    """Leave each task out of what is known, and tell its bare inputs from the others'.
+
+    Args:
+        source: system and its training and validation data.
+        config: seed, examples and token budget.
+        coverage: share of known inputs to keep, on half of the known ones.
+
+    Returns:
+        Task → ``auroc`` of familiarity; ``rejected``, the share of its inputs that are less familiar than that; and
+        ``false_rejected``, the share of the other half of the known inputs; ``n``. Tasks that require an instruction
+        have no bare inputs and are left out.
+    """
+    system = source.system
+    names = [n for n in system.tasks if not system.config.tasks[n].requires_instruction]
+    if len(system.tasks) < 2:
+        return {}
+    known = known_inputs(source, config)
+    bare = {
+        name: trunk_features(
+            system,
+            [source.router_input(name, e, None) for e in first_examples(source.tables[name].validation, INPUTS)],
+            config.token_budget,
+        )[0]
+        for name in names
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        novelty = known.fit(config.seed, unknown=system.route_of(name))
+        unknown = novelty(bare[name]).cpu().numpy()
+        others = [novelty(bare[other]).cpu().numpy() for other in names if other != name]
+        limit = np.quantile(np.concatenate([d[::2] for d in others]), coverage)
+        kept = np.concatenate([d[1::2] for d in others])
+        found[name] = {
+            "auroc": auroc(np.concatenate(others), unknown),
+            "rejected": float((unknown > limit).mean()),
+            "false_rejected": float((kept > limit).mean()),
+            "n": len(unknown),
+        }
+        logger.info("left out %s: AUROC of rejection %.3f", name, found[name]["auroc"])
+    return found

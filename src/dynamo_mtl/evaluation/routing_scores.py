@@ -1,0 +1,77 @@
+"""How well a trained router routes: three kinds of input, inputs of no task, and what a wrong route costs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs
+from dynamo_mtl.evaluation.misroutes import score_misroutes
+from dynamo_mtl.evaluation.rejection import score_rejection
+from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.scoring import RoutedInput, route_inputs
+from dynamo_mtl.inference.system import System
+from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
+from dynamo_mtl.tasks.tables import first_examples
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.pipeline import load_tables
+from dynamo_mtl.training.settings import PipelineConfig
+
+logger = logging.getLogger(__name__)
+
+LENGTH_SAMPLE = 1000
+"""Training inputs of each task that the length-only router learns from."""
+
+
+def score_routing(predictor: Predictor, examples: Examples, config: PipelineConfig) -> dict[str, Any]:
+    """All that is known of a router.
+
+    Args:
+        predictor: the routed system.
+        examples: of every task, to score on.
+        config: whose training data says what is known; where that is missing, what needs it is left out.
+
+    Returns:
+        ``tasks``; ``calibration``; scores of ``bare``, ``instructed`` and ``crossed`` inputs; ``confusion`` of the bare
+        ones; ``misroutes``; ``length_only``, what input length alone would give; ``rejection`` of unknown tasks.
+    """
+    system = predictor.system
+    seed = config.training.seed
+    kinds = make_routed_inputs(system, examples, seed)
+    routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
+    for kind, inputs in kinds.items():
+        if inputs:
+            routed = route_inputs(predictor, inputs, f"routing of {kind} inputs")
+            routing[kind] = routing_scores(routed.probabilities, routed.truth, routed.rejected)
+            if kind == "bare":
+                predicted = routed.probabilities.argmax(axis=1).tolist()
+                routing["confusion"] = confusion_matrix(predicted, routed.truth, len(system.tasks))
+    routing["misroutes"] = score_misroutes(predictor, examples)
+    try:
+        source = ExampleSource(system, load_tables(config, system.tasks))
+    except DataError as error:
+        logger.warning("what needs the training data is left out: %s", error)
+        return routing
+    routing["rejection"] = score_rejection(source, config.training, predictor.calibration.coverage)
+    if kinds["bare"]:
+        routing["length_only"] = _score_length_router(source, kinds["bare"])
+    return routing
+
+
+def _score_length_router(source: ExampleSource, bare: Sequence[RoutedInput]) -> dict[str, float]:
+    system = source.system
+    tasks = list(dict.fromkeys(i.task for i in bare))
+    train = [first_examples(source.tables[name].train, LENGTH_SAMPLE) for name in tasks]
+    learned = [[_length(system, TextInput(e.text, e.context)) for e in rows] for rows in train]
+    guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in bare])]
+    one_hot = np.eye(len(system.tasks))[[system.route_of(g) for g in guessed]]
+    return routing_scores(one_hot, [system.route_of(i.task) for i in bare])
+
+
+def _length(system: System, text: TextInput) -> int:
+    return sum(len(w.ids) for w in system.source.encode(text.text, text.context, text.instruction).windows)
