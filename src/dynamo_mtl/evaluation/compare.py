@@ -19,9 +19,10 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 from accelerate import PartialState
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_mtl.data.batch import free_memory
+from dynamo_mtl.errors import ConfigError, did_you_mean
 from dynamo_mtl.evaluation.baselines import Contender, told
 from dynamo_mtl.evaluation.benchmark import (
     Scoreboard,
@@ -70,6 +71,17 @@ class CompareConfig(BaseModel):
     timing_inputs: int = Field(default=8, ge=1)
     """Inputs of each task that every system answers to be timed."""
     timing_rounds: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _known_systems(self) -> CompareConfig:
+        for key, names, known in (
+            ("systems", self.systems, SYSTEMS),
+            ("learning_rates", self.learning_rates, OWN_TRAINING),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ConfigError(f"compare.{key}: no system '{unknown[0]}'; {did_you_mean(unknown[0], known)}")
+        return self
 
 
 def compare_seeds(config: PipelineConfig, settings: CompareConfig, seeds: int, split: str = "validation") -> Result:

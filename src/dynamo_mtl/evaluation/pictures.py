@@ -45,7 +45,7 @@ class Picture:
     def svg(self) -> str:
         """With a transparent ground, in the colour of the text around it."""
         text = self._render("svg", INK).decode("utf-8").replace(INK, "currentColor")
-        body = text[text.index("<svg") :]
+        body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         # Names inside one page must not collide between pictures.
         body = re.sub(r'(id="|href="#|url\(#)', rf"\1{self.name}-", body)
         return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', body, count=1)
