@@ -56,7 +56,7 @@ def train(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0917 - options of a command, which users name
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Split of the data to score on.")] = "validation",
@@ -67,6 +67,10 @@ def evaluate(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
     ] = None,
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm-run-unsafe-code", help="Run generated code, isolated, for problems with tests.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Programs that are run for each problem.")] = 1,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint and write the result file."""
@@ -90,7 +94,7 @@ def evaluate(
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
         _writable_file(output)
-    result = evaluate_checkpoint(checkpoint, config, split, chosen)
+    result = evaluate_checkpoint(checkpoint, config, split, chosen, samples * confirm_run_unsafe_code)
     if not _speaks():
         return
     if output is not None:

@@ -89,10 +89,14 @@ class RowLike(Protocol):
         ...
 
 
+COLUMNS = ("text", "context", "target", "tests")
+"""Of a prepared table, in the order of the fields of an example."""
+
+
 def open_table(
     location: str, split: str, reader: Callable[[Mapping[str, Any], str], RowLike], key: str, config: DataConfig
 ) -> datasets.Dataset:
-    """Validated examples of a split as a memory-mapped table with columns ``text``, ``context`` and ``target``.
+    """Validated examples of a split as a memory-mapped table with the columns ``COLUMNS``.
 
     Args:
         location: file, folder, hub id or ``sample:<task type>``.
@@ -110,9 +114,9 @@ def open_table(
     def examples() -> Iterator[dict[str, str | None]]:
         for row, where in read_rows(location, split, config):
             example = reader(row, where)
-            yield {"text": example.text, "context": example.context, "target": example.target}
+            yield {name: getattr(example, name) for name in COLUMNS}
 
-    features = datasets.Features({name: datasets.Value("string") for name in ("text", "context", "target")})
+    features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
     cache = str(Path(config.cache_dir or HF_DATASETS_CACHE).expanduser())
     writable_folder(Path(cache), "data.cache_dir")
     datasets.disable_progress_bars()
@@ -179,7 +183,7 @@ def _fingerprint(location: str, split: str, key: str, file: Path | None, config:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key: raised when the meaning of prepared tables changes."""
 
 

@@ -23,6 +23,7 @@ from dynamo_mtl.evaluation.baselines import (
     told,
     without_adapters,
 )
+from dynamo_mtl.evaluation.execution import score_execution
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import FORMAT, SYSTEMS, Result, Scores
 from dynamo_mtl.evaluation.routing_scores import score_routing
@@ -31,6 +32,7 @@ from dynamo_mtl.inference.scoring import predict_examples
 from dynamo_mtl.inference.system import System, SystemConfig, load_system
 from dynamo_mtl.metrics.generation import signatures
 from dynamo_mtl.model.metadata import METADATA, Metadata
+from dynamo_mtl.sandbox.run import check_sandbox
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Answer, Example
 from dynamo_mtl.training.settings import PipelineConfig
@@ -101,7 +103,9 @@ class Scoreboard:
         logger.info("%s  %s %s %.4g", name, task, metric, scores[metric])
 
 
-def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, systems: Sequence[str]) -> Result:
+def evaluate_checkpoint(
+    checkpoint: Path, config: PipelineConfig, split: str, systems: Sequence[str], programs: int = 0
+) -> Result:
     """Score a checkpoint on the split of the data that ``config`` names.
 
     Args:
@@ -109,10 +113,13 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
         config: whose data and task settings are used.
         split: of the data.
         systems: of ``result.SYSTEMS``, those that need no training beyond the checkpoint's own.
+        programs: that are run for each code problem with tests, in isolation; 0 runs none.
 
     Raises:
         DynamoError: unusable checkpoint, configuration or data.
     """
+    if programs:
+        check_sandbox()
     device = PartialState().device  # connects the processes of a job, where there are several
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
@@ -129,7 +136,8 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
         else:
             logger.warning("single_task is left out: there is no %s", before)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
-    return make_result(metadata, system, split, board, routing)
+    execution = score_execution(predictor, board.examples, programs, metadata.seed) if programs else {}
+    return make_result(metadata, system, split, board, routing, execution=execution)
 
 
 def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[str, Contender]:

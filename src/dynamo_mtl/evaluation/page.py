@@ -13,7 +13,7 @@ import jinja2
 from dynamo_mtl.errors import writable_folder
 from dynamo_mtl.evaluation.analyzer import analysis_pictures
 from dynamo_mtl.evaluation.pictures import result_pictures, save_pictures
-from dynamo_mtl.evaluation.report import cost_rows, number, rejection_rows, result_facts, routing_rows
+from dynamo_mtl.evaluation.report import cost_rows, execution_rows, number, rejection_rows, result_facts, routing_rows
 from dynamo_mtl.evaluation.result import SYSTEMS, Result
 
 PAGE = "report.html"
@@ -150,6 +150,9 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
             "the known ones by how unfamiliar they are."
         )
         sections.append(Section("Inputs of no task", text, [Table(header, _cells(rows))]))
+    if result.execution:
+        header, rows = execution_rows(result)
+        sections.append(Section("Generated programs that pass their tests", "", [Table(header, _cells(rows))]))
     details = [
         Table(
             ["system", *_metrics(result, task)],

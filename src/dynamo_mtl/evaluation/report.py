@@ -65,6 +65,21 @@ def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def execution_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: generated programs that pass their tests."""
+    ks = sorted({key for v in result.execution.values() for key in v if key.startswith("pass@")}, key=_k_of)
+    header = ["task", *ks, "problems", "invalid", "programs each"]
+    rows = [
+        [task, *(f"{v[k]:.3f}" for k in ks), *(str(v[k]) for k in ("problems", "invalid", "samples"))]
+        for task, v in result.execution.items()
+    ]
+    return header, rows
+
+
+def _k_of(name: str) -> int:
+    return int(name.removeprefix("pass@"))
+
+
 def result_facts(result: Result) -> str:
     """What was trained, where and how long."""
     minutes = result.train_seconds / 60
@@ -82,6 +97,8 @@ def print_result(result: Result) -> None:
     print_table("Routing", *routing_rows(result))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
+    if result.execution:
+        print_table("Generated programs that pass their tests", *execution_rows(result))
     if result.costs:
         print_table("Costs", *cost_rows(result))
 
@@ -100,6 +117,7 @@ def result_markdown(result: Result) -> str:
     """All tables as Markdown, with what was trained and how long."""
     parts = [markdown(*result_rows(result)), markdown(*routing_rows(result))]
     parts += [markdown(*rejection_rows(result))] if result.routing.get("rejection") else []
+    parts += [markdown(*execution_rows(result))] if result.execution else []
     parts += [markdown(*cost_rows(result))] if result.costs else []
     return "\n\n".join([result_facts(result), *parts])
 

@@ -71,6 +71,8 @@ class Result:
     """95 % bootstrap intervals of the main metrics over examples, by system and task."""
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``Cost`` of each system."""
+    execution: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``pass@k`` of code tasks whose problems have tests, if running them was confirmed."""
     signatures: Mapping[str, str] = field(default_factory=dict)
     """Of the metrics that have variants."""
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache: greedy and beam search over rows of one task.
+"""Decoding with a key/value cache: greedy, beam search and sampling over rows of one task.
 
 Rows whose search has ended leave the batch; storage for keys and values is allocated once.
 """
@@ -163,8 +163,13 @@ def _advance(searches: list[_Search], row_owner: list[int], log_probabilities: T
             banned = searches[owner].banned(ids)
             if banned:
                 log_probabilities[row, banned] = float("-inf")
-    wanted = 2 * searches[0].settings.num_beams
-    best, tokens = log_probabilities.topk(min(wanted, log_probabilities.shape[1]), dim=1)
+    settings = searches[0].settings
+    wanted = 2 * settings.num_beams
+    if settings.sampling_temperature is None:
+        best, tokens = log_probabilities.topk(min(wanted, log_probabilities.shape[1]), dim=1)
+    else:
+        tokens = torch.multinomial(torch.softmax(log_probabilities / settings.sampling_temperature, dim=1), 1)
+        best = log_probabilities.gather(1, tokens)
     best_list, token_list = best.tolist(), tokens.tolist()
     for owner, rows in rows_of.items():
         candidates = [

@@ -11,6 +11,7 @@ import os
 import resource
 import struct
 import sys
+from typing import Any, NoReturn
 
 X86_64 = 0xC000003E
 MIB = 1024 * 1024
@@ -38,7 +39,7 @@ CLONE, CLONE3, THREAD = 56, 435, 0x00010000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(*arguments):
+def call(*arguments: Any) -> int:
     """A system call, by its number. Raises ``OSError``."""
     found = libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if found < 0:
@@ -47,7 +48,7 @@ def call(*arguments):
     return found
 
 
-def limit(seconds):
+def limit(seconds: int) -> None:
     """Limits of CPU time, memory, files and descriptors."""
     for kind, most in (
         (resource.RLIMIT_CPU, seconds + 1),
@@ -60,7 +61,7 @@ def limit(seconds):
         resource.setrlimit(kind, (most, most))
 
 
-def confine_files(folder):
+def confine_files(folder: str) -> None:
     """Landlock: the interpreter can be read, ``folder`` can be used, all else is closed; no TCP, no signals out."""
     version = call(CREATE_RULESET, 0, 0, 1)
     rights = (1 << {1: 13, 2: 14}.get(version, 15 if version < 5 else 16)) - 1
@@ -71,7 +72,7 @@ def confine_files(folder):
         ruleset += struct.pack("=Q", 0b11)  # abstract sockets and signals
     held = call(CREATE_RULESET, ctypes.create_string_buffer(ruleset), len(ruleset), 0)
     readable = {sys.base_prefix, sys.prefix, *sys.path, "/usr/lib", "/lib", "/lib64"}
-    places = [(path, EXECUTE | READ_FILE | READ_DIR) for path in readable if os.path.isdir(path)]
+    places = [(path, EXECUTE | READ_FILE | READ_DIR) for path in sorted(readable) if os.path.isdir(path)]
     for path, allowed in [*places, (folder, rights & ~EXECUTE)]:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         call(ADD_RULE, held, 1, ctypes.create_string_buffer(struct.pack("=Qi", allowed & rights, opened)), 0)
@@ -80,10 +81,10 @@ def confine_files(folder):
     os.close(held)
 
 
-def confine_calls():
+def confine_calls() -> None:
     """seccomp: refuse the calls of ``REFUSED``, new processes, and everything of another architecture."""
 
-    def step(code, value, yes=0, no=0):
+    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("=HBBI", code, yes, no, value)
 
     load, equal, has_bit, give = 0x20, 0x15, 0x45, 0x06
@@ -102,7 +103,7 @@ def confine_calls():
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def lock_in(folder, seconds):
+def lock_in(folder: str, seconds: int) -> None:
     """All layers, outermost first. Raises ``OSError`` where one is missing."""
     if libc.unshare(NEW_NAMESPACES):
         raise OSError(ctypes.get_errno(), "unshare")
@@ -114,12 +115,12 @@ def lock_in(folder, seconds):
     confine_calls()
 
 
-def main():
+def main() -> None:
     """One job from standard input."""
     job = json.loads(sys.stdin.buffer.read())
     told = os.dup(1)
 
-    def tell(**found):
+    def tell(**found: Any) -> NoReturn:
         os.write(told, json.dumps({"nonce": job["nonce"], **found}).encode() + b"\n")
         os._exit(0)
 
@@ -130,9 +131,9 @@ def main():
     quiet = os.open(os.path.join(job["folder"], "output"), os.O_CREAT | os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    values = []
+    values: list[str] = []
     try:
-        space = {"__name__": "solution"}
+        space: dict[str, Any] = {"__name__": "solution"}
         exec(compile(job["code"], "solution", "exec"), space)
         for expression in job["expressions"]:
             values.append(repr(eval(compile(expression, "test", "eval"), space)))

@@ -1,14 +1,15 @@
 """Run code that a model wrote against tests, and score it.
 
-The code runs in a process of its own under ``inside.py``, which refuses to run where a layer of its isolation is missing:
-it needs Linux on x86-64 with user namespaces, Landlock and seccomp. Of a test ``assert call == expected`` only the call
-enters that process; its value comes back and is compared here, so that success cannot be claimed without knowing the
-answer.
+The code runs in a process of its own under ``inside.py``, which refuses to run where a layer of its isolation is
+missing: it needs Linux on x86-64 with user namespaces, Landlock and seccomp. Of a test ``assert call == expected`` only
+the call enters that process; its value comes back and is compared here, so that success cannot be claimed without
+knowing the answer.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import platform
@@ -147,10 +148,8 @@ def _report(code: str, expressions: list[str], seconds: float) -> dict[str, Any]
             return _read(process, nonce, seconds)
         finally:
             # Everything that it may have started is in its group.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
             assert process.stdout is not None
             process.stdout.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.metrics.generation import bleu, bleu_interval, exact_match, rouge
 from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
@@ -29,10 +30,21 @@ class GenerationConfig(BaseModel):
     max_new_tokens: int = Field(default=64, ge=1)
     min_new_tokens: int = Field(default=0, ge=0)
     num_beams: int = Field(default=1, ge=1)
+    sampling_temperature: float | None = Field(default=None, gt=0)
+    """Draw every token from the distribution at this temperature, not the likeliest one. Needs ``num_beams: 1``."""
     length_penalty: float = 1.0
     """A finished beam's log-probability is divided by its length to this power: above 1 favours longer answers."""
     no_repeat_ngram_size: int = Field(default=0, ge=0)
     """No n-gram of this size occurs twice in an answer; 0 allows all."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GenerationConfig:
+        if self.sampling_temperature is not None and self.num_beams > 1:
+            raise ConfigError(
+                f"generation: sampling_temperature {self.sampling_temperature} with num_beams {self.num_beams}; "
+                "drawing answers needs num_beams: 1"
+            )
+        return self
 
 
 class GenerationTaskConfig(TaskConfig):

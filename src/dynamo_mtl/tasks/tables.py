@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from dynamo_mtl.data.samples import SAMPLE
-from dynamo_mtl.data.sources import DATA_PATH, DataConfig, is_sample, open_table, sample_of
+from dynamo_mtl.data.sources import COLUMNS, DATA_PATH, DataConfig, is_sample, open_table, sample_of
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.tasks.task import Example, Task
 
@@ -65,13 +65,13 @@ def task_location(task: Task, split: str, config: DataConfig) -> str:
 def example_at(table: datasets.Dataset, index: int) -> Example:
     """One example of a table."""
     row: dict[str, Any] = table[index]
-    return Example(row["text"], row["context"], row["target"])
+    return Example(*(row[name] for name in COLUMNS))
 
 
 def first_examples(table: datasets.Dataset, limit: int | None = None) -> list[Example]:
     """The first ``limit`` examples of a table, or all."""
     rows = table[:limit]
-    return [Example(*row) for row in zip(rows["text"], rows["context"], rows["target"], strict=True)]
+    return [Example(*row) for row in zip(*(rows[name] for name in COLUMNS), strict=True)]
 
 
 def _rooted(path: str, root: str | None) -> str:

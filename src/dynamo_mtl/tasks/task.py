@@ -73,6 +73,8 @@ class Example:
     context: str | None
     target: str
     """What the task expects, as text; JSON where it has parts."""
+    tests: str | None = None
+    """Of code: JSON with ``tests``, a list of ``assert`` statements, and ``setup``, what runs before them."""
 
 
 Answer = dict[str, Any]
