@@ -237,7 +237,7 @@ def routing_dataloader(
 def analysis_pictures(analysis: Mapping[str, Any]) -> list[Picture]:
     """Pictures of what ``analyze_routing_decisions`` returned."""
     return [
-        confusion_picture(analysis["confusion"], analysis["tasks"]),
+        confusion_picture(analysis["confusion"], analysis["tasks"], "inputs of all kinds"),
         usage_picture(analysis["usage"]),
         reliability_picture(analysis["reliability"]),
         risk_coverage_picture(analysis["risk_coverage"]),

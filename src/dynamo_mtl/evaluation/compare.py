@@ -195,7 +195,7 @@ def _train_two_pass(config: PipelineConfig) -> Path:
 
 def _time(
     contenders: Mapping[str, Contender], examples: Examples, settings: CompareConfig
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, float | None]]:
     """Milliseconds an input and extra MiB of each contender on one mixed sample, in interleaved rounds."""
     system = next(iter(contenders.values())).predictor.system
     chosen = [(task, row) for task, rows in examples.items() for row in rows[: settings.timing_inputs]]
@@ -209,11 +209,12 @@ def _time(
             at_start, began = before.now_mib(), time.perf_counter()
             contender.answer(inputs, tasks)
             seconds[name].append(time.perf_counter() - began)
-            extra[name] = max(extra.get(name, 0.0), before.mib() - at_start)
-    return {name: (1000 * statistics.median(values) / len(inputs), extra[name]) for name, values in seconds.items()}
+            if system.device.type == "cuda":  # elsewhere memory that was freed stays with the process
+                extra[name] = max(extra.get(name, 0.0), before.mib() - at_start)
+    return {name: (1000 * statistics.median(values) / len(inputs), extra.get(name)) for name, values in seconds.items()}
 
 
-def _cost(name: str, contender: Contender, folders: Mapping[str, Path], times: tuple[float, float]) -> Cost:
+def _cost(name: str, contender: Contender, folders: Mapping[str, Path], times: tuple[float, float | None]) -> Cost:
     """What a contender takes; those without a folder of their own are the routed system's, chosen for otherwise."""
     model = contender.predictor.system.model
     trained: Metadata | None = read_metadata(folders[name]) if name in folders else None

@@ -73,7 +73,7 @@ def write_report(folder: Path, result: Result | None, analysis: Mapping[str, Any
         (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n", encoding="utf-8")
     drawn = {p.name: _Drawn(p.svg(), p.caption) for p in [*of_result, *of_analysis]}
     sections = _result_sections(result, drawn) if result else []
-    sections += _analysis_sections(analysis, drawn) if analysis else []
+    sections += _analysis_sections(analysis, drawn, result is None) if analysis else []
     place = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(place), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -108,16 +108,16 @@ def _answer(result: Result) -> list[str]:
     rivals = [name for name in SYSTEMS if name in systems and name not in ("dynamo", "oracle", "soft", "trivial")]
     wins = [_compared(result, name) for name in rivals]
     if wins and "dynamo" in systems:
-        lines.append(" ".join(wins))
+        lines.append("Beyond its 95 % interval: " + " ".join(wins))
     return lines
 
 
 def _compared(result: Result, rival: str) -> str:
-    """On which tasks another system is better, beyond doubt or not."""
+    """On which tasks another system is better by more than chance: beyond DYNAMO's interval."""
     better: list[str] = []
     for task, metric in result.main_metrics.items():
         own, other = result.systems["dynamo"][task][metric], result.systems[rival][task][metric]
-        if other > own:
+        if other > result.intervals.get("dynamo", {}).get(task, (own, own))[1]:
             better.append(f"{task} ({number(other)} against {number(own)})")
     named = rival.replace("_", " ")
     return f"{named.capitalize()} is better on {', '.join(better) or 'no task'}."
@@ -167,9 +167,10 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
     return sections
 
 
-def _analysis_sections(analysis: Mapping[str, Any], drawn: Mapping[str, _Drawn]) -> list[Section]:
+def _analysis_sections(analysis: Mapping[str, Any], drawn: Mapping[str, _Drawn], alone: bool) -> list[Section]:
+    """``alone``: no result has shown where the router sends bare inputs."""
     confidence = _chosen(drawn, "reliability", "risk_coverage")
-    usage = _chosen(drawn, "routing_confusion", "usage", "feature_map", "adapter_similarity", "correlations")
+    usage = _chosen(drawn, "usage", "feature_map", "adapter_similarity", "correlations")
     wordings = [
         [{"text": row["instruction"]}, f"{100 * row['accuracy']:.1f} %", str(row["n"])] for row in analysis["wordings"]
     ]
@@ -181,7 +182,7 @@ def _analysis_sections(analysis: Mapping[str, Any], drawn: Mapping[str, _Drawn])
     ]
     return [
         Section("How far its confidence can be trusted", "", [], confidence),
-        Section("What the router looks at", "", [], usage),
+        Section("What the router looks at", "", [], (_chosen(drawn, "routing_confusion") if alone else []) + usage),
         Section("Where it goes wrong", "", tables),
     ]
 

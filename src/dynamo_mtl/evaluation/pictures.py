@@ -91,10 +91,14 @@ def result_pictures(result: Result) -> list[Picture]:
     found = [systems_picture(result)] if "oracle" in result.systems and len(result.systems) > 2 else []
     routing = result.routing
     if "confusion" in routing:
-        found.append(confusion_picture(routing["confusion"], routing["tasks"]))
+        found.append(confusion_picture(routing["confusion"], routing["tasks"], "bare inputs"))
     if "misroutes" in routing:
         found.append(misroutes_picture(routing["misroutes"]["adapter_only"], routing["tasks"]))
     return found
+
+
+WIDEST = 1.5
+"""Share of the oracle's score that is still drawn in its place; what is better lies at the edge."""
 
 
 def systems_picture(result: Result) -> Picture:
@@ -102,20 +106,19 @@ def systems_picture(result: Result) -> Picture:
     names = [name for name in SYSTEMS if name in result.systems and name != "oracle"]
 
     def fill(axes: Axes) -> None:
-        top = 1.0
         for color, (task, metric) in zip(_colors(len(result.main_metrics)), result.main_metrics.items(), strict=True):
             oracle = result.systems["oracle"][task][metric]
             shares = [result.systems[name][task][metric] / oracle if oracle else 0.0 for name in names]
-            top = max(top, *shares)
             for row, (name, share) in enumerate(zip(names, shares, strict=True)):
                 low, high = result.intervals.get(name, {}).get(task, (None, None))
                 if low is not None and high is not None and oracle:
-                    axes.plot([low / oracle, high / oracle], [row, row], color=color, alpha=0.35, linewidth=3)
-                axes.plot(share, row, "o", color=color, markersize=6, label=task if row == 0 else None)
+                    ends = [min(end / oracle, WIDEST) for end in (low, high)]
+                    axes.plot(ends, [row, row], color=color, alpha=0.35, linewidth=3)
+                axes.plot(min(share, WIDEST), row, "o", color=color, markersize=6, label=task if row == 0 else None)
         axes.axvline(1.0, color=INK_GREY, linewidth=1, linestyle="--")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlim(-0.03, top * 1.04)
+        axes.set_xlim(-0.03, WIDEST + 0.04)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_xlabel("main metric as a share of oracle routing (bars: 95 % bootstrap interval)")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=3, frameon=False)
@@ -127,8 +130,8 @@ def systems_picture(result: Result) -> Picture:
 INK_GREY = "#8a8a8a"
 
 
-def confusion_picture(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Picture:
-    """Each row as shares of a task's inputs."""
+def confusion_picture(matrix: Sequence[Sequence[int]], names: Sequence[str], inputs: str) -> Picture:
+    """Each row as shares of a task's inputs; ``inputs`` says which they are."""
     counts = np.array(matrix, dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     cells = [
@@ -136,7 +139,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> 
         for row in zip(shares, counts, strict=True)
     ]
     return _matrix(
-        "routing_confusion", "Where the router sends bare inputs: rows are the true tasks.", shares, cells, names,
+        "routing_confusion", f"Where the router sends {inputs}: rows are the true tasks.", shares, cells, names,
         "sent to the adapter of", "input of",
     )  # fmt: skip
 

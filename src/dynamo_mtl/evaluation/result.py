@@ -46,7 +46,7 @@ class Cost:
     inference_ms: float | None = None
     """Milliseconds an input, median over rounds, of a fixed mixed sample, choosing and answering."""
     inference_extra_mib: float | None = None
-    """Memory that answering took at its peak beyond what was in use before."""
+    """Memory that answering took at its peak beyond what was in use before, on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def bleu_interval(predictions: Sequence[str], references: Sequence[str]) -> tupl
     """95 % bootstrap interval of ``bleu`` over examples (Koehn 2004, W04-3250; sacrebleu, 1,000 resamples)."""
     score = BLEU().corpus_score(list(predictions), [list(references)], n_bootstrap=1000)
     middle, half = score._mean, score._ci
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(100.0, middle + half)
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
