@@ -3,8 +3,8 @@
     python benchmarks/near_duplicate_tasks.py DATA FOLDER
     dynamo compare configs/near_duplicates.yaml data.root=FOLDER
 
-DATA holds ``qa`` with rows that name their ``domain`` and ``code_generation`` with ``conala`` and ``pydoc`` in it, as JSON
-lines. Rows are copied as they are; CoNaLa, which has no validation file, gives every tenth question to validation.
+DATA holds ``qa`` with rows that name their ``domain`` and ``code_generation`` with ``conala`` and ``pydoc`` in it, as
+JSON lines. Rows are copied as they are; CoNaLa, which has no validation file, gives every tenth question to validation.
 """
 
 import gzip

@@ -247,6 +247,7 @@ def analysis_pictures(analysis: Mapping[str, Any]) -> list[Picture]:
     ]
 
 
+@torch.no_grad()
 def adapter_similarity(model: DynamoModel) -> list[list[float]]:
     """Cosine similarity of the adapters' weight changes ``B A`` over all sites: ``(adapters, adapters)``.
 

@@ -13,7 +13,16 @@ import jinja2
 from dynamo_mtl.errors import writable_folder
 from dynamo_mtl.evaluation.analyzer import analysis_pictures
 from dynamo_mtl.evaluation.pictures import result_pictures, save_pictures
-from dynamo_mtl.evaluation.report import cost_rows, execution_rows, number, rejection_rows, result_facts, routing_rows
+from dynamo_mtl.evaluation.report import (
+    cost_rows,
+    execution_rows,
+    margin,
+    number,
+    rejection_rows,
+    result_facts,
+    routing_rows,
+    score_of,
+)
 from dynamo_mtl.evaluation.result import SYSTEMS, Result
 
 PAGE = "report.html"
@@ -128,7 +137,7 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
     tasks = result.main_metrics
     scores = Table(
         ["system", *(f"{task} {metric}" for task, metric in tasks.items())],
-        [[name, *(_score(result, name, task, metric) for task, metric in tasks.items())] for name in names],
+        [[name, *(_score(result, name, task) for task in tasks)] for name in names],
         own="dynamo",
     )
     what = [[name, {"text": SYSTEMS[name]}] for name in names]
@@ -206,12 +215,9 @@ def _cells(rows: list[list[str]]) -> list[list[Cell]]:
     return [list(row) for row in rows]
 
 
-def _score(result: Result, system: str, task: str, metric: str) -> Cell:
-    value = number(result.systems[system][task][metric])
-    if result.spread:
-        return value, f"± {number(result.spread[system][task])}"
-    interval = result.intervals.get(system, {}).get(task)
-    return (value, f"{number(interval[0])} to {number(interval[1])}") if interval else value
+def _score(result: Result, system: str, task: str) -> Cell:
+    score, around = score_of(result, system, task), margin(result, system, task)
+    return (score, around) if around else score
 
 
 def _metrics(result: Result, task: str) -> list[str]:

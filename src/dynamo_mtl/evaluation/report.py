@@ -10,19 +10,33 @@ from dynamo_mtl.evaluation.result import SYSTEMS, Result
 
 
 def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each task's main metric under every system, and what dynamo keeps of the oracle's score."""
-    systems = [name for name in SYSTEMS if name in result.systems]
-    header = ["task", "metric", *systems, "dynamo / oracle", "trivial system", "n"]
-    rows: list[list[str]] = []
-    for task, metric in result.main_metrics.items():
-        values = {name: result.systems[name][task][metric] for name in systems}
-        share = "-"
-        if values.get("oracle") and "dynamo" in values:
-            share = f"{100 * values['dynamo'] / values['oracle']:.1f} %"
-        count = next((result.systems[name][task]["n"] for name in systems), 0)
-        shown = [number(value) for value in values.values()]
-        rows.append([task, metric, *shown, share, result.trivial_systems[task], str(int(count))])
+    """Header and rows: each task's main metric under every system, and what dynamo keeps of the oracle's score.
+
+    Behind a score stand the ends of its 95 % interval over examples, or its standard deviation over seeds.
+    """
+    metrics = result.main_metrics
+    header = ["system", *(f"{task} {metric}" for task, metric in metrics.items())]
+    names = [name for name in SYSTEMS if name in result.systems]
+    rows = [[name, *(_with_margin(result, name, task) for task in metrics)] for name in names]
+    if "dynamo" in names and "oracle" in names:
+        both = [(result.systems["dynamo"][t][m], result.systems["oracle"][t][m]) for t, m in metrics.items()]
+        rows.append(["dynamo / oracle", *(f"{100 * own / oracle:.1f} %" if oracle else "-" for own, oracle in both)])
+    if names:
+        rows.append(["examples", *(str(int(result.systems[names[0]][task]["n"])) for task in metrics)])
     return header, rows
+
+
+def score_of(result: Result, system: str, task: str) -> str:
+    """The main metric of a task."""
+    return number(result.systems[system][task][result.main_metrics[task]])
+
+
+def margin(result: Result, system: str, task: str) -> str:
+    """How sure a score is; empty where nobody measured it."""
+    if result.spread:
+        return f"± {number(result.spread[system][task])}"
+    interval = result.intervals.get(system, {}).get(task)
+    return f"{number(interval[0])} to {number(interval[1])}" if interval else ""
 
 
 def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -31,7 +45,7 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     keys = ("accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "brier", "aurc")
     names = {"bare": "bare", "instructed": "instructed", "crossed": "crossed", "length_only": "bare, by length alone"}
     rows = [
-        [title, *(f"{result.routing[kind][key]:.4f}" for key in keys), str(result.routing[kind]["n"])]
+        [title, *(_four(result.routing[kind].get(key)) for key in keys), str(result.routing[kind]["n"])]
         for kind, title in names.items()
         if kind in result.routing
     ]
@@ -88,12 +102,9 @@ def result_facts(result: Result) -> str:
 
 def print_result(result: Result) -> None:
     """Print all tables to the console."""
-    header, rows = result_rows(result)
-    named = header.index("trivial system")  # too long for a column of a console
-    shown, *cells = ([*row[:named], *row[named + 1 :]] for row in (header, *rows))
-    print_table("Tasks", shown, cells)
-    for row in rows:
-        Console().print(f"trivial system of {row[0]}: {row[named]}")
+    print_table("Tasks", *result_rows(result))
+    if "trivial" in result.systems:
+        Console().print(trivial_text(result))
     print_table("Routing", *routing_rows(result))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
@@ -101,6 +112,11 @@ def print_result(result: Result) -> None:
         print_table("Generated programs that pass their tests", *execution_rows(result))
     if result.costs:
         print_table("Costs", *cost_rows(result))
+
+
+def trivial_text(result: Result) -> str:
+    """What the system without learning does for each task."""
+    return "Trivial: " + "; ".join(f"{task}: {what}" for task, what in result.trivial_systems.items()) + "."
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -115,7 +131,9 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 def result_markdown(result: Result) -> str:
     """All tables as Markdown, with what was trained and how long."""
-    parts = [markdown(*result_rows(result)), markdown(*routing_rows(result))]
+    parts = [markdown(*result_rows(result))]
+    parts += [trivial_text(result)] if "trivial" in result.systems else []
+    parts += [markdown(*routing_rows(result))]
     parts += [markdown(*rejection_rows(result))] if result.routing.get("rejection") else []
     parts += [markdown(*execution_rows(result))] if result.execution else []
     parts += [markdown(*cost_rows(result))] if result.costs else []
@@ -126,6 +144,15 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _with_margin(result: Result, system: str, task: str) -> str:
+    score, around = score_of(result, system, task), margin(result, system, task)
+    return f"{score} ({around})" if around else score
+
+
+def _four(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def number(value: float) -> str:
