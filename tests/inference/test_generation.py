@@ -97,6 +97,25 @@ def test_decoding_with_a_cache_equals_a_slow_search_without_one(ready, settings)
     assert len({tuple(h.ids) for h in got}) > 1
 
 
+def test_sampling_draws_first_tokens_as_often_as_the_model_says(ready):
+    """Against the softmax of a pass without a cache, and seeded. Fails if the temperature is left out."""
+    temperature, draws = 0.7, 400
+    settings = GenerationConfig(max_new_tokens=1, sampling_temperature=temperature)
+    torch.manual_seed(0)
+    drawn = [[h.ids for h in _decode(ready, settings)] for _ in range(draws)]
+    for row in range(len(SOURCES)):
+        expected = torch.softmax(_next_log_probabilities(ready, row, []) / temperature, dim=0)
+        expected[0] += expected[1]  # an answer that ends at once has no token
+        counts = torch.zeros_like(expected)
+        for answers in drawn:
+            counts[answers[row][0] if answers[row] else 0] += 1
+        error = (expected * (1 - expected) / draws).sqrt()
+        assert ((counts / draws - expected).abs() <= 4.5 * error + 1 / draws).all()
+    torch.manual_seed(0)
+    assert [h.ids for h in _decode(ready, settings)] == drawn[0]
+    assert len({str(answers) for answers in drawn}) > 10
+
+
 def test_no_ngram_is_repeated(ready):
     with torch.no_grad():
         ready.model.head(TASK).bias[1] -= 20

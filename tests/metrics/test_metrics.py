@@ -9,6 +9,7 @@ from dynamo_mtl.metrics.classification import classification_scores
 from dynamo_mtl.metrics.generation import bleu, chrf, collapse_blanks, exact_match, parses, rouge
 from dynamo_mtl.metrics.routing import (
     area_under_risk_coverage,
+    collapse_warnings,
     confusion_matrix,
     expected_calibration_error,
     length_router,
@@ -165,3 +166,17 @@ def test_confusion_counts_inputs_by_true_and_chosen_task():
 
 def test_length_router_sends_short_to_short_and_long_to_long():
     assert length_router([[5, 6, 7, 8] * 10, [200, 220, 240] * 10], [6, 230, 7]) == [0, 1, 0]
+
+
+def test_collapse_is_told_in_words_by_hand():
+    names, truth = ["a", "b"], [0] * 5 + [1] * 5
+    certain = np.eye(2)[truth]
+    assert collapse_warnings(certain, truth, names) == []
+    taken = collapse_warnings(np.tile([0.999, 0.001], (10, 1)), truth, names)
+    assert [text.partition(":")[0] for text in taken[:1]] == ["the adapter of b is nearly dead"]
+    assert any("always certain" in text and "right for 50.0 %" in text for text in taken)
+    assert not any("takes nearly all" in text for text in taken)  # half of the inputs are its own
+    all_of_it = collapse_warnings(np.tile([0.95, 0.03, 0.02], (9, 1)), [0, 1, 2] * 3, ["a", "b", "c"])
+    assert any(text.startswith("the adapter of a takes nearly all: it has 95.0 %") for text in all_of_it)
+    undecided = collapse_warnings(np.full((10, 2), 0.5), truth, names)
+    assert undecided == ["the router hardly chooses: entropy 0.69 of at most 0.69"]

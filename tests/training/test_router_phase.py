@@ -24,7 +24,7 @@ def source(system, tables):
 
 
 def test_the_score_is_the_accuracy_on_bare_and_instructed_inputs(system, monkeypatch):
-    chosen = {1.0: [0.8, 0.2], 2.0: [0.4, 0.6]}
+    chosen = {1.0: [0.8, 0.2, 0, 0, 0], 2.0: [0.4, 0.6, 0, 0, 0]}
 
     def router(features):
         weights = torch.tensor([chosen[value] for value in features[:, 0].tolist()])
@@ -41,6 +41,15 @@ def test_the_score_is_the_accuracy_on_bare_and_instructed_inputs(system, monkeyp
     loss = -np.log([0.8, 0.6, 0.8, 0.2]).mean()
     assert values["routing_loss"] == pytest.approx(loss)
     assert values[SCORE] == pytest.approx(0.75 - 1e-3 * loss)
+
+
+def test_a_collapse_is_warned_of_in_the_log(system, monkeypatch, caplog):
+    """Fails if the alarm is not raised where training validates the router."""
+    weights = torch.eye(5)[[0] * 10]
+    monkeypatch.setattr(system.model.router, "forward", lambda features: Routing(weights, weights))
+    routing_validation(system, {"bare": (torch.zeros(10, 1), torch.tensor([0, 1, 2, 3, 4] * 2))})
+    assert "routing of validation inputs: the adapter of sentiment takes nearly all" in caplog.text
+    assert "the adapter of qa is nearly dead" in caplog.text
 
 
 def test_every_kind_of_validation_input_is_there(source, session_config):

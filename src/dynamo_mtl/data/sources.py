@@ -54,8 +54,8 @@ class DataConfig(BaseModel):
     max_windows: int = Field(default=4, ge=1)
     instruction_rate: float = Field(default=0.3, ge=0, le=1)
     """Share of training examples that get an instruction."""
-    crossed_rate: float = Field(default=0.1, ge=0, le=1)
-    """Share of router training inputs that look like one task and carry the instruction of another."""
+    crossed_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the router's training examples that it also sees with the instruction of another task."""
     sampling_exponent: float = Field(default=0.5, ge=0, le=1)
     """Mixtures draw a task with a probability proportional to its size to this power."""
     num_workers: int = Field(default=0, ge=0)
