@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test check format clean torture fuzz reliability lock audit
+.PHONY: install quickstart test check format clean torture fuzz reliability tables lock audit
 
 install: .venv/.installed
 
@@ -49,6 +49,10 @@ fuzz: install
 # docs/reliability.md from the names, docstrings and results of the tests that it lists.
 reliability: install
 	$(BIN)/python tests/reliability.py
+
+# The tables of README.md and docs/ from the result files.
+tables: install
+	$(BIN)/python benchmarks/tables.py
 
 # requirements/*.txt: what was tested, with hashes.
 LOCK := $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --constraint constraints.txt \

@@ -235,6 +235,34 @@ def test_every_shipped_config_is_valid(path):
     assert len(config.tasks) >= 3
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_trains(path, tiny_roberta, tmp_path, cache_dir):
+    """A step of each phase over a tiny backbone, on the sample corpus. Fails if settings do not go together."""
+    config = load_config(path)
+    place = "data.paths.{}" if "  paths:" in path.read_text(encoding="utf-8") else "data.{}_data_path"
+    own = [name for name, task in config.tasks.items() if "target_vocabulary" in task.model_fields_set]
+    small = {
+        **{place.format(name): "sample" for name in config.tasks},
+        **{f"tasks.{name}.training.max_steps": 1 for name in config.tasks},
+        **{f"tasks.{name}.train_examples": 60 for name in config.tasks},
+        **{f"tasks.{name}.target_vocabulary": 300 for name in own},
+        **{f"tasks.{n}.validation_examples": 4 for n in config.tasks},
+        "data.cache_dir": cache_dir, "data.max_source_length": 96, "data.window_overlap": 16,
+        "data.max_windows": 2,
+        "model.base_model_name": tiny_roberta, "model.hidden_size": 32, "model.tap_layer": 1,
+        "model.precision": "fp32",
+        "training.router.examples_per_task": 8, "training.router.mixture_steps": 1, "training.eval_examples": 2,
+        "training.joint.max_steps": 1, "training.joint.examples_per_task": 4,
+        "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints",
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(path), *(f"{key}={value}" for key, value in small.items())])
+    assert end.value.code == 0
+    trained = load_config(tmp_path / "checkpoints" / "final_model" / "config.yaml")
+    assert list(trained.tasks) == list(config.tasks)
+    assert trained.lora_configs == config.lora_configs
+
+
 def test_the_first_interface_works_as_written(tiny_roberta, tmp_path, cache_dir, monkeypatch):
     """The thin entry points with the shipped config.yaml, over a tiny backbone."""
     small = [

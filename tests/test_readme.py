@@ -6,18 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tables
 from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.evaluation.report import result_markdown
-from dynamo_mtl.evaluation.result import read_result
+from dynamo_mtl.evaluation.result import SYSTEMS
 from dynamo_mtl.settings import dump_yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-RESULTS = {"quickstart": "quickstart.json", "minilm": "minilm-cpu.json"}
 
 
 def _blocks(text: str, language: str) -> list[str]:
@@ -27,9 +26,17 @@ def _blocks(text: str, language: str) -> list[str]:
 COMMANDS = [line for block in _blocks(README, "bash") for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("name", RESULTS)
-def test_readme_tables_are_those_of_the_result_files(name):
-    assert result_markdown(read_result(ROOT / "results" / RESULTS[name])) in README
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda p: p.name)
+def test_tables_are_those_of_the_result_files(page):
+    """``python benchmarks/tables.py`` fills them. Fails if a figure is typed."""
+    text = page.read_text(encoding="utf-8")
+    assert tables.filled(text) == text
+    assert text.count("<!-- table:") == len(tables.TABLE.findall(text))
+
+
+def test_the_readme_shows_the_comparisons():
+    for file in ("quickstart", "compare-cpu", "minilm-cpu"):
+        assert f"<!-- table: results/{file}.json scores -->" in README
 
 
 def test_make_targets_and_files_exist():
@@ -69,10 +76,12 @@ def workplace(tmp_path_factory, tiny_settings):
     """A folder like the repository's root, with a trained quickstart and tiny configurations."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").mkdir()
-    for name in ("quickstart", "minilm"):
+    for name in ("quickstart", "minilm", "compare", "near_duplicates"):
         settings = {
             **tiny_settings,
+            "tasks": {n: {**task, "validation_examples": 4} for n, task in tiny_settings["tasks"].items()},
             "training": {**tiny_settings["training"], "max_steps": 1},
+            "compare": {"learning_rates": {}, "timing_inputs": 1, "timing_rounds": 1},
             "log_dir": str(folder / "logs"),
             "checkpoint_dir": str(folder / "runs" / name / "checkpoints"),
         }
@@ -94,7 +103,7 @@ def test_dynamo_commands_run_as_written(workplace, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 0, line
-    assert (workplace / "results" / "minilm-cpu.json").exists()
+    assert {path.stem for path in (workplace / "results").iterdir()} >= {"minilm-cpu", "compare-cpu", "quickstart"}
     shutil.rmtree(workplace / "results")
 
 
@@ -115,8 +124,9 @@ def test_the_guide_names_every_section_and_term():
     from dynamo_mtl.config import DynamoConfig
     from dynamo_mtl.training.objective import TERMS
 
-    for name in ("data", "tasks", "model", "lora_configs", "router", "training"):
+    for name in ("data", "tasks", "model", "lora_configs", "router", "training", "compare"):
         assert name in DynamoConfig.model_fields
         assert f"`{name}" in GUIDE
     assert all(f"`{term}`" in GUIDE for term in TERMS)
+    assert all(f"`{system}`" in GUIDE for system in SYSTEMS)
     assert all(task in README.replace(" ", "_") or task in GUIDE for task in TASKS)
