@@ -86,6 +86,24 @@ def test_what_is_unknown_is_not_learned_from(system, tables, session_config):
     assert len(inputs.fit(0).references) == len(inputs.routes)
 
 
+def test_kinds_of_text_do_not_count_as_noise_where_instructions_cross_them():
+    """An unknown kind of text lies between two known ones. Fails if crossed inputs are grouped by their task alone."""
+    generator = torch.Generator().manual_seed(0)
+    routes, origins = torch.tensor([0, 0, 1, 1]).repeat(60), torch.tensor([0, 1, 0, 1]).repeat(60)
+
+    def features(place):
+        values = torch.zeros(len(place), 32)
+        values[:, :6] = torch.randn(len(place), 6, generator=generator)
+        values[:, 6] = place
+        values[:, 7:9] = torch.tensor([100.0, -100.0])  # keeps the normalisation of a row from undoing the rest
+        return values
+
+    inputs = known.KnownInputs(features(10.0 * origins), routes, origins, torch.arange(240) < 120)
+    novelty = inputs.fit(0)
+    familiar, unknown = novelty(features(10.0 * origins)), novelty(features(torch.full((50,), 5.0)))
+    assert auroc(familiar.numpy(), unknown.numpy()) > 0.95
+
+
 def test_auroc_equals_the_share_of_ordered_pairs():
     generator = np.random.default_rng(0)
     low, high = generator.integers(0, 6, 40), generator.integers(2, 9, 30)

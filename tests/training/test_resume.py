@@ -16,6 +16,7 @@ from dynamo_mtl.storage import verify_folder
 from dynamo_mtl.training import loop, states, step
 from dynamo_mtl.training.pipeline import train
 from dynamo_mtl.training.resume import Stopped
+from dynamo_mtl.training.states import changed_setting
 
 
 class Killed(BaseException):
@@ -278,3 +279,20 @@ def test_t1_a_run_that_was_killed_between_two_micro_batches_replays_the_step(set
             train(config, (1, 2, 3))
     train(config, (1, 2, 3), resume="latest")
     assert outcome(killed) == outcome(straight)
+
+
+def test_a_setting_that_did_not_exist_then_had_its_default(session_config):
+    """Fails if every new setting makes all that was trained before it look different."""
+    saved = session_config.model_dump()
+    for task in ("summarization", "translation"):
+        del saved["tasks"][task]["generation"]["sampling_temperature"]
+    assert changed_setting(saved, session_config) is None
+    task = session_config.tasks["summarization"]
+    drawn = task.model_copy(update={"generation": task.generation.model_copy(update={"sampling_temperature": 0.5})})
+    now = session_config.model_copy(update={"tasks": {**session_config.tasks, "summarization": drawn}})
+    assert changed_setting(saved, now) == ("tasks.summarization.generation.sampling_temperature", None, 0.5)
+    gone = {**saved, "unheard_of": 1}
+    assert changed_setting(gone, session_config)[0] in (
+        "unheard_of",
+        "tasks.summarization.generation.sampling_temperature",
+    )

@@ -39,6 +39,7 @@ from dynamo_mtl.memory_use import PeakMemory
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.settings import read_settings
+from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.training.pipeline import FOLDERS, train
 from dynamo_mtl.training.settings import PipelineConfig
 from dynamo_mtl.training.states import LATEST, changed_setting
@@ -68,6 +69,9 @@ class CompareConfig(BaseModel):
     the training is taken."""
     trial_share: float = Field(default=0.1, gt=0, le=1)
     """Share of the training that each candidate gets."""
+    generation_examples: int | None = Field(default=None, ge=1)
+    """Examples of each generation task that are scored, the first ones; all if not given. Answers of these tasks take
+    most of the time."""
     timing_inputs: int = Field(default=8, ge=1)
     """Inputs of each task that every system answers to be timed."""
     timing_rounds: int = Field(default=3, ge=1)
@@ -118,7 +122,10 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
     for name, folder in folders.items():
         if name in settings.systems and name != "dynamo":
             contenders[name] = _loaded(name, folder, device)
-    board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
+    limits = {
+        n: settings.generation_examples if isinstance(t, GenerationTask) else None for n, t in system.tasks.items()
+    }
+    board = Scoreboard({n: task_examples(system, n, split, metadata.seed, limit) for n, limit in limits.items()})
     if "trivial" in settings.systems:
         board.add_trivial(system, metadata.seed)
     for name in SYSTEMS:

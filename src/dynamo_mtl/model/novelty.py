@@ -61,7 +61,7 @@ class Novelty(nn.Module):
 
         Args:
             features: ``(n, features)`` of training inputs.
-            groups: ``(n,)`` the task of each.
+            groups: ``(n,)`` which of them are alike: inputs of one kind of one task.
             is_bare: ``(n,)`` whether each is a text without an instruction.
             seed: of the random projections and choices.
         """

@@ -39,7 +39,9 @@ class KnownInputs:
         kept = (
             torch.ones_like(self.is_bare) if unknown is None else (self.routes != unknown) & (self.origins != unknown)
         )
-        novelty.fit(self.features[kept], self.routes[kept], self.is_bare[kept], seed)
+        # Crossed inputs apart from others of their task: what two kinds of text differ in must not count as noise.
+        groups = self.routes * (1 + int(self.origins.max())) + self.origins
+        novelty.fit(self.features[kept], groups[kept], self.is_bare[kept], seed)
         return novelty
 
 

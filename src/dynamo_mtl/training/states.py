@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -165,7 +166,14 @@ class RunStates:
 
 
 def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
-    """The first setting, with both values, by which two runs would train differently."""
+    """The first setting, with both values, by which two runs would train differently.
+
+    A setting that did not exist ``then`` had what is now its default.
+    """
+    try:
+        then = type(now).model_validate(then).model_dump()
+    except (ConfigError, ValidationError):
+        logger.debug("saved settings that are no longer valid are compared as they are")
     old, new = _flat(then), _flat(now.model_dump())
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)

@@ -1,0 +1,51 @@
+"""Run the races: ``python benchmarks/run.py [NAME …] [--device cuda] [--output results/bench-cpu.json]``.
+
+Without names all of them. Prints each race as it ends; a race that misses its target is a result like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from harness import machine
+
+RACES = ("startup", "forward", "peft", "routers", "training", "router_epoch", "generation")
+
+
+def main() -> None:
+    """Parse the command line, race, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*RACES, []], help="files race_NAME.py; all if none is given")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args()
+    logging.disable(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    device = torch.device(chosen.device)
+    races: dict[str, object] = {}
+    began = time.perf_counter()
+    for name in chosen.names or RACES:
+        start = time.perf_counter()
+        for race, found in importlib.import_module(f"race_{name}").races(device).items():
+            result = races[race] = found.to_json()
+            verdict = "met" if result["met"] else "MISSED"
+            print(
+                f"{race:36s} {found.ratio:7.2f}  ({found.low:.2f} to {found.high:.2f})  "
+                f"{result['target_is']} {found.target}: {verdict}",
+                flush=True,
+            )
+        print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if chosen.output:
+        content = {"machine": machine(device), "seconds": time.perf_counter() - began, "races": races}
+        chosen.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
