@@ -1,4 +1,4 @@
-"""Adapters: soft mixing, tiles, merged weights and PEFT agree; mixed ranks, scalings and target modules are exact."""
+"""Adapters: soft mixing, groups, merged weights and PEFT agree; mixed ranks, scalings and target modules are exact."""
 
 import json
 
@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
-from dynamo_mtl.model.lora import AdapterBank, ConcatenatedMix, LoraConfig, TiledMix
+from dynamo_mtl.model.lora import AdapterBank, ConcatenatedMix, GroupedMix, LoraConfig
 from dynamo_mtl.model.router import top_k_weights
 
 SHAPE = EncoderConfig("roberta", 50, 16, 4, 4, 24, 60, 2, 1, 1e-5)
@@ -29,6 +29,20 @@ def bank():
     return bank
 
 
+TOGETHER = {"query": ("query", "key", "value"), "key": ("query", "key", "value"), "value": ("query", "key", "value")}
+
+
+def _added(mix, layer, site, inputs, width=None):
+    """What a mix adds to the output of one site, in the batch's order of tokens."""
+    sites = TOGETHER.get(site, (site,))
+    width = width or (24 if site == "intermediate" else 16)
+    # Outputs of other sites must not get what belongs to this one.
+    outputs = [torch.full((len(inputs), width), float(number)) for number, _ in enumerate(sites)]
+    given = inputs if mix.order is None else inputs[mix.order]
+    mixed = mix(layer, sites, given, outputs)[sites.index(site)] - float(sites.index(site))
+    return mixed if mix.order is None else mixed[mix.place]
+
+
 def _merged(bank, weights, rows, layer, site, inputs):
     """Each token through the plain weighted sum of full matrices."""
     out = []
@@ -44,19 +58,18 @@ def _merged(bank, weights, rows, layer, site, inputs):
 
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("site", SITES)
-def test_concatenated_tiled_and_merged_weights_agree(bank, site, top_k):
+def test_concatenated_grouped_and_merged_weights_agree(bank, site, top_k):
     rows = torch.randint(0, 6, (90,))
     soft = torch.softmax(torch.randn(6, 3) + 2 * torch.eye(3).repeat(2, 1), dim=-1)
     weights = top_k_weights(soft, top_k)
     inputs = torch.randn(90, 24 if site == "output" else 16)
-    adapters = [bank[name] for name in bank.names]
-    concatenated = ConcatenatedMix(adapters, weights, rows, torch.float32, training=False)(2, site, inputs)
-    tiled = TiledMix(adapters, weights, rows, torch.float32, top_k, training=False)(2, site, inputs)
+    concatenated = _added(ConcatenatedMix(bank, weights, rows, torch.float32), 2, site, inputs)
+    grouped = _added(GroupedMix(bank, weights, rows, torch.float32, top_k), 2, site, inputs)
     merged = _merged(bank, weights, rows, 2, site, inputs)
     assert merged.abs().max() > 0.1
     torch.testing.assert_close(concatenated, merged, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tiled, merged, atol=1e-5, rtol=1e-5)
-    all_soft = ConcatenatedMix(adapters, soft, rows, torch.float32, training=False)(2, site, inputs)
+    torch.testing.assert_close(grouped, merged, atol=1e-5, rtol=1e-5)
+    all_soft = _added(ConcatenatedMix(bank, soft, rows, torch.float32), 2, site, inputs)
     torch.testing.assert_close(all_soft, _merged(bank, soft, rows, 2, site, inputs), atol=1e-5, rtol=1e-5)
 
 
@@ -65,24 +78,24 @@ def test_the_cheaper_form_is_chosen_by_shape(bank):
     weights = torch.eye(3)[:1]
     wide = AdapterBank({str(i): LoraConfig(rank=32) for i in range(16)}, SHAPE, tap_layer=1)
     one_hot = torch.eye(16)[:1]
-    assert isinstance(wide.mix(one_hot, many, torch.float32, top_k=1), TiledMix)
+    assert isinstance(wide.mix(one_hot, many, torch.float32, top_k=1), GroupedMix)
     assert isinstance(wide.mix(one_hot, few, torch.float32, top_k=1), ConcatenatedMix)
     assert isinstance(bank.mix(weights, many, torch.float32), ConcatenatedMix)
 
 
-def test_gradients_of_both_forms_agree(bank):
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_of_both_forms_agree(bank, top_k):
     rows = torch.randint(0, 6, (70,))
-    weights = top_k_weights(torch.softmax(torch.randn(6, 3), dim=-1), 2)
+    weights = top_k_weights(torch.softmax(torch.randn(6, 3) + 6 * torch.eye(3).repeat(2, 1), dim=-1), top_k)
     inputs, out = torch.randn(70, 16), torch.randn(70, 16)
-    adapters = [bank[name] for name in bank.names]
     gradients = []
     for mix in (
-        ConcatenatedMix(adapters, weights, rows, torch.float32, training=False),
-        TiledMix(adapters, weights, rows, torch.float32, 2, training=False),
+        ConcatenatedMix(bank, weights, rows, torch.float32),
+        GroupedMix(bank, weights, rows, torch.float32, top_k),
     ):
         bank.zero_grad()
-        (mix(1, "query", inputs) * out).sum().backward()
-        gradients.append([p.grad.clone() for p in bank.parameters() if p.grad is not None])
+        (_added(mix, 1, "query", inputs) * out).sum().backward()
+        gradients.append([p.grad.clone() for p in bank.parameters() if p.grad is not None and p.grad.any()])
     assert len(gradients[0]) == len(gradients[1]) == 6
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
@@ -91,8 +104,27 @@ def test_gradients_of_both_forms_agree(bank):
 def test_a_fresh_adapter_changes_nothing_and_the_trunk_has_none():
     bank = AdapterBank(CONFIGS, SHAPE, tap_layer=2).eval()
     mix = bank.mix(torch.eye(3), torch.tensor([0, 1, 2]), torch.float32)
-    assert mix(3, "query", torch.randn(3, 16)).abs().max() == 0
-    assert mix(1, "query", torch.randn(3, 16)) is None
+    outputs = [torch.randn(3, 16)]
+    assert torch.equal(mix(3, ("query",), torch.randn(3, 16), outputs)[0], outputs[0])
+    assert mix(1, ("query",), torch.randn(3, 16), outputs) is outputs
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_what_is_packed_is_forgotten_when_an_adapter_changes(bank, top_k):
+    """Fails if an answer after a training step comes from the weights before it."""
+    rows, inputs = torch.tensor([0, 1, 2] * 2000), torch.randn(6000, 16)
+
+    def added():
+        with torch.no_grad():
+            return _added(bank.mix(torch.eye(3), rows, torch.float32, top_k=top_k), 2, "query", inputs)
+
+    before = added()
+    assert torch.equal(added(), before)
+    with torch.no_grad():
+        bank["b"].up["2_query"].mul_(2)
+    after = added()
+    torch.testing.assert_close(after[1::3], 2 * before[1::3])
+    assert torch.equal(after[::3], before[::3])
 
 
 def test_dropout_acts_on_each_adapter_at_its_own_rate():
@@ -102,7 +134,7 @@ def test_dropout_acts_on_each_adapter_at_its_own_rate():
         torch.nn.init.ones_(parameter)
     rows = torch.tensor([0] * 500 + [1] * 500)
     torch.manual_seed(0)
-    added = bank.mix(torch.eye(2), rows, torch.float32)(0, "query", torch.ones(1000, 16))[:, 0]
+    added = _added(bank.mix(torch.eye(2), rows, torch.float32), 0, "query", torch.ones(1000, 16))[:, 0]
     assert (added[:500] == 48).all()
     assert set(added[500:].tolist()) == {0.0, 32.0, 64.0, 96.0}
     assert abs(added[500:].mean() - 48) < 4

@@ -213,9 +213,15 @@ class DynamoModel(nn.Module):
         mix = self.bank.mix(weights, batch.top_examples, self.dtype, active, top_k)
         recorded: list[tuple[Tensor, Tensor]] = []
         if batch.top_plan is not None:
-            attention = PackedAttention(batch.top_plan, self.encoder.config.num_heads, recorded if record else None)
+            # Tokens of one adapter lie together while the adapters act, and where they were before and after.
+            plan = batch.top_plan if mix.order is None else batch.top_plan.reordered(mix.place)
+            attention = PackedAttention(plan, self.encoder.config.num_heads, recorded if record else None)
             with self._precision():
+                hidden = hidden if mix.order is None else hidden.index_select(0, mix.order)
                 hidden = self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
+            if mix.order is not None:
+                hidden = hidden.index_select(0, mix.place)
+                recorded = [(k.index_select(0, mix.place), v.index_select(0, mix.place)) for k, v in recorded]
         tokens = batch.deep_tokens
         deep = [(k.index_select(0, tokens), v.index_select(0, tokens)) for k, v in trunk.recorded] if record else []
         return Output(hidden, routing, weights, [*deep, *recorded])

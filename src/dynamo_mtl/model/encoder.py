@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,12 +54,13 @@ class Attention(Protocol):
         ...
 
 
-Adapters = Callable[[int, str, Tensor], Tensor | None]
-"""``(layer, site, input)`` → what the adapters add to that linear layer's output, or None where there is none."""
+Adapters = Callable[[int, Sequence[str], Tensor, list[Tensor]], list[Tensor]]
+"""``(layer, sites, input, outputs)`` of linear layers that share their input → outputs with what the adapters add."""
 
 
-def no_adapters(layer: int, site: str, inputs: Tensor) -> None:
+def no_adapters(layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
     """The adapters of the trunk: none."""
+    return outputs
 
 
 class PackedAttention:
@@ -106,13 +107,10 @@ class EncoderLayer(nn.Module):
         """``(tokens, hidden)`` → ``(tokens, hidden)``."""
 
         def linear(layer: nn.Linear, site: str, inputs: Tensor) -> Tensor:
-            result = layer(inputs)
-            added = adapters(self.index, site, inputs)
-            return result if added is None else result + added
+            return adapters(self.index, (site,), inputs, [layer(inputs)])[0]
 
-        query = linear(self.query, "query", hidden)
-        key = linear(self.key, "key", hidden)
-        value = linear(self.value, "value", hidden)
+        outputs = [self.query(hidden), self.key(hidden), self.value(hidden)]
+        query, key, value = adapters(self.index, ("query", "key", "value"), hidden, outputs)
         mixed = attention(self.index, query, key, value)
         hidden = self.attention_norm(linear(self.attention_output, "attention.output", mixed) + hidden)
         inner = F.gelu(linear(self.intermediate, "intermediate", hidden))

@@ -5,14 +5,16 @@ An adapter adds ``s · B A x`` to a linear layer (Hu et al. 2021, arXiv 2106.096
 that freezing, saving and optimising one is trivial; computing is packed and loops over no adapter:
 
 - ``ConcatenatedMix``: ``z = x A_catᵀ · w``, ``y += z B_catᵀ`` over the concatenated ranks; exact for any soft mixture
-- ``TiledMix``: for top-k, tokens that share an adapter are laid into fixed tiles, then one batched matmul
+- ``GroupedMix``: for top-k, tokens that share an adapter lie together and meet its matrices in one grouped product
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -21,10 +23,12 @@ from torch.nn import functional as F
 
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
 
-TILE = 32
-"""Tokens in a tile of ``TiledMix``."""
-TILED_OVERHEAD = 2.0
-"""How much work gathering and scattering tiles is taken to add, as a factor on that of their products."""
+GROUPED_OVERHEAD = 1.5
+"""How much slower a grouped product is taken to be than a plain one of the same work."""
+GROUP_COST = 512
+"""What a group costs by itself, in tokens times ranks."""
+RANK_MULTIPLE = 8
+"""Grouped products want rows that are multiples of 16 bytes."""
 
 
 class LoraConfig(BaseModel):
@@ -58,10 +62,15 @@ class LoraConfig(BaseModel):
 
 
 class Mix(Protocol):
-    """Adapters of one batch, called by the encoder at every linear layer."""
+    """Adapters of one batch, called by the encoder wherever linear layers share an input."""
 
-    def __call__(self, layer: int, site: str, inputs: Tensor) -> Tensor | None:
-        """``(tokens, in)`` → what is added to the output ``(tokens, out)``; None where no adapter sits."""
+    order: Tensor | None
+    """``(tokens,)`` the order in which the tokens have to be given; None for the batch's own."""
+    place: Tensor
+    """``(tokens,)`` where each token of the batch lies in that order, if there is one."""
+
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+        """``(tokens, in)`` and ``(tokens, out)`` of each site → outputs with what the adapters add."""
         ...
 
 
@@ -101,6 +110,8 @@ class AdapterBank(nn.Module):
         self.names = list(configs)
         # A list, since a dictionary of modules forbids names such as "train".
         self.adapters = nn.ModuleList(Adapter(config, encoder, tap_layer) for config in configs.values())
+        self._packs: dict[Any, Any] = {}
+        self._packed_version = -1
 
     def __getitem__(self, name: str) -> Adapter:
         adapter = self.adapters[self.names.index(name)]
@@ -122,29 +133,54 @@ class AdapterBank(nn.Module):
             rows: ``(tokens,)`` example of each token.
             dtype: type of the products (parameters stay as they are).
             active: adapters that can have a weight other than zero (all if None); the others cost nothing.
-            top_k: promise that at most that many weights a row are not zero; allows the tiled form.
+            top_k: promise that at most that many weights a row are not zero; allows the grouped form.
         """
-        chosen = list(range(len(self.adapters))) if active is None else list(active)
-        adapters = [self[self.names[index]] for index in chosen]
-        weights = weights[:, chosen]
-        if top_k is not None and top_k < len(chosen):
-            ranks = [adapter.config.rank for adapter in adapters]
-            tiled_work = top_k * (len(rows) + len(chosen) * TILE) * max(ranks) * TILED_OVERHEAD
-            if tiled_work < len(rows) * sum(ranks):
-                return TiledMix(adapters, weights, rows, dtype, top_k, self.training)
-        return ConcatenatedMix(adapters, weights, rows, dtype, self.training)
+        self._forget_changed()
+        if top_k is not None and top_k < len(self.adapters if active is None else active):
+            ranks = [self[name].config.rank for name in self.names]
+            grouped_work = top_k * len(rows) * max(ranks) * GROUPED_OVERHEAD + len(ranks) * GROUP_COST
+            if grouped_work < len(rows) * sum(ranks if active is None else [ranks[index] for index in active]):
+                return GroupedMix(self, weights, rows, dtype, top_k)
+        return ConcatenatedMix(self, weights, rows, dtype, active)
+
+    def packed(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` packs of the adapters; kept until ``mix`` finds one of them changed, unless a gradient is taken."""
+        if torch.is_grad_enabled():
+            return make()
+        if key not in self._packs:
+            self._packs[key] = make()
+        return self._packs[key]
+
+    def _forget_changed(self) -> None:
+        """Drop what was packed of other values."""
+        version = sum(parameter._version for parameter in self._parameters_in_order)
+        if version != self._packed_version:
+            self._packs.clear()
+            self._packed_version = version
+
+    @cached_property
+    def _parameters_in_order(self) -> list[nn.Parameter]:
+        return list(self.parameters())
 
 
 class ConcatenatedMix:
     """Soft mixing by concatenated ranks; the per-token, per-rank scales are made once a batch."""
 
+    order = None
+
     def __init__(
-        self, adapters: Sequence[Adapter], weights: Tensor, rows: Tensor, dtype: torch.dtype, training: bool
+        self,
+        bank: AdapterBank,
+        weights: Tensor,
+        rows: Tensor,
+        dtype: torch.dtype,
+        active: Sequence[int] | None = None,
     ) -> None:
-        self.adapters, self.dtype, self.training = adapters, dtype, training
-        self.token_weights = weights[rows]
+        chosen = list(range(len(bank.names))) if active is None else list(active)
+        self.bank, self.chosen, self.dtype = bank, tuple(chosen), dtype
+        self.adapters = [bank[bank.names[index]] for index in chosen]
+        self.token_weights = weights[:, chosen][rows]
         self.scales: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
-        self.packed: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor, Tensor | None] | None] = {}
 
     def _scale(self, members: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Scale ``(tokens, ranks)`` and, in training, the keep probability of each rank ``(ranks,)``."""
@@ -157,97 +193,116 @@ class ConcatenatedMix:
             per_adapter = self.token_weights[:, list(members)] * scaling
             scale = per_adapter.repeat_interleave(ranks, dim=1, output_size=width).to(self.dtype)
             keep = torch.tensor([1 - c.dropout for c in configs], device=device)
-            drops = self.training and any(c.dropout > 0 for c in configs)
+            drops = self.bank.training and any(c.dropout > 0 for c in configs)
             self.scales[members] = (scale, keep.repeat_interleave(ranks, output_size=width) if drops else None)
         return self.scales[members]
 
-    def _pack(self, layer: int, site: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
-        pairs = [(m, pair) for m, adapter in enumerate(self.adapters) if (pair := adapter.pair(layer, site))]
-        if not pairs:
-            return None
-        scale, keep = self._scale(tuple(m for m, _ in pairs))
-        down = torch.cat([down for _, (down, _) in pairs]).to(self.dtype)
-        up = torch.cat([up for _, (_, up) in pairs], dim=1).to(self.dtype)
-        return down, up, scale, keep
+    def _pack(self, layer: int, sites: Sequence[str]) -> _Concatenated:
+        """A of all sites and adapters as one matrix, B of each site, and whose ranks they are."""
+        downs: list[Tensor] = []
+        ups: list[Tensor | None] = []
+        members: list[int] = []
+        for site in sites:
+            pairs = [(m, pair) for m, adapter in enumerate(self.adapters) if (pair := adapter.pair(layer, site))]
+            downs += [down for _, (down, _) in pairs]
+            ups.append(torch.cat([up for _, (_, up) in pairs], dim=1).to(self.dtype) if pairs else None)
+            members += [m for m, _ in pairs]
+        return _Concatenated(torch.cat(downs).to(self.dtype) if downs else None, ups, tuple(members))
 
-    def __call__(self, layer: int, site: str, inputs: Tensor) -> Tensor | None:
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
         """See ``Mix``."""
-        if (layer, site) not in self.packed:
-            self.packed[layer, site] = self._pack(layer, site)
-        packed = self.packed[layer, site]
-        if packed is None:
-            return None
-        down, up, scale, keep = packed
-        low = F.linear(inputs, down) * scale
+        key = ("concatenated", layer, sites, self.chosen, self.dtype)
+        is_usual = len(self.chosen) in (1, len(self.bank.names))  # other choices are too many to keep
+        packed = self.bank.packed(key, lambda: self._pack(layer, sites)) if is_usual else self._pack(layer, sites)
+        if packed.down is None:
+            return outputs
+        scale, keep = self._scale(packed.members)
+        low = F.linear(inputs, packed.down) * scale
         if keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < keep) / keep).to(low.dtype)
-        return F.linear(low, up)
+        mixed: list[Tensor] = []
+        start = 0
+        for output, up in zip(outputs, packed.ups, strict=True):
+            width = 0 if up is None else up.shape[1]
+            mixed.append(output if up is None else torch.addmm(output, low[:, start : start + width], up.T))
+            start += width
+        return mixed
 
 
-class TiledMix:
-    """Top-k by gathered blocks: tiles of tokens that share one adapter, one batched matmul for all.
+@dataclass(frozen=True)
+class _Concatenated:
+    """All adapters of some sites, packed for ``ConcatenatedMix``."""
 
-    The number of tiles is bounded by shapes alone, so that nothing waits for the device.
+    down: Tensor | None
+    """``(ranks of all sites, in)``; None where no adapter sits."""
+    ups: list[Tensor | None]
+    """``(out, ranks)`` of each site."""
+    members: tuple[int, ...]
+    """The adapter of each stretch of ranks."""
+
+
+class GroupedMix:
+    """Top-k by groups: tokens lie sorted by their adapter, and every group meets its own matrices in one grouped product.
+
+    With one adapter a token, the model sorts its tokens once (``order``), so that no layer gathers anything. Nothing
+    waits for the device.
     """
 
-    def __init__(
-        self,
-        adapters: Sequence[Adapter],
-        weights: Tensor,
-        rows: Tensor,
-        dtype: torch.dtype,
-        top_k: int,
-        training: bool,
-    ) -> None:
-        self.adapters, self.dtype, self.training = adapters, dtype, training
-        self.tokens = len(rows)
+    order: Tensor | None = None
+
+    def __init__(self, bank: AdapterBank, weights: Tensor, rows: Tensor, dtype: torch.dtype, top_k: int) -> None:
+        self.bank, self.dtype = bank, dtype
+        configs = [bank[name].config for name in bank.names]
         value, chosen = weights.topk(top_k, dim=1)
-        adapter, order = chosen[rows].flatten().sort(stable=True)
-        counts = torch.zeros(len(adapters), dtype=torch.long, device=rows.device)
+        adapter, entries = chosen[rows].flatten().sort(stable=True)
+        counts = torch.zeros(len(configs), dtype=torch.long, device=rows.device)
         counts.scatter_add_(0, adapter, torch.ones_like(adapter))
-        tiles = (counts + TILE - 1) // TILE
-        first_token, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
-        place = torch.arange(len(adapter), device=rows.device) - first_token[adapter]
-        self.slots = first_tile[adapter] * TILE + place
-        self.size = len(adapter) // TILE + len(adapters)
-        self.tile_adapter = torch.bucketize(
-            torch.arange(self.size, device=rows.device), tiles.cumsum(0), right=True
-        ).clamp_max(len(adapters) - 1)
-        self.token = order // top_k
-        scaling = torch.tensor([a.config.scaling for a in adapters], device=rows.device)
-        self.weight = (value[rows].flatten()[order] * scaling[adapter]).to(dtype)[:, None]
-        keep = torch.tensor([1 - a.config.dropout for a in adapters], device=rows.device)
-        drops = training and any(a.config.dropout > 0 for a in adapters)
-        self.keep = keep[self.tile_adapter][:, None, None] if drops else None
-        self.rank = max(a.config.rank for a in adapters)
-        self.packed: dict[tuple[int, str], tuple[Tensor, Tensor] | None] = {}
+        self.ends = counts.cumsum(0).to(torch.int32)
+        self.token = entries // top_k
+        if top_k == 1:
+            self.order = self.token
+            self.place = torch.empty_like(entries).scatter_(0, entries, torch.arange(len(entries), device=rows.device))
+        scaling = torch.tensor([c.scaling for c in configs], device=rows.device)
+        self.weight = (value[rows].flatten()[entries] * scaling[adapter]).to(dtype)[:, None]
+        keep = torch.tensor([1 - c.dropout for c in configs], device=rows.device)
+        drops = bank.training and any(c.dropout > 0 for c in configs)
+        self.keep = keep[adapter][:, None] if drops else None
+        widest = max(c.rank for c in configs)
+        self.rank = -(-widest // RANK_MULTIPLE) * RANK_MULTIPLE
 
-    def _pack(self, layer: int, site: str) -> tuple[Tensor, Tensor] | None:
-        pairs = [adapter.pair(layer, site) for adapter in self.adapters]
-        present = next((pair for pair in pairs if pair), None)
-        if present is None:
-            return None
-        none = (present[0].new_zeros(0, present[0].shape[1]), present[1].new_zeros(present[1].shape[0], 0))
-        down = torch.stack([F.pad(d, (0, 0, 0, self.rank - len(d))) for d, _ in (p or none for p in pairs)])
-        up = torch.stack([F.pad(u, (0, self.rank - u.shape[1])) for _, u in (p or none for p in pairs)])
-        return (
-            down.to(self.dtype)[self.tile_adapter].transpose(1, 2),
-            up.to(self.dtype)[self.tile_adapter].transpose(1, 2),
-        )
+    def _pack(self, layer: int, sites: Sequence[str]) -> tuple[Tensor | None, list[Tensor | None]]:
+        """A of the adapted sites side by side, ``(adapters, in, ranks)``, and B of each, ``(adapters, ranks, out)``."""
+        downs: list[Tensor] = []
+        ups: list[Tensor | None] = []
+        for site in sites:
+            pairs = [self.bank[name].pair(layer, site) for name in self.bank.names]
+            present = next((pair for pair in pairs if pair), None)
+            if present is None:
+                ups.append(None)
+                continue
+            none = (present[0].new_zeros(0, present[0].shape[1]), present[1].new_zeros(present[1].shape[0], 0))
+            filled = [pair or none for pair in pairs]
+            downs.append(torch.stack([F.pad(d, (0, 0, 0, self.rank - len(d))) for d, _ in filled]))
+            ups.append(torch.stack([F.pad(u.T, (0, 0, 0, self.rank - u.shape[1])) for _, u in filled]).to(self.dtype))
+        down = torch.cat(downs, dim=1).to(self.dtype).transpose(1, 2) if downs else None
+        return down, ups
 
-    def __call__(self, layer: int, site: str, inputs: Tensor) -> Tensor | None:
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
         """See ``Mix``."""
-        if (layer, site) not in self.packed:
-            self.packed[layer, site] = self._pack(layer, site)
-        packed = self.packed[layer, site]
-        if packed is None:
-            return None
-        down, up = packed
-        tiles = inputs.new_zeros(self.size * TILE, inputs.shape[1]).index_copy(
-            0, self.slots, inputs.index_select(0, self.token)
-        )
-        low = torch.bmm(tiles.view(self.size, TILE, -1), down)
+        down, ups = self.bank.packed(("grouped", layer, sites, self.dtype), lambda: self._pack(layer, sites))
+        if down is None:
+            return outputs
+        given = inputs if self.order is not None else inputs.index_select(0, self.token)
+        low = F.grouped_mm(given, down, offs=self.ends) * self.weight
         if self.keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < self.keep) / self.keep).to(low.dtype)
-        added = torch.bmm(low, up).view(self.size * TILE, -1).index_select(0, self.slots) * self.weight
-        return added.new_zeros(self.tokens, added.shape[1]).index_add(0, self.token, added)
+        mixed: list[Tensor] = []
+        start = 0
+        for output, up in zip(outputs, ups, strict=True):
+            if up is None:
+                mixed.append(output)
+                continue
+            added = F.grouped_mm(low[:, start : start + self.rank], up, offs=self.ends)
+            start += self.rank
+            mixed.append(output + added if self.order is not None else output.index_add(0, self.token, added))
+        return mixed

@@ -88,6 +88,10 @@ class Layout:
         """``(size, width)`` → ``(count, width)``."""
         return move_rows(padded, self.slots, self.tokens, count)
 
+    def reordered(self, place: Tensor) -> Layout:
+        """The layout of the same tokens when token t lies at ``place[t]``."""
+        return dataclasses.replace(self, tokens=place[self.tokens])
+
 
 @dataclass(frozen=True)
 class AttentionGroup:
@@ -107,6 +111,11 @@ class AttentionPlan:
     query_layout: Layout
     key_layout: Layout
     groups: tuple[AttentionGroup, ...]
+
+    def reordered(self, place: Tensor) -> AttentionPlan:
+        """The plan of the same sequences when token t lies at ``place[t]``."""
+        query, key = self.query_layout.reordered(place), self.key_layout.reordered(place)
+        return dataclasses.replace(self, query_layout=query, key_layout=key)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Multi-head attention over packed tokens: ``(q, width), (k, width), (k, width)`` → ``(q, width)``."""
