@@ -177,3 +177,22 @@ def test_a_hint_changes_the_answer_and_not_the_reported_routing(system, top_k):
     assert [p.route.probabilities for p in hinted] == [pytest.approx(p.route.probabilities) for p in free]
     assert hinted[1].task == free[1].task
     assert hinted[1].answer["score"] == pytest.approx(free[1].answer["score"], abs=1e-4)
+
+
+def test_several_tasks_on_one_text_share_the_trunk(system, monkeypatch):
+    """Answers are those of single calls. Fails if the layers below the adapters run once a task."""
+    predictor = Predictor(system)
+    text, other = TextInput("A wonderful film about a small town."), TextInput("The man buys an apple.")
+    inputs, tasks = [text, other, text, text], ["sentiment", "translation", "translation", "summarization"]
+    alone = [predictor.predict([i], [t])[0] for i, t in zip(inputs, tasks, strict=True)]
+    seen = []
+    trunk = system.model.trunk
+    monkeypatch.setattr(system.model, "trunk", lambda batch, **kw: seen.append(len(batch.ids)) or trunk(batch, **kw))
+    together = predictor.predict(inputs, tasks)
+    lengths = [len(w.ids) for i in (text, other) for w in system.source.encode(i.text).windows]
+    assert seen == [sum(lengths)]
+    for one, many in zip(alone, together, strict=True):
+        assert (one.task, one.answer.keys()) == (many.task, many.answer.keys())
+        for key, value in one.answer.items():
+            assert many.answer[key] == (pytest.approx(value, abs=1e-4) if isinstance(value, float) else value)
+        assert one.route.probabilities == pytest.approx(many.route.probabilities, abs=1e-5)

@@ -142,11 +142,27 @@ class Predictor:
             examples.append(EncodedExample(0, windows, name, deep))
         return to_device(collate(examples, self.system.first_position), self.system.device)
 
+    def _trunk(self, sources: Sequence[EncodedSource]) -> Trunk:
+        """The layers below the adapters, once for a source that is there several times, as for several tasks."""
+        keys = [tuple(tuple(w.ids) for w in source.windows) for source in sources]
+        distinct = {
+            key: (number, source) for number, (key, source) in enumerate(dict(zip(keys, sources, strict=True)).items())
+        }
+        own = [source for _, source in distinct.values()]
+        trunk = self.system.model.trunk(self._collate(own, [None] * len(own)).batch, record=True)
+        if len(own) == len(sources):
+            return trunk
+        examples = torch.tensor([distinct[key][0] for key in keys])
+        lengths = torch.tensor([sum(map(len, key)) for key in distinct])
+        places = torch.arange(int(lengths.sum())).split(lengths.tolist())
+        tokens = torch.cat([places[number] for number in examples.tolist()])
+        return trunk.repeated(tokens.to(self.system.device), examples.to(self.system.device))
+
     def _predict_chunk(
         self, sources: Sequence[EncodedSource], hints: Sequence[str | None], given: Tensor | None
     ) -> list[Prediction]:
         model, names = self.system.model, list(self.system.tasks)
-        trunk = model.trunk(self._collate(sources, [None] * len(sources)).batch, record=True)
+        trunk = self._trunk(sources)
         routing = model.router(trunk.features)
         top_k = model.router.config.top_k if given is None else None
         weights = top_k_weights(routing.weights, model.router.config.top_k).clone()

@@ -90,6 +90,11 @@ class Trunk:
     recorded: list[tuple[Tensor, Tensor]]
     """Keys and values of all source tokens, for target tokens and for the cache."""
 
+    def repeated(self, tokens: Tensor, examples: Tensor) -> Trunk:
+        """The trunk of a batch that has some inputs several times: which ``tokens`` and ``examples`` of this one."""
+        recorded = [(key.index_select(0, tokens), value.index_select(0, tokens)) for key, value in self.recorded]
+        return Trunk(self.hidden.index_select(0, tokens), self.features.index_select(0, examples), recorded)
+
 
 class DynamoModel(nn.Module):
     """One frozen backbone, an adapter and a head for every task, and a router over the adapters."""

@@ -144,7 +144,7 @@ class AdapterBank(nn.Module):
         return ConcatenatedMix(self, weights, rows, dtype, active)
 
     def packed(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` packs of the adapters; kept until ``mix`` finds one of them changed, unless a gradient is taken."""
+        """What ``make`` packs of the adapters; without gradient it is kept until ``mix`` finds an adapter changed."""
         if torch.is_grad_enabled():
             return make()
         if key not in self._packs:
@@ -242,7 +242,7 @@ class _Concatenated:
 
 
 class GroupedMix:
-    """Top-k by groups: tokens lie sorted by their adapter, and every group meets its own matrices in one grouped product.
+    """Top-k by groups: tokens lie sorted by their adapter, and each group meets its matrices in one grouped product.
 
     With one adapter a token, the model sorts its tokens once (``order``), so that no layer gathers anything. Nothing
     waits for the device.
