@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import rivals
 import torch
 from harness import Race, race
-from rivals import Inputs, mixed_lengths, plain_model, routed_model
+from rivals import Inputs, mixed_lengths, plain_model, routed_forward, routed_model, spread
 
 from dynamo_mtl.model.encoder import PackedAttention
 
@@ -17,55 +19,57 @@ def races(device: torch.device) -> dict[str, Race]:
     found: dict[str, Race] = {}
     for shape in rivals.SHAPES:
         suffix = "" if shape == "minilm" else f"_{shape}"
-        model = routed_model(shape, 5, device)
-        inputs = Inputs.make(mixed_lengths(), model.encoder.config.first_position, device)
-        plain = plain_model(shape, model.dtype, device)
-        _same(model, plain, inputs)
-        by_length = _sorted_batches(inputs)
-
-        def padded(plain: Any = plain, inputs: Inputs = inputs) -> None:
-            plain(inputs.padded, attention_mask=inputs.mask)
-
-        def careful(plain: Any = plain, batches: Any = by_length) -> None:
-            for ids, mask in batches:
-                plain(ids, attention_mask=mask)
-
-        def routed(model: Any = model, inputs: Inputs = inputs) -> None:
-            model(inputs.batch)
-
-        def bare(model: Any = model, inputs: Inputs = inputs) -> None:
-            _bare(model, inputs)
-
-        with torch.inference_mode():
-            found[f"routed_vs_transformers{suffix}"] = race(
-                padded, routed, device, target=3.0, at_least=True,
-                what="time of transformers, padded, without adapters, over a routed forward",
-            )  # fmt: skip
-            found[f"routed_vs_transformers_sorted{suffix}"] = race(
-                careful, routed, device, target=1.0, at_least=True,
-                what="time of transformers in sub-batches of similar length over a routed forward",
-            )  # fmt: skip
-            found[f"routed_over_bare{suffix}"] = race(
-                routed, bare, device, target=1.08, at_least=False, pairs=21,
-                what="time of a routed forward over our backbone without adapters and router",
-            )  # fmt: skip
-            everywhere = routed_model(shape, 5, device, sites="all-linear")
-            found[f"routed_over_bare_all_linear{suffix}"] = race(
-                lambda m=everywhere, i=inputs: m(i.batch), bare, device, target=1.25, at_least=False,
-                what="the same with adapters at all linear layers",
-            )  # fmt: skip
-            many = routed_model(shape, 64, device)
-            found[f"adapters_64_over_5_top1{suffix}"] = race(
-                lambda m=many, i=inputs: m(i.batch), routed, device, target=1.10, at_least=False, pairs=21,
-                what="time of a routed forward with 64 adapters over one with 5, top-1",
-            )  # fmt: skip
-            few_soft, many_soft = (routed_model(shape, k, device, top_k=k) for k in (5, 64))
-            found[f"adapters_64_over_5_soft{suffix}"] = race(
-                lambda m=many_soft, i=inputs: m(i.batch), lambda m=few_soft, i=inputs: m(i.batch), device,
-                target=1.7 if shape == "minilm" else 1.4, at_least=False,
-                what="time of a routed forward with 64 adapters over one with 5, all mixed",
-            )  # fmt: skip
+        found |= {f"{name}{suffix}": result for name, result in _races(shape, device).items()}
     return found
+
+
+def _races(shape: str, device: torch.device) -> dict[str, Race]:
+    model = routed_model(shape, 5, device)
+    inputs = Inputs.make(mixed_lengths(), model.encoder.config.first_position, device)
+    plain = plain_model(shape, model.dtype, device)
+    _same(model, plain, inputs)
+
+    def routed(adapters: int, soft: bool = False, sites: Any = ("query", "value")) -> Callable[[], torch.Tensor]:
+        own = routed_model(shape, adapters, device, top_k=adapters if soft else 1, sites=sites)
+        return partial(routed_forward, own, inputs, spread(own, inputs, soft))
+
+    def padded() -> None:
+        plain(inputs.padded, attention_mask=inputs.mask)
+
+    by_length = _sorted_batches(inputs)
+
+    def careful() -> None:
+        for ids, mask in by_length:
+            plain(ids, attention_mask=mask)
+
+    few, bare = routed(5), partial(_bare, model, inputs)
+    with torch.inference_mode():
+        return {
+            "routed_vs_transformers": race(
+                padded, few, device, target=3.0, at_least=True,
+                what="time of transformers, padded, without adapters, over a routed forward",
+            ),
+            "routed_vs_transformers_sorted": race(
+                careful, few, device, target=1.0, at_least=True,
+                what="time of transformers in sub-batches of similar length over a routed forward",
+            ),
+            "routed_over_bare": race(
+                few, bare, device, target=1.08, at_least=False, pairs=21,
+                what="time of a routed forward over our backbone without adapters and router",
+            ),
+            "routed_over_bare_all_linear": race(
+                routed(5, sites="all-linear"), bare, device, target=1.25, at_least=False,
+                what="the same with adapters at all linear layers",
+            ),
+            "adapters_64_over_5_top1": race(
+                routed(64), few, device, target=1.10, at_least=False, pairs=21,
+                what="time of a routed forward with 64 adapters over one with 5, top-1",
+            ),
+            "adapters_64_over_5_soft": race(
+                routed(64, soft=True), routed(5, soft=True), device, target=1.7 if shape == "minilm" else 1.4,
+                at_least=False, what="time of a routed forward with 64 adapters over one with 5, all mixed",
+            ),
+        }  # fmt: skip
 
 
 def _bare(model: Any, inputs: Inputs) -> torch.Tensor:

@@ -7,13 +7,14 @@ would.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import Race, peak_extra_mib, race
 from peft import ArrowConfig, create_arrow_model
-from rivals import SITES, Inputs, mixed_lengths, peft_model, plain_model, routed_model
+from rivals import SITES, Inputs, mixed_lengths, peft_model, plain_model, routed_forward, routed_model, spread
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -69,10 +70,10 @@ def races(device: torch.device) -> dict[str, Race]:
         rival = TwoPasses(model, plain_model("minilm", model.dtype, device))
         rival.classifier.to(device)
         with torch.inference_mode():
-            output = model(inputs.batch)
-            _same(model, output.hidden, inputs.real(rival(inputs, output.weights)))
+            weights = spread(model, inputs, soft=True)
+            _same(model, routed_forward(model, inputs, weights), inputs.real(rival(inputs, weights)))
             found[name] = race(
-                lambda r=rival, i=inputs, w=output.weights: r(i, w), lambda m=model, i=inputs: m(i.batch), device,
+                partial(rival, inputs, weights), partial(routed_forward, model, inputs, weights), device,
                 target=4.0, at_least=True, adapters=adapters,
                 what="time of two passes and a loop over adapters, in transformers, over a routed soft mixture",
             )  # fmt: skip

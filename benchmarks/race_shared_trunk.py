@@ -24,7 +24,7 @@ def races(device: torch.device) -> dict[str, Race]:
         tokens = torch.cat([torch.arange(LENGTH, device=device) + int(row) * LENGTH for row in rows])
         tasks = torch.arange(TASKS, device=device).repeat(TEXTS)
 
-        def shared(model=model, once=once, every=every, rows=rows, tokens=tokens, tasks=tasks) -> torch.Tensor:  # noqa: ANN001, PLR0917
+        def shared(model=model, once=once, every=every, rows=rows, tokens=tokens, tasks=tasks) -> torch.Tensor:  # noqa: ANN001
             trunk = model.trunk(once).repeated(tokens, rows)
             return model(every, model.told(tasks), top_k=1, trunk=trunk).hidden
 

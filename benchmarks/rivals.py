@@ -21,7 +21,7 @@ from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
 from dynamo_mtl.model.heads import HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.model.packing import to_device
-from dynamo_mtl.model.router import RouterConfig
+from dynamo_mtl.model.router import RouterConfig, top_k_weights
 
 LENGTHS: dict[str, list[int]] = json.loads(Path(__file__).with_name("lengths.json").read_text(encoding="utf-8"))
 """Task → tokens of six real inputs, first windows, drawn at random from validation data."""
@@ -86,7 +86,7 @@ def routed_model(
     top_k: int = 1,
     heads: Literal["span", "language_model"] = "span",
 ) -> DynamoModel:
-    """Adapters of rank 16 that all change the output, and a router that uses all of them."""
+    """Adapters of rank 16 that all change the output, and a router of random weights."""
     torch.manual_seed(1)
     backbone = load_backbone(str(backbone_folder(shape)), tokenizer_folder=find_backbone("minilm"))
     names = [f"task_{n}" for n in range(adapters)]
@@ -103,10 +103,28 @@ def routed_model(
         for name, parameter in model.bank.named_parameters():
             if ".up." in name:
                 parameter.normal_(std=0.02)
-        for layer in model.router.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.weight.normal_(std=2 * layer.in_features**-0.5)
     return model.to(device).eval().requires_grad_(False)
+
+
+def spread(model: DynamoModel, inputs: Inputs, soft: bool = False) -> Tensor:
+    """Mixing weights that use all adapters: one for each input in turn, or a different mixture for each.
+
+    A router without training sends nearly all to one adapter, which would flatter those whose cost grows with the
+    number of adapters in use.
+    """
+    rows, adapters = inputs.batch.example_count, len(model.task_names)
+    if not soft:
+        return model.told(torch.arange(rows, device=inputs.batch.ids.device) % adapters)
+    generator = torch.Generator().manual_seed(3)
+    return torch.softmax(torch.randn(rows, adapters, generator=generator), dim=-1).to(inputs.batch.ids.device)
+
+
+def routed_forward(model: DynamoModel, inputs: Inputs, weights: Tensor) -> Tensor:
+    """A routed pass whose router is run, and whose choice is then replaced by ``weights``."""
+    trunk = model.trunk(inputs.batch)
+    top_k_weights(model.router(trunk.features).weights, model.router.config.top_k)
+    top_k = model.router.config.top_k
+    return model(inputs.batch, weights, top_k=top_k, trunk=trunk).hidden
 
 
 def plain_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:

@@ -153,8 +153,11 @@ class AdapterBank(nn.Module):
 
     def _forget_changed(self) -> None:
         """Drop what was packed of other values."""
-        version = sum(parameter._version for parameter in self._parameters_in_order)
-        if version != self._packed_version:
+        parameters = self._parameters_in_order
+        # Tensors that were made in inference mode do not say whether they have changed.
+        known = not any(parameter.is_inference() for parameter in parameters)
+        version = sum(parameter._version for parameter in parameters) if known else -1
+        if version != self._packed_version or not known:
             self._packs.clear()
             self._packed_version = version
 
