@@ -9,7 +9,7 @@ from harness import Race, race
 from rivals import LENGTHS, Inputs, routed_model
 from torch.nn import functional as F
 
-EXAMPLES = 256
+EXAMPLES, BATCH = 512, 256
 ROUNDS = 20
 """Cached epochs that are timed together; one alone is too short to be timed."""
 
@@ -22,8 +22,8 @@ def races(device: torch.device) -> dict[str, Race]:
     tasks = list(LENGTHS)
     owners = [rng.randrange(5) for _ in range(EXAMPLES)]
     lengths = [rng.choice(LENGTHS[tasks[owner]]) for owner in owners]
-    batches = [Inputs.make(lengths[n : n + 32], first, device, seed=n).batch for n in range(0, EXAMPLES, 32)]
-    routes = torch.tensor(owners, device=device).split(32)
+    batches = [Inputs.make(lengths[n : n + BATCH], first, device, seed=n).batch for n in range(0, EXAMPLES, BATCH)]
+    routes = torch.tensor(owners, device=device).split(BATCH)
     model.router.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.router.parameters(), lr=1e-4, fused=True)
     cached = [model.trunk(batch).features.half() for batch in batches]
@@ -50,10 +50,10 @@ def races(device: torch.device) -> dict[str, Race]:
             for features, truth in zip(cached, routes, strict=True):
                 update(model.router(features.float()).logits, truth)
 
-    trunk = race(through_the_trunk, on_cached_features, device, target=50, at_least=True, what="")
+    trunk = race(through_the_trunk, on_cached_features, device, target=50, at_least=True, what="", pairs=5)
     whole = race(
         through_the_model, on_cached_features, device, target=50, at_least=True,
-        what="time of a router epoch through the model over one on cached features", examples=EXAMPLES,
+        what="time of a router epoch through the model over one on cached features", examples=EXAMPLES, batch=BATCH, pairs=5,
         through_the_trunk_only=trunk.ratio * ROUNDS,
     )  # fmt: skip
     return {

@@ -81,8 +81,11 @@ def races(device: torch.device) -> dict[str, Race]:
 
 
 def _arrow(device: torch.device) -> Race:
-    """PEFT's Arrow at a temperature that makes it mix all 32 alike, and our router with no preference."""
-    model = routed_model("minilm", 32, device, top_k=32)
+    """PEFT's Arrow at a temperature that makes it mix all 32 alike, and our router with no preference.
+
+    Arrow wants adapters in every layer, so that here ours are in every layer too.
+    """
+    model = routed_model("minilm", 32, device, top_k=32, tap_layer=0)
     with torch.no_grad():
         last = [module for module in model.router.modules() if isinstance(module, nn.Linear)][-1]
         last.weight.zero_()

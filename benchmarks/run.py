@@ -16,7 +16,7 @@ import torch
 import transformers
 from harness import machine
 
-RACES = ("startup", "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk")
+RACES = ("startup", "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "curves")
 
 
 def main() -> None:
