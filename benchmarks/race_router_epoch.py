@@ -53,8 +53,8 @@ def races(device: torch.device) -> dict[str, Race]:
     trunk = race(through_the_trunk, on_cached_features, device, target=50, at_least=True, what="", pairs=5)
     whole = race(
         through_the_model, on_cached_features, device, target=50, at_least=True,
-        what="time of a router epoch through the model over one on cached features", examples=EXAMPLES, batch=BATCH, pairs=5,
-        through_the_trunk_only=trunk.ratio * ROUNDS,
+        what="time of a router epoch through the model over one on cached features", pairs=5,
+        examples=EXAMPLES, batch=BATCH, through_the_trunk_only=trunk.ratio * ROUNDS,
     )  # fmt: skip
     return {
         "router_epoch_cached": Race(
