@@ -116,7 +116,7 @@ def _answer(result: Result) -> list[str]:
             )
     rivals = [name for name in SYSTEMS if name in systems and name not in ("dynamo", "oracle", "soft", "trivial")]
     wins = [_compared(result, name) for name in rivals]
-    if wins and "dynamo" in systems:
+    if wins and "dynamo" in systems and result.intervals:
         lines.append("Beyond its 95 % interval: " + " ".join(wins))
     return lines
 
