@@ -109,7 +109,9 @@ def test_an_unknown_task_hint_is_suggested(model, capsys):
 def test_evaluate_refuses_misspelt_settings(model, capsys):
     assert "did you mean 'data'?" in _fails(["evaluate", str(model), "dta.root=x"], capsys)
     assert "did you mean 'sentiment'?" in _fails(["evaluate", str(model), "data.sentimnt_data_path=x"], capsys)
-    assert "'oracel' is no system; use dynamo, oracle" in _fails(["evaluate", str(model), "--systems", "oracel"], capsys)
+    assert "'oracel' is no system; use dynamo, oracle" in _fails(
+        ["evaluate", str(model), "--systems", "oracel"], capsys
+    )
 
 
 def test_evaluate_needs_no_training_data_for_a_named_file(model, tmp_path, capsys):
