@@ -60,9 +60,9 @@ def test_each_phase_changes_only_what_it_may(trained):
     one, two, three = (_states(folder / "checkpoints" / name)[0] for name in ("phase_1", "phase_2", "final_model"))
     changed = {n for n in one if not torch.equal(one[n], two[n])}
     assert changed
-    assert all(name.startswith("router.") for name in changed)
+    assert all(name.startswith(("router.", "novelty.")) for name in changed)
     changed = {n.split(".")[0] for n in two if not torch.equal(two[n], three[n])}
-    assert changed <= {"bank", "heads", "router"}
+    assert changed <= {"bank", "heads", "router", "novelty"}
 
 
 def test_phase_1_of_one_task_leaves_all_others_alone(system, session_config, tables, tmp_path):

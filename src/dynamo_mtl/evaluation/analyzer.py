@@ -243,7 +243,7 @@ def analysis_pictures(analysis: Mapping[str, Any]) -> list[Picture]:
         risk_coverage_picture(analysis["risk_coverage"]),
         map_picture(analysis["map"]),
         similarity_picture(analysis["adapter_similarity"], analysis["tasks"]),
-        correlation_picture(analysis["correlations"]),
+        *([correlation_picture(analysis["correlations"])] if analysis["correlations"] else []),
     ]
 
 

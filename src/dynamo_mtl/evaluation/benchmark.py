@@ -148,7 +148,10 @@ def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> d
 
     def centroids() -> Contender:
         train = {n: task_examples(system, n, TRAIN, seed, CENTROID_SAMPLE) for n in system.tasks}
-        inputs = {n: [task_input(system, n, row) for row in rows] for n, rows in train.items()}
+        # Where an instruction is needed, one that training has: the one that is scored would give the task away.
+        inputs = {
+            n: [task_input(system, n, row, system.tasks[n].instructions) for row in rows] for n, rows in train.items()
+        }
         return Contender(predictor, choose_nearest_centroid(predictor, inputs))
 
     makers = {

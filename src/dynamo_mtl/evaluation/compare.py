@@ -204,6 +204,8 @@ def _time(
     contenders: Mapping[str, Contender], examples: Examples, settings: CompareConfig
 ) -> dict[str, tuple[float, float | None]]:
     """Milliseconds an input and extra MiB of each contender on one mixed sample, in interleaved rounds."""
+    if not contenders:
+        return {}
     system = next(iter(contenders.values())).predictor.system
     chosen = [(task, row) for task, rows in examples.items() for row in rows[: settings.timing_inputs]]
     tasks = [task for task, _ in chosen]
@@ -225,8 +227,9 @@ def _cost(name: str, contender: Contender, folders: Mapping[str, Path], times: t
     """What a contender takes; those without a folder of their own are the routed system's, chosen for otherwise."""
     model = contender.predictor.system.model
     trained: Metadata | None = read_metadata(folders[name]) if name in folders else None
+    unused = sum(p.numel() for p in model.router.parameters()) if name == "single_task" else 0  # phase 1 trains none
     return Cost(
-        trained_parameters=model.trained_parameters(),
+        trained_parameters=model.trained_parameters() - unused,
         train_seconds=trained.train_seconds if trained else None,
         train_peak_mib=trained.peak_memory_mib if trained else None,
         inference_ms=times[0],

@@ -13,9 +13,13 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.inputs import Examples, task_input
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import InputProgress, predict_examples
+from dynamo_mtl.processes import here
 from dynamo_mtl.sandbox.run import SHORTEST, SLACK, pass_at_k, run_tests
 from dynamo_mtl.tasks.code_generation import CodeGeneration
 from dynamo_mtl.tasks.task import Example
+
+APART = 1_000_003
+"""Between the seeds of the processes, so that they do not draw the same."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def score_execution(predictor: Predictor, examples: Examples, samples: int, seed
         valid = [row for row, limit in zip(rows, limits, strict=True) if limit is not None]
         inputs = [task_input(predictor.system, name, row) for row in valid for _ in range(samples)]
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + APART * here().rank)
             made = predict_examples(predictor, inputs, [name] * len(inputs), None, f"programs of {name}")
         programs = task.texts([p.answer for p in made])
         passed: list[int] = []
@@ -83,6 +87,10 @@ def _program(row: Example, code: str) -> tuple[str, Sequence[str]]:
 
 
 def _limit(row: Example) -> float | None:
-    """Seconds that a program gets; None where even the reference fails."""
-    verdict = run_tests(*_program(row, row.target), 4 * SHORTEST)
+    """Seconds that a program gets; None where even the reference fails, or a test cannot be checked."""
+    try:
+        verdict = run_tests(*_program(row, row.target), 4 * SHORTEST)
+    except ValueError as error:  # it could not be told from outside whether a program is right
+        logger.debug("a problem is left out: %s", error)
+        return None
     return max(SHORTEST, SLACK * verdict.seconds) if verdict.passed else None

@@ -20,10 +20,13 @@ def task_examples(system: System, task: str, split: str, seed: int, limit: int |
     return first_examples(open_task_table(system.tasks[task], split, system.config.data, seed), limit)
 
 
-def task_input(system: System, task: str, example: Example) -> TextInput:
-    """An example as a user would send it: bare, or with a held-out wording where bare inputs cannot name the task."""
+def task_input(system: System, task: str, example: Example, wordings: Sequence[str] | None = None) -> TextInput:
+    """An example as a user would send it: bare, or with an instruction where bare inputs cannot name the task.
+
+    The instruction is the first of ``wordings``; of those held out for evaluation if None.
+    """
     needed = system.config.tasks[task].requires_instruction
-    instruction = system.tasks[task].evaluation_instructions[0] if needed else None
+    instruction = (wordings or system.tasks[task].evaluation_instructions)[0] if needed else None
     return TextInput(example.text, example.context, instruction)
 
 

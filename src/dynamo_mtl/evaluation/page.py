@@ -115,21 +115,22 @@ def _answer(result: Result) -> list[str]:
                 f"the same model scores when it is told the task; least on {worst} ({100 * kept[worst]:.1f} %)."
             )
     rivals = [name for name in SYSTEMS if name in systems and name not in ("dynamo", "oracle", "soft", "trivial")]
-    wins = [_compared(result, name) for name in rivals]
-    if wins and "dynamo" in systems:
-        lines.append("Beyond its 95 % interval: " + " ".join(wins))
+    if rivals and "dynamo" in systems and result.intervals:
+        wins = [sentence for name in rivals if (sentence := _compared(result, name))]
+        rest = "None of the others is better on any task." if wins else "No other system is better on any task."
+        lines.append("Beyond its 95 % interval: " + " ".join([*wins, *([rest] if len(wins) < len(rivals) else [])]))
     return lines
 
 
 def _compared(result: Result, rival: str) -> str:
-    """On which tasks another system is better by more than chance: beyond DYNAMO's interval."""
+    """On which tasks another system is better, beyond DYNAMO's interval; empty if on none."""
     better: list[str] = []
     for task, metric in result.main_metrics.items():
         own, other = result.systems["dynamo"][task][metric], result.systems[rival][task][metric]
         if other > result.intervals.get("dynamo", {}).get(task, (own, own))[1]:
             better.append(f"{task} ({number(other)} against {number(own)})")
     named = rival.replace("_", " ")
-    return f"{named.capitalize()} is better on {', '.join(better) or 'no task'}."
+    return f"{named.capitalize()} is better on {', '.join(better)}." if better else ""
 
 
 def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Section]:

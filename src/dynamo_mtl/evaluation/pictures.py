@@ -120,7 +120,8 @@ def systems_picture(result: Result) -> Picture:
         axes.invert_yaxis()
         axes.set_xlim(-0.03, WIDEST + 0.04)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.set_xlabel("main metric as a share of oracle routing (bars: 95 % bootstrap interval)")
+        bars = " (bars: 95 % bootstrap interval)" if result.intervals else ""
+        axes.set_xlabel(f"main metric as a share of oracle routing{bars}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=3, frameon=False)
 
     caption = "Every system's main metric on every task, as a share of the same model told the true task."

@@ -33,7 +33,7 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     """
     system = source.system
     names = [n for n in system.tasks if not system.config.tasks[n].requires_instruction]
-    if len(system.tasks) < 2:
+    if len(names) < 2:
         return {}
     known = known_inputs(source, config)
     bare = {

@@ -76,7 +76,8 @@ def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         ]
         for name, c in result.costs.items()
     ]  # fmt: skip
-    return header, rows
+    shown_columns = [c for c in range(len(header)) if c == 0 or any(row[c] for row in rows)]
+    return [header[c] for c in shown_columns], [[row[c] for c in shown_columns] for row in rows]
 
 
 def execution_rows(result: Result) -> tuple[list[str], list[list[str]]]:

@@ -18,7 +18,7 @@ SYSTEMS = {
     "single_task": "the adapters as phase 1 left them, told the true task",
     "single_lora": "one LoRA of the summed rank for all tasks, told the true task",
     "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, told the true task",
-    "two_pass": "the same adapters, a router that reads the last layer of a first pass (after X-LoRA)",
+    "two_pass": "the adapters of phase 1, a router that reads the last layer of a first pass (after X-LoRA)",
     "nearest_centroid": "the same adapters, chosen by the nearest task mean of trunk features, no training",
     "arrow": "the same adapters, chosen by their own directions, no training (after Arrow)",
     "uniform": "all adapters with equal weights, told the true task's head",

@@ -65,7 +65,8 @@ class Novelty(nn.Module):
             is_bare: ``(n,)`` whether each is a text without an instruction.
             seed: of the random projections and choices.
         """
-        with torch.random.fork_rng(devices=[]):
+        # Seeding reaches the generator of a GPU too.
+        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
             torch.manual_seed(seed)
             normal = nn.functional.layer_norm(features.float(), features.shape[1:])
             center = normal.mean(dim=0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import operator
 import os
 import platform
 import secrets
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -34,6 +35,14 @@ SHORTEST = 4.0
 SLACK = 4.0
 """Times that the reference solution took."""
 MOST_OUTPUT = 1 << 20
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 
 Outcome = Literal["passed", "failed", "timeout", "no report"]
 
@@ -73,12 +82,15 @@ def run_tests(code: str, tests: Sequence[str], seconds: float) -> Verdict:
 
     Args:
         code: of the program.
-        tests: ``assert`` statements.
+        tests: ``assert`` statements; see ``read_check``.
         seconds: after which it is killed, with everything that it started.
+
+    Raises:
+        ValueError: a test that cannot be checked from outside.
     """
-    expressions, expected = zip(*(_split(test) for test in tests), strict=True)
+    checks = [read_check(test) for test in tests]
     began = time.perf_counter()
-    report = _report(code, list(expressions), seconds)
+    report = _report(code, [check.expression for check in checks], seconds)
     taken = time.perf_counter() - began
     if isinstance(report, str):
         return Verdict("timeout" if report == "timeout" else "no report", report, taken)
@@ -87,9 +99,9 @@ def run_tests(code: str, tests: Sequence[str], seconds: float) -> Verdict:
     if "error" in report:
         return Verdict("failed", str(report["error"]), taken)
     values = report.get("values")
-    if not isinstance(values, list) or len(values) != len(expected):
+    if not isinstance(values, list) or len(values) != len(checks):
         return Verdict("failed", "not every test was run", taken)
-    right = all(_equal(value, answer) for value, answer in zip(values, expected, strict=True))
+    right = all(check.holds(value) for check, value in zip(checks, values, strict=True))
     return Verdict("passed", "", taken) if right else Verdict("failed", "AssertionError", taken)
 
 
@@ -101,30 +113,55 @@ def pass_at_k(total: int, passed: int, k: int) -> float:
     return 1.0 - comb(total - passed, k) / comb(total, k)
 
 
-def _split(test: str) -> tuple[str, str]:
-    """An ``assert`` as what is evaluated in isolation, and the literal that it should give."""
-    try:
-        statement = ast.parse(test.strip()).body[0]
-    except (SyntaxError, IndexError) as error:
-        raise ValueError(f"not an assert statement: {test!r:.80}") from error
-    if not isinstance(statement, ast.Assert):
-        raise ValueError(f"not an assert statement: {test!r:.80}")
-    tested = statement.test
-    if isinstance(tested, ast.Compare) and len(tested.ops) == 1 and isinstance(tested.ops[0], ast.Eq):
+@dataclass(frozen=True)
+class _Check:
+    """A test, in the part that runs in isolation and the part that does not."""
+
+    expression: str
+    compare: Callable[[Any, Any], bool]
+    """Of the value and what is expected."""
+    expected: Any
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value, as source of a literal, is what it should be."""
         try:
-            ast.literal_eval(tested.comparators[0])
-        except ValueError:
-            pass
-        else:
-            return ast.unparse(tested.left), ast.unparse(tested.comparators[0])
-    return f"bool({ast.unparse(tested)})", "True"
+            return bool(self.compare(ast.literal_eval(str(value)), self.expected))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return False
 
 
-def _equal(value: Any, expected: str) -> bool:
+def read_check(test: str) -> _Check:
+    """Take a test apart: ``assert EXPRESSION == LITERAL`` (or another order), ``assert f(LITERALS)``, ``assert not …``.
+
+    In other comparisons a program could redefine what compares, and so decide for itself that it is right.
+
+    Raises:
+        ValueError: a test of another form.
+    """
     try:
-        return bool(ast.literal_eval(str(value)) == ast.literal_eval(expected))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return False
+        statements = ast.parse(test.strip()).body
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not an assert statement: {test!r:.80}") from error
+    if len(statements) != 1 or not isinstance(statements[0], ast.Assert):
+        raise ValueError(f"not an assert statement: {test!r:.80}")
+    tested = statements[0].test
+    if isinstance(tested, ast.Compare) and len(tested.ops) == 1 and type(tested.ops[0]) in COMPARISONS:
+        compare = COMPARISONS[type(tested.ops[0])]
+        return _Check(ast.unparse(tested.left), compare, _literal(tested.comparators[0], test))
+    negated = isinstance(tested, ast.UnaryOp) and isinstance(tested.op, ast.Not)
+    call = tested.operand if isinstance(tested, ast.UnaryOp) and negated else tested
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise ValueError(f"compares with no literal: {test!r:.80}")
+    for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+        _literal(argument, test)
+    return _Check(ast.unparse(call), lambda found, expected: bool(found) is expected, not negated)
+
+
+def _literal(node: ast.expr, test: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"compares with no literal: {test!r:.80}") from error
 
 
 def _report(code: str, expressions: list[str], seconds: float) -> dict[str, Any] | str:
@@ -171,8 +208,8 @@ def _read(process: subprocess.Popen[bytes], nonce: str, seconds: float) -> dict[
             for line in read.split(b"\n")[:-1]:
                 try:
                     report = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(report, dict) and report.get("nonce") == nonce:
                     return report
-    return "timeout"
+    return "timeout" if len(read) < MOST_OUTPUT else "it wrote too much"
