@@ -136,10 +136,10 @@ def test_arrow_chooses_the_adapter_that_the_states_point_along(predictor):
     batch = _batch(predictor.system, [TEXTS[0]])
     seen = {}
 
-    def note(layer, sites, inputs, outputs):
+    def note(layer, sites, inputs, output):
         for site in sites:
             seen.setdefault((layer, site), inputs.mean(0))
-        return outputs
+        return output
 
     with torch.no_grad():
         attention = PackedAttention(batch.trunk_plan, model.encoder.config.num_heads)
@@ -180,7 +180,7 @@ def test_a_single_lora_has_the_summed_rank_and_acts_on_every_input(tiny_settings
     inputs = torch.randn(6, 32)
     mix = model.bank.mix(torch.ones(2, 5), torch.tensor([0, 0, 1, 1, 1, 0]), torch.float32)
     with torch.no_grad():
-        found = mix(2, ("query",), inputs, [torch.zeros(6, 32)])[0]
+        found = mix(2, ("query",), inputs, torch.zeros(6, 32))
         pairs = [(model.bank[n].pair(2, "query"), model.bank[n].config.scaling) for n in model.task_names]
         down = torch.cat([pair[0] for pair, _ in pairs])
         up = torch.cat([pair[1] * scaling for pair, scaling in pairs], dim=1)

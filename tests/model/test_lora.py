@@ -37,9 +37,10 @@ def _added(mix, layer, site, inputs, width=None):
     sites = TOGETHER.get(site, (site,))
     width = width or (24 if site == "intermediate" else 16)
     # Outputs of other sites must not get what belongs to this one.
-    outputs = [torch.full((len(inputs), width), float(number)) for number, _ in enumerate(sites)]
+    output = torch.arange(float(len(sites))).repeat_interleave(width).repeat(len(inputs), 1)
     given = inputs if mix.order is None else inputs[mix.order]
-    mixed = mix(layer, sites, given, outputs)[sites.index(site)] - float(sites.index(site))
+    place = sites.index(site)
+    mixed = mix(layer, sites, given, output)[:, place * width : (place + 1) * width] - place
     return mixed if mix.order is None else mixed[mix.place]
 
 
@@ -56,9 +57,16 @@ def _merged(bank, weights, rows, layer, site, inputs):
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("with_gradient", [True, False])
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("site", SITES)
-def test_concatenated_grouped_and_merged_weights_agree(bank, site, top_k):
+def test_concatenated_grouped_and_merged_weights_agree(bank, site, top_k, with_gradient):
+    bank.requires_grad_(with_gradient)
+    with torch.set_grad_enabled(with_gradient):
+        _assert_mixes_agree(bank, site, top_k)
+
+
+def _assert_mixes_agree(bank, site, top_k):
     rows = torch.randint(0, 6, (90,))
     soft = torch.softmax(torch.randn(6, 3) + 2 * torch.eye(3).repeat(2, 1), dim=-1)
     weights = top_k_weights(soft, top_k)
@@ -104,9 +112,9 @@ def test_gradients_of_both_forms_agree(bank, top_k):
 def test_a_fresh_adapter_changes_nothing_and_the_trunk_has_none():
     bank = AdapterBank(CONFIGS, SHAPE, tap_layer=2).eval()
     mix = bank.mix(torch.eye(3), torch.tensor([0, 1, 2]), torch.float32)
-    outputs = [torch.randn(3, 16)]
-    assert torch.equal(mix(3, ("query",), torch.randn(3, 16), outputs)[0], outputs[0])
-    assert mix(1, ("query",), torch.randn(3, 16), outputs) is outputs
+    output = torch.randn(3, 48)
+    assert torch.equal(mix(3, SITES[:3], torch.randn(3, 16), output), output)
+    assert mix(1, SITES[:3], torch.randn(3, 16), output) is output
 
 
 @pytest.mark.parametrize("top_k", [None, 1])

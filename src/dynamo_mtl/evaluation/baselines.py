@@ -150,14 +150,14 @@ class ArrowProbe:
         self.examples = batch.examples.index_select(0, batch.windows)
         self.scores = torch.zeros(batch.example_count, len(model.task_names), device=batch.ids.device)
 
-    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``encoder.Adapters``: adds nothing."""
         for site in sites:
             if (layer, site) in self.directions:
                 met = (inputs.float() @ self.directions[layer, site].T).abs().softmax(dim=1)
                 tokens = torch.bincount(self.examples, minlength=len(self.scores))
                 self.scores.index_add_(0, self.examples, met / tokens[self.examples, None])
-        return outputs
+        return output
 
 
 def main_directions(model: DynamoModel, layer: int, site: str) -> Tensor | None:

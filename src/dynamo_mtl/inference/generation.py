@@ -36,21 +36,17 @@ class Hypothesis:
         return self.log_probability / max(1, self.tokens) ** length_penalty
 
 
-def make_cache(
-    recorded: Sequence[tuple[Tensor, Tensor]], batch: Batch, windows: Sequence[int], extra: int, heads: int
-) -> Cache:
+def make_cache(recorded: Sequence[Tensor], batch: Batch, windows: Sequence[int], extra: int, heads: int) -> Cache:
     """Lay the recorded keys and values of chosen windows into a cache with room for ``extra`` more tokens a row."""
     numbers = torch.tensor(windows, device=batch.ids.device)
     starts, lengths = batch.top_starts[numbers], batch.top_lengths[numbers]
     places = torch.arange(int(lengths.max()), device=numbers.device)
-    index = (starts[:, None] + places).clamp_max(len(recorded[0][0]) - 1)
+    index = (starts[:, None] + places).clamp_max(len(recorded[0]) - 1)
     # What lies beyond a row's length is overwritten before it is attended to, or masked.
-    shape = (len(recorded), len(windows), len(places) + extra, recorded[0][0].shape[1])
-    keys, values = recorded[0][0].new_zeros(shape), recorded[0][0].new_zeros(shape)
-    for layer, (key, value) in enumerate(recorded):
-        keys[layer, :, : len(places)] = key[index]
-        values[layer, :, : len(places)] = value[index]
-    return Cache(keys, values, lengths, heads)
+    storage = recorded[0].new_zeros(len(recorded), len(windows), len(places) + extra, recorded[0].shape[1])
+    for layer, pairs in enumerate(recorded):
+        storage[layer, :, : len(places)] = pairs[index]
+    return Cache(storage, lengths, heads)
 
 
 class _Search:

