@@ -38,7 +38,7 @@ def _gradients(system):
 
 def _step(system, examples, twins, budget, share):
     system.model.zero_grad(set_to_none=True)
-    batch = make_step_batch(examples, twins, budget, system.first_position)
+    batch = make_step_batch(examples, twins, budget, system.collate)
     objective = Objective(TrainingConfig(entropy_weight=0.3, consistency_weight=1.0))
     values = mixture_backward(system, batch, objective, share, _same)
     return len(batch.micro), {n: float(v) for n, v in values.items()}, _gradients(system)
@@ -65,7 +65,7 @@ def test_a_mixed_batch_gives_the_gradients_of_separate_batches(quiet, tables):
     _, _, mixed = _step(quiet, examples, [], 100_000, 0.0)
     for task in quiet.tasks:
         quiet.model.zero_grad(set_to_none=True)
-        alone = make_step_batch([e for e in examples if e.task == task], [], 100_000, quiet.first_position)
+        alone = make_step_batch([e for e in examples if e.task == task], [], 100_000, quiet.collate)
         task_backward(quiet, alone, quiet.route_of(task), _same)
         index = quiet.route_of(task)
         own = {
@@ -78,7 +78,7 @@ def test_a_mixed_batch_gives_the_gradients_of_separate_batches(quiet, tables):
 
 def test_the_task_loss_reaches_the_router_through_the_mixture(quiet, tables):
     examples = _examples(quiet, tables, 1)
-    batch = make_step_batch(examples, [], 100_000, quiet.first_position)
+    batch = make_step_batch(examples, [], 100_000, quiet.collate)
     zero = {
         f"{n}_weight": 0.0 for n in ("routing", "load_balance", "efficiency", "consistency", "temperature", "z_loss")
     }
@@ -94,7 +94,7 @@ def test_an_idle_adapter_takes_no_step_at_all(quiet, tables):
     optimizer = make_optimizer(groups, quiet.device)
     before = {n: p.detach().clone() for n, p in quiet.model.named_parameters()}
     batch = make_step_batch(
-        [e for e in _examples(quiet, tables, 1) if e.task == "qa"], [], 100_000, quiet.first_position
+        [e for e in _examples(quiet, tables, 1) if e.task == "qa"], [], 100_000, quiet.collate
     )
     mixture_backward(quiet, batch, Objective(config), 1.0, _same)  # soft mixing: every adapter has a gradient
     assert quiet.model.bank["sentiment"].up["1_query"].grad is not None

@@ -149,7 +149,8 @@ class RoutingAnalyzer:
             starts = [row for row in range(len(rows)) if row == 0 or examples[row] != examples[row - 1]]
             numbers = np.cumsum([row in set(starts) for row in range(len(rows))]) - 1
             windows = [Window(ids, int(number), deep=False) for ids, number in zip(rows, numbers, strict=True)]
-            packed = to_device(build_batch(windows, [], self.model.encoder.config.first_position), device)
+            first_position = self.model.encoder.config.first_position
+            packed = to_device(build_batch(windows, [], first_position, self.model.variable_length), device)
             features.append(self.model.trunk(packed).features)
             of_rows = self._tasks(batch)
             tasks += [of_rows[row] for row in starts]

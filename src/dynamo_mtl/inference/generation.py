@@ -149,7 +149,7 @@ def _mix(model: DynamoModel, weights: Tensor, owners: list[int], active: Sequenc
 
 
 def _advance(searches: list[_Search], row_owner: list[int], log_probabilities: Tensor, last: bool) -> None:
-    """Give every search its best candidates: twice as many as beams, so that ends do not starve it."""
+    """Give every search its best candidates: several beams get twice as many, so that ends do not starve them."""
     rows_of: dict[int, list[int]] = {}
     for row, owner in enumerate(row_owner):
         if searches[owner].beams:
@@ -160,7 +160,7 @@ def _advance(searches: list[_Search], row_owner: list[int], log_probabilities: T
             if banned:
                 log_probabilities[row, banned] = float("-inf")
     settings = searches[0].settings
-    wanted = 2 * settings.num_beams
+    wanted = 2 * settings.num_beams if settings.num_beams > 1 else 1
     if settings.sampling_temperature is None:
         best, tokens = log_probabilities.topk(min(wanted, log_probabilities.shape[1]), dim=1)
     else:

@@ -22,7 +22,7 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import Output, Trunk
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Routing, top_k_weights
-from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView, collate
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer
 
@@ -140,7 +140,7 @@ class Predictor:
             windows = [w.ids for w in source.windows]
             deep = 0 if name is None else len(windows) if self.system.tasks[name].all_windows else 1
             examples.append(EncodedExample(0, windows, name, deep))
-        return to_device(collate(examples, self.system.first_position), self.system.device)
+        return to_device(self.system.collate(examples), self.system.device)
 
     def _trunk(self, sources: Sequence[EncodedSource]) -> Trunk:
         """The layers below the adapters, once for a source that is there several times, as for several tasks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.settings import dump_yaml, read_settings, validate
-from dynamo_mtl.tasks.encoding import EncodedExample, SourceEncoder
+from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, SourceEncoder, collate
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Example, Task, TaskConfig, task_type, task_types
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, own_vocabulary, train_vocabulary
@@ -122,6 +122,10 @@ class System:
     def first_position(self) -> int:
         """Position of a sequence's first token."""
         return self.model.encoder.config.first_position
+
+    def collate(self, examples: Sequence[EncodedExample]) -> PackedExamples:
+        """Pack examples as this model's attention wants them, on the host."""
+        return collate(examples, self.first_position, self.model.variable_length)
 
     def route_of(self, task: str) -> int:
         """The router output that belongs to a task."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.model.packing import AttentionPlan, Span, plan_attention
+from dynamo_mtl.model.packing import AttentionPlan, Span, plan_padded
+from dynamo_mtl.model.variable_length import plan_variable_length
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,21 @@ class Batch:
     """Head name → its target tokens' place in the top run."""
 
 
-def build_batch(windows: Sequence[Window], targets: Sequence[Target], first_position: int) -> Batch:
+def build_batch(
+    windows: Sequence[Window], targets: Sequence[Target], first_position: int, variable_length: bool = False
+) -> Batch:
     """Pack windows and targets and plan attention.
 
     Args:
         windows: all windows, those of an example next to each other.
         targets: at most one for a window, and only for deep ones; those of one head next to each other.
         first_position: position of a sequence's first token.
+        variable_length: plan attention for the kernels of a GPU instead of padded rectangles.
     """
+
+    def plan(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> AttentionPlan:
+        return plan_variable_length(queries, keys) if variable_length else plan_padded(queries, keys, key_count)
+
     lengths = np.array([len(w.ids) for w in windows])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     sources = [Span(np.arange(s, s + n), np.zeros(n, dtype=np.int64)) for s, n in zip(starts, lengths, strict=True)]
@@ -108,17 +116,17 @@ def build_batch(windows: Sequence[Window], targets: Sequence[Target], first_posi
         starts=torch.from_numpy(starts),
         examples=torch.from_numpy(examples),
         example_count=int(examples.max()) + 1,
-        trunk_plan=plan_attention(sources, sources),
+        trunk_plan=plan(sources, sources),
         deep_tokens=torch.from_numpy(deep_tokens),
         top_starts=torch.from_numpy(top_starts),
         top_lengths=torch.from_numpy(top_lengths),
         top_examples=torch.from_numpy(
             np.concatenate([examples[window_of_token[deep_tokens]], target_examples]).astype(np.int64)
         ),
-        top_plan=plan_attention(top_spans, top_spans) if deep else None,
+        top_plan=plan(top_spans, top_spans) if deep else None,
         target_ids={head: torch.tensor([i for t in targets if t.head == head for i in t.ids]) for head in heads},
         target_positions=torch.from_numpy(_target_positions(targets, lengths, first_position)),
-        target_plan=plan_attention(spans, after_source, int(lengths.sum() + offsets[-1])) if targets else None,
+        target_plan=plan(spans, after_source, int(lengths.sum() + offsets[-1])) if targets else None,
         target_slices=_slices(targets, heads, deep_total),
     )
 

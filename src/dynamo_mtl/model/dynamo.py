@@ -147,6 +147,11 @@ class DynamoModel(nn.Module):
         """Whether the backbone is being trained: only in full fine-tuning."""
         return self.encoder.word_embeddings.weight.requires_grad
 
+    @property
+    def variable_length(self) -> bool:
+        """Whether batches are to be planned for variable-length attention, which has half precision on GPUs only."""
+        return self.encoder.word_embeddings.weight.is_cuda and self.dtype != torch.float32
+
     def trained_parameters(self) -> int:
         """How many numbers training changes."""
         trained: list[nn.Module] = [self.heads]

@@ -1,7 +1,8 @@
 """Packed tokens: a batch of sequences as one flat run of real tokens, and the plans to attend over it.
 
-Linear layers, norms and adapters work on the flat run, so padding costs nothing there. Attention needs rectangles:
-an ``AttentionPlan``, made once a batch on the host, groups sequences of similar length into padded rectangles.
+Linear layers, norms and adapters work on the flat run, so padding costs nothing there. Attention follows a plan that is
+made once a batch on the host: here one that groups sequences of similar length into padded rectangles, in
+``variable_length.py`` one for the kernels that GPUs have.
 
 Who sees whom follows from one rule: token i sees token j iff both belong to one sequence and ``order[j] <= order[i]``.
 Source tokens have order 0 (they see each other), target tokens 1, 2, … (each sees the source and its own past).
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -113,27 +114,43 @@ class AttentionGroup:
     """``(rows, 1, queries or 1, keys)``, true where attention is allowed; None where everything is."""
 
 
-@dataclass(frozen=True)
-class AttentionPlan:
+class AttentionPlan(Protocol):
     """All that attention over one packed batch needs; the same for every layer."""
+
+    def reordered(self, order: Tensor, place: Tensor) -> AttentionPlan:
+        """The plan of the same sequences when token t lies at ``place[t]`` and ``order`` is its inverse."""
+        ...
+
+    def attend(self, joint: Tensor, heads: int) -> Tensor:
+        """Tokens among themselves: queries, keys and values ``(tokens, 3 · width)`` → ``(tokens, width)``."""
+        ...
+
+    def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
+        """Queries ``(q, width)`` to keys and values ``(k, 2 · width)`` of other tokens → ``(q, width)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class PaddedPlan:
+    """Sequences of similar length in padded rectangles. See ``AttentionPlan``."""
 
     query_layout: Layout
     key_layout: Layout
     groups: tuple[AttentionGroup, ...]
 
-    def reordered(self, order: Tensor, place: Tensor) -> AttentionPlan:
-        """The plan of the same sequences when token t lies at ``place[t]`` and ``order`` is its inverse."""
+    def reordered(self, order: Tensor, place: Tensor) -> PaddedPlan:
+        """See ``AttentionPlan``."""
         layout = self.query_layout.reordered(order, place)
         return dataclasses.replace(self, query_layout=layout, key_layout=layout)
 
     def attend(self, joint: Tensor, heads: int) -> Tensor:
-        """Tokens among themselves: queries, keys and values ``(tokens, 3 · width)`` → ``(tokens, width)``."""
+        """See ``AttentionPlan``."""
         width = joint.shape[1] // 3
         padded = self.query_layout.pad(joint)
         return self._attend(padded[:, :width], padded[:, width:], heads)
 
     def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
-        """Queries ``(q, width)`` to keys and values ``(k, 2 · width)`` of other tokens → ``(q, width)``."""
+        """See ``AttentionPlan``."""
         return self._attend(self.query_layout.pad(query), self.key_layout.pad(others), heads)
 
     def _attend(self, queries: Tensor, others: Tensor, heads: int) -> Tensor:
@@ -165,7 +182,7 @@ class Span:
         return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
 
 
-def plan_attention(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> AttentionPlan:
+def plan_padded(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> PaddedPlan:
     """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length.
 
     Args:
@@ -184,9 +201,9 @@ def plan_attention(queries: Sequence[Span], keys: Sequence[Span], key_count: int
     order = [s for group in groups for s in group]
     query_layout = _layout([queries[s] for s in order], [r.queries for r in rectangles for _ in range(r.rows)])
     if queries is keys:
-        return AttentionPlan(query_layout, query_layout, tuple(rectangles))
+        return PaddedPlan(query_layout, query_layout, tuple(rectangles))
     key_layout = _layout([keys[s] for s in order], [r.keys for r in rectangles for _ in range(r.rows)], key_count)
-    return AttentionPlan(query_layout, key_layout, tuple(rectangles))
+    return PaddedPlan(query_layout, key_layout, tuple(rectangles))
 
 
 def _rectangle(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionGroup:
@@ -230,7 +247,8 @@ def _layout(spans: Sequence[Span], lengths: Sequence[int], count: int | None = N
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor inside nested frozen dataclasses, tuples, lists and dictionaries to ``device``."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        # Only pinned memory is copied while the host goes on.
+        return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
     if isinstance(value, tuple | list):
         return type(value)(to_device(item, device) for item in value)
     if isinstance(value, dict):

@@ -136,8 +136,10 @@ class PackedExamples:
     views: list[TaskView]
 
 
-def collate(examples: Sequence[EncodedExample], first_position: int) -> PackedExamples:
-    """Pack examples, in the given order, with the targets of each task next to each other."""
+def collate(
+    examples: Sequence[EncodedExample], first_position: int, variable_length: bool = False
+) -> PackedExamples:
+    """Pack examples, in the given order, with the targets of each task next to each other. See ``build_batch``."""
     windows: list[Window] = []
     first_window: list[int] = []
     for index, example in enumerate(examples):
@@ -151,7 +153,7 @@ def collate(examples: Sequence[EncodedExample], first_position: int) -> PackedEx
         for i in members[task]
         if (ids := examples[i].target_ids) is not None
     ]
-    batch = build_batch(windows, targets, first_position)
+    batch = build_batch(windows, targets, first_position, variable_length)
     views = [_view(task, members[task], examples, first_window, batch) for task in tasks]
     return PackedExamples(batch, torch.tensor([e.route for e in examples]), views)
 

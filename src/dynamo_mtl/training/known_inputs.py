@@ -15,7 +15,7 @@ from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.novelty import Novelty
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.processes import add_up, here
-from dynamo_mtl.tasks.encoding import EncodedExample, collate
+from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.settings import TrainingConfig
 
@@ -54,7 +54,7 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
 
     def run(group: Sequence[int]) -> None:
         members = [own[i] for i in group]
-        packed = to_device(collate([examples[i] for i in members], system.first_position), system.device)
+        packed = to_device(system.collate([examples[i] for i in members]), system.device)
         features[members] = system.model.trunk(packed.batch).features
         progress.advance(len(group))
 

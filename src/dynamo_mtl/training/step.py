@@ -23,7 +23,7 @@ from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Router, Routing
 from dynamo_mtl.processes import add_up, here, join_shares
-from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, collate
+from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples
 from dynamo_mtl.training.memory import agreed
 from dynamo_mtl.training.objective import LOSS, TASK, Objective, RoutingTerms
 
@@ -41,7 +41,8 @@ class StepBatch:
     """``(examples,)`` the adapter that each example of the whole batch belongs to."""
     twins: Tensor
     """``(pairs, 2)`` examples of the whole batch that are one input under two wordings."""
-    first_position: int
+    collate: Callable[[Sequence[EncodedExample]], PackedExamples]
+    """How a micro-batch is packed."""
     budget: int
     """Most tokens in a micro-batch."""
 
@@ -53,7 +54,7 @@ class StepBatch:
     @cached_property
     def micro(self) -> list[PackedExamples]:
         """The micro-batches."""
-        return [collate([self.examples[i] for i in group], self.first_position) for group in self.order]
+        return [self.collate([self.examples[i] for i in group]) for group in self.order]
 
     @property
     def tokens(self) -> int:
@@ -74,7 +75,7 @@ def make_step_batch(
     examples: Sequence[EncodedExample],
     twins: Sequence[tuple[int, int]],
     budget: int,
-    first_position: int,
+    collate: Callable[[Sequence[EncodedExample]], PackedExamples],
     numbers: Sequence[int] | None = None,
     routes: Sequence[int] | None = None,
 ) -> StepBatch:
@@ -84,7 +85,7 @@ def make_step_batch(
         examples: this process's share.
         twins: pairs of numbers in the whole batch that are one input under two wordings.
         budget: most tokens in a micro-batch.
-        first_position: position of a sequence's first token.
+        collate: how a micro-batch is packed.
         numbers: the examples' numbers in the whole batch; they are the whole batch if None.
         routes: the adapter of every example of the whole batch; needed with ``numbers``.
     """
@@ -93,7 +94,7 @@ def make_step_batch(
         numbers=torch.tensor(list(range(len(examples)) if numbers is None else numbers), dtype=torch.long),
         routes=torch.tensor([e.route for e in examples] if routes is None else list(routes), dtype=torch.long),
         twins=torch.tensor(twins, dtype=torch.long).reshape(-1, 2),
-        first_position=first_position,
+        collate=collate,
         budget=budget,
     )
     if logger.isEnabledFor(logging.DEBUG):
@@ -220,7 +221,7 @@ def _share_losses(system: System, examples: Sequence[EncodedExample], budget: in
     result = [0.0] * len(examples)
 
     def run(group: Sequence[int]) -> None:
-        packed = to_device(collate([examples[i] for i in group], system.first_position), system.device)
+        packed = to_device(system.collate([examples[i] for i in group]), system.device)
         known = None if own_routing else system.model.told(packed.routes)
         output = system.model(packed.batch, known, top_k=1)
         for view in packed.views:

@@ -78,7 +78,7 @@ class MixedDraw:
         numbers = self.source.place.share(range(len(planned)))
         own = [self._encode(planned[number]) for number in numbers]
         routes = [system.route_of(p.belongs) for p in planned]
-        return make_step_batch(own, twins, self.config.token_budget, system.first_position, numbers, routes)
+        return make_step_batch(own, twins, self.config.token_budget, system.collate, numbers, routes)
 
     def _encode(self, planned: Planned) -> EncodedExample:
         example = self.source.row(planned.task, planned.row)

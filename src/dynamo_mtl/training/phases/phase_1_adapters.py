@@ -42,7 +42,7 @@ class AdapterPhase:
         numbers = source.place.share(range(len(drawn)))
         own = [source.example(self.task, *drawn[number]) for number in numbers]
         routes = [source.system.route_of(self.task)] * len(drawn)
-        return make_step_batch(own, [], self.config.token_budget, source.system.first_position, numbers, routes)
+        return make_step_batch(own, [], self.config.token_budget, source.system.collate, numbers, routes)
 
     def backward(self, batch: StepBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Task loss through this adapter alone."""

@@ -1,0 +1,128 @@
+"""Attention over packed tokens by variable-length kernels, as GPUs have them: nothing is padded.
+
+Those kernels know two cases, everybody sees everybody and a causal order. That is enough: source tokens see the source
+of their sequence, all of it; target tokens see the source and the target up to themselves, which is the causal case with
+the source as past. So a plan has one stretch for each of the two. On other devices a plain loop over sequences stands in,
+so that the same plans are tested everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.model.packing import Span
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Sequences whose queries see their keys in the same manner."""
+
+    queries: Tensor
+    """``(q,)`` tokens that ask, sequence after sequence."""
+    keys: Tensor
+    """``(k,)`` tokens that they may see, sequence after sequence."""
+    query_ends: Tensor
+    """``(sequences + 1,)`` int32, 0 and where each sequence's queries end."""
+    key_ends: Tensor
+    """``(sequences + 1,)`` int32, likewise of keys."""
+    most_queries: int
+    """Of one sequence."""
+    most_keys: int
+    is_causal: bool
+    """Whether the last query sees all keys, the one before it all but one, and so on; else all see all."""
+
+
+@dataclass(frozen=True)
+class VariableLengthPlan:
+    """All that attention over one packed batch needs; the same for every layer. See ``packing.AttentionPlan``."""
+
+    stretches: tuple[Stretch, ...]
+    place: Tensor
+    """``(queries,)`` where each query stands in the stretches, one after the other."""
+
+    def reordered(self, order: Tensor, place: Tensor) -> VariableLengthPlan:
+        """See ``AttentionPlan``."""
+        moved = tuple(dataclasses.replace(s, queries=place[s.queries], keys=place[s.keys]) for s in self.stretches)
+        return VariableLengthPlan(moved, self.place[order])
+
+    def attend(self, joint: Tensor, heads: int) -> Tensor:
+        """See ``AttentionPlan``."""
+        width = joint.shape[1] // 3
+        return self.attend_to(joint[:, :width], joint[:, width:], heads)
+
+    def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
+        """See ``AttentionPlan``."""
+        mixed: list[Tensor] = []
+        for stretch in self.stretches:
+            rows = query.index_select(0, stretch.queries).unflatten(1, (heads, -1))
+            keys, values = others.index_select(0, stretch.keys).unflatten(1, (2, heads, -1)).unbind(1)
+            mixed.append(variable_length_attention(rows, keys, values, stretch).flatten(1))
+        return torch.cat(mixed).index_select(0, self.place)
+
+
+def variable_length_attention(query: Tensor, key: Tensor, value: Tensor, stretch: Stretch) -> Tensor:
+    """Scaled dot-product attention inside each sequence: ``(q, heads, width), (k, heads, width)`` twice → like query."""
+    if query.device.type == "cuda":
+        from torch.nn.attention.varlen import varlen_attn
+
+        ends = (stretch.query_ends, stretch.key_ends, stretch.most_queries, stretch.most_keys)
+        attended: Any = varlen_attn(query, key, value, *ends, **_causality(varlen_attn, stretch.is_causal))
+        return attended
+    outputs: list[Tensor] = []
+    query_ends, key_ends = stretch.query_ends.tolist(), stretch.key_ends.tolist()
+    for q, next_q, k, next_k in zip(query_ends, query_ends[1:], key_ends, key_ends[1:], strict=False):
+        past = (next_k - k) - (next_q - q)
+        allowed = torch.ones(next_q - q, next_k - k, dtype=torch.bool).tril(past) if stretch.is_causal else None
+        own = (rows.transpose(0, 1) for rows in (query[q:next_q], key[k:next_k], value[k:next_k]))
+        outputs.append(F.scaled_dot_product_attention(*own, attn_mask=allowed).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _causality(kernel: Any, is_causal: bool) -> dict[str, Any]:
+    """Torch 2.10 and 2.11 call it ``is_causal``, later ones ``window_size``."""
+    if "is_causal" in inspect.signature(kernel).parameters:
+        return {"is_causal": is_causal}
+    return {"window_size": (-1, 0) if is_causal else (-1, -1)}
+
+
+def plan_variable_length(queries: Sequence[Span], keys: Sequence[Span]) -> VariableLengthPlan:
+    """Plan attention of ``queries[s]`` over ``keys[s]``; see ``packing.plan_padded``.
+
+    In every span the source, of order 0, lies before the target, of order 1, 2 and so on.
+    """
+    stretches: list[Stretch] = []
+    asked: list[np.ndarray] = []
+    for is_causal in (False, True):
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        for query, key in zip(queries, keys, strict=True):
+            asking = query.tokens[(query.orders > 0) == is_causal]
+            if len(asking):
+                pairs.append((asking, key.tokens if is_causal else key.tokens[key.orders == 0]))
+        if pairs:
+            own, seen = (list(column) for column in zip(*pairs, strict=True))
+            asked += own
+            stretches.append(
+                Stretch(
+                    torch.from_numpy(np.concatenate(own)),
+                    torch.from_numpy(np.concatenate(seen)),
+                    _ends(own),
+                    _ends(seen),
+                    max(map(len, own)),
+                    max(map(len, seen)),
+                    is_causal,
+                )
+            )
+    return VariableLengthPlan(tuple(stretches), torch.from_numpy(np.argsort(np.concatenate(asked))))
+
+
+def _ends(sequences: Sequence[np.ndarray]) -> Tensor:
+    return torch.tensor([0, *np.cumsum([len(s) for s in sequences])], dtype=torch.int32)

@@ -1,0 +1,109 @@
+"""Plans of attention: padded rectangles and variable-length stretches against a mask over all tokens."""
+
+import pytest
+import torch
+
+from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.model.batch import Target, Window, build_batch
+from dynamo_mtl.model.dynamo import DynamoModel
+from dynamo_mtl.model.packing import Layout, take_rows
+
+HEADS, WIDTH = 2, 8
+SOURCES = [5, 9, 30, 12, 31, 2]
+TARGETS = {1: 4, 4: 2, 0: 1}
+
+
+def _batch(variable_length):
+    windows = [Window([7] * length, row, deep=row != 3) for row, length in enumerate(SOURCES)]
+    targets = [Target(row, "a", [8] * length) for row, length in TARGETS.items()]
+    return build_batch(windows, targets, 0, variable_length)
+
+
+def _masked(query, others, sequences, orders):
+    """Every query over every key, where the sequence is the same and the key's order is not higher."""
+    (own, seen), (asked, given) = sequences, orders
+    allowed = (own[:, None] == seen[None]) & (given[None] <= asked[:, None])
+    rows = query.view(-1, HEADS, WIDTH).transpose(0, 1)
+    keys, values = others.view(-1, 2, HEADS, WIDTH).permute(1, 2, 0, 3)
+    scores = (rows @ keys.transpose(1, 2) * WIDTH**-0.5).masked_fill(~allowed, float("-inf"))
+    return (scores.softmax(-1) @ values).transpose(0, 1).flatten(1)
+
+
+def _sequences_and_orders(deep_only):
+    rows = [row for row in range(len(SOURCES)) if row != 3 or not deep_only]
+    sequences = [row for row in rows for _ in range(SOURCES[row])]
+    orders = [0] * len(sequences)
+    for row, length in TARGETS.items():
+        sequences += [row] * length
+        orders += range(1, length + 1)
+    return torch.tensor(sequences), torch.tensor(orders)
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+@pytest.mark.parametrize("variable_length", [False, True])
+def test_plans_and_their_gradients_equal_a_mask_over_all_tokens(variable_length, is_sorted):
+    """Fails if padding gets a gradient, a target sees what follows it, or a moved token is not found."""
+    torch.manual_seed(0)
+    batch = _batch(variable_length)
+    sequences, orders = _sequences_and_orders(deep_only=True)
+    joint = torch.randn(len(sequences), 3 * HEADS * WIDTH, requires_grad=True)
+    out = torch.randn(len(sequences), HEADS * WIDTH)
+    width = HEADS * WIDTH
+    plan, order, place = batch.top_plan, torch.arange(len(joint)), torch.arange(len(joint))
+    if is_sorted:
+        order = torch.randperm(len(joint))
+        place = order.argsort()
+        plan = plan.reordered(order, place)
+    expected = _masked(joint[:, :width], joint[:, width:], (sequences, sequences), (orders, orders))
+    found = plan.attend(joint[order], HEADS)[place]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    theirs, ours = (torch.autograd.grad((states * out).sum(), joint)[0] for states in (expected, found))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variable_length", [False, True])
+def test_targets_see_their_source_and_their_own_past(variable_length):
+    """Keys of sequences without a target have no place in the plan, and no gradient."""
+    torch.manual_seed(0)
+    batch = _batch(variable_length)
+    sequences, orders = _sequences_and_orders(deep_only=False)
+    sources = sum(SOURCES)
+    query = torch.randn(sum(TARGETS.values()), HEADS * WIDTH)
+    others = torch.randn(len(sequences), 2 * HEADS * WIDTH, requires_grad=True)
+    expected = _masked(query, others, (sequences[sources:], sequences), (orders[sources:], orders))
+    found = batch.target_plan.attend_to(query, others, HEADS)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    theirs, ours = (torch.autograd.grad((states**2).sum(), others)[0] for states in (expected, found))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not ours[sum(SOURCES[:2]) : sum(SOURCES[:4])].any()
+    assert ours[: SOURCES[0]].any()
+
+
+def test_a_layout_without_padding_moves_every_row_once():
+    layout = Layout(torch.tensor([2, 0, 1]), torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), False, True)
+    rows = torch.arange(6.0).view(3, 2).requires_grad_()
+    padded = layout.pad(rows)
+    assert padded.tolist() == [[4, 5], [0, 1], [2, 3]]
+    assert torch.equal(layout.unpad(padded), rows)
+    (gradient,) = torch.autograd.grad((layout.pad(rows) * torch.tensor([[1.0], [2.0], [3.0]])).sum(), rows)
+    assert gradient[:, 0].tolist() == [2, 3, 1]
+
+
+def test_rows_that_are_not_taken_have_no_gradient():
+    rows = torch.ones(3, 1, requires_grad=True)
+    taken = take_rows(rows, torch.tensor([2, 2]), torch.tensor([-1, -1, 0]), is_complete=False)
+    (gradient,) = torch.autograd.grad((taken * torch.tensor([[5.0], [7.0]])).sum(), rows)
+    assert gradient.flatten().tolist() == [0, 0, 5]
+
+
+def test_answers_do_not_depend_on_the_kernel(system, monkeypatch):
+    """The whole prediction with plans for a GPU's kernels, here through their stand-in."""
+    texts = ["a fine film", "Say hello.", "The cat sat on the mat while it rained for hours."]
+    inputs = [TextInput(text, "Mary lives in Rome." if n == 1 else None) for n, text in enumerate(texts * 2)]
+    tasks = ["sentiment", "qa", "summarization", "translation", "qa", "code_generation"]
+    padded = Predictor(system).predict(inputs, tasks)
+    monkeypatch.setattr(DynamoModel, "variable_length", True)
+    for ours, theirs in zip(Predictor(system).predict(inputs, tasks), padded, strict=True):
+        numbers = {key for key, value in theirs.answer.items() if isinstance(value, float)}
+        assert {k: ours.answer[k] for k in numbers} == pytest.approx({k: theirs.answer[k] for k in numbers}, abs=1e-5)
+        assert {**ours.answer, **dict.fromkeys(numbers)} == {**theirs.answer, **dict.fromkeys(numbers)}
