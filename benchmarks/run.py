@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from breakdown import breakdown
 from harness import machine
 
 RACES = ("startup", "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "curves")
@@ -43,7 +44,9 @@ def main() -> None:
             )
         print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
     if chosen.output:
-        content = {"machine": machine(device), "seconds": time.perf_counter() - began, "races": races}
+        parts = breakdown(device)
+        seconds = time.perf_counter() - began
+        content = {"machine": machine(device), "seconds": seconds, "races": races, "breakdown": parts}
         chosen.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
 """Fill the tables of README.md and docs/ from the result files: ``python benchmarks/tables.py``.
 
 A table stands between ``<!-- table: results/FILE.json KIND -->`` and ``<!-- /table -->``.
-The picture of the comparison is drawn anew too.
+The pictures of the comparison and of the races are drawn anew too.
 """
 
 import re
 from pathlib import Path
+
+import performance
 
 from dynamo_mtl.evaluation.pictures import systems_picture
 from dynamo_mtl.evaluation.report import (
@@ -37,7 +39,12 @@ def filled(page: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         file, kind = match.groups()
-        return f"<!-- table: {file} {kind} -->\n\n{KINDS[kind](read_result(ROOT / file))}\n\n<!-- /table -->"
+        path = ROOT / file
+        if kind in performance.KINDS:
+            content = performance.KINDS[kind](performance.read_bench(path))
+        else:
+            content = KINDS[kind](read_result(path))
+        return f"<!-- table: {file} {kind} -->\n\n{content}\n\n<!-- /table -->"
 
     return TABLE.sub(table, page)
 
@@ -45,4 +52,6 @@ def filled(page: str) -> str:
 if __name__ == "__main__":
     for path in PAGES:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for picture in performance.curve_pictures(performance.read_bench(ROOT / "results/bench-cpu.json")):
+        (ROOT / "docs" / f"{picture.name}.png").write_bytes(picture.png())
     (ROOT / "docs" / "compare.png").write_bytes(systems_picture(read_result(ROOT / "results/compare-cpu.json")).png())

@@ -93,9 +93,7 @@ def test_an_idle_adapter_takes_no_step_at_all(quiet, tables):
     groups = [g for task in ("qa", "sentiment") for g in task_groups(quiet.model, task, config, 0.1, 0.1)]
     optimizer = make_optimizer(groups, quiet.device)
     before = {n: p.detach().clone() for n, p in quiet.model.named_parameters()}
-    batch = make_step_batch(
-        [e for e in _examples(quiet, tables, 1) if e.task == "qa"], [], 100_000, quiet.collate
-    )
+    batch = make_step_batch([e for e in _examples(quiet, tables, 1) if e.task == "qa"], [], 100_000, quiet.collate)
     mixture_backward(quiet, batch, Objective(config), 1.0, _same)  # soft mixing: every adapter has a gradient
     assert quiet.model.bank["sentiment"].up["1_query"].grad is not None
     drop_idle_gradients(optimizer.param_groups, {"qa"})

@@ -302,10 +302,11 @@ class GroupedMix:
         if self.keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < self.keep) / self.keep).to(low.dtype)
         parts, lows = output.split(output.shape[1] // len(sites), dim=1), iter(low.split(self.rank, dim=1))
-        added = [(p, None if up is None else F.grouped_mm(next(lows), up, offs=self.ends)) for p, up in zip(parts, ups)]
+        added = [None if up is None else F.grouped_mm(next(lows), up, offs=self.ends) for up in ups]
+        pairs = zip(parts, added, strict=True)
         if torch.is_grad_enabled():
-            return _side_by_side([part if own is None else self._sum(part, own) for part, own in added])
-        for part, own in added:
+            return _side_by_side([part if own is None else self._sum(part, own) for part, own in pairs])
+        for part, own in pairs:
             if own is not None:
                 part.add_(own) if self.order is not None else part.index_add_(0, self.token, own)
         return output

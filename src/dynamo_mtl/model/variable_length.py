@@ -1,9 +1,9 @@
 """Attention over packed tokens by variable-length kernels, as GPUs have them: nothing is padded.
 
-Those kernels know two cases, everybody sees everybody and a causal order. That is enough: source tokens see the source
-of their sequence, all of it; target tokens see the source and the target up to themselves, which is the causal case with
-the source as past. So a plan has one stretch for each of the two. On other devices a plain loop over sequences stands in,
-so that the same plans are tested everywhere.
+Those kernels know two cases, everybody sees everybody and a causal order. That is enough: source tokens see all of
+their source; target tokens see the source and the target up to themselves, which is the causal case with the source as
+past. So a plan has one stretch for each of the two. On other devices a plain loop over sequences stands in, so that the
+same plans are tested everywhere.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class VariableLengthPlan:
 
 
 def variable_length_attention(query: Tensor, key: Tensor, value: Tensor, stretch: Stretch) -> Tensor:
-    """Scaled dot-product attention inside each sequence: ``(q, heads, width), (k, heads, width)`` twice → like query."""
+    """Scaled dot-product attention in sequences: ``(q, heads, width)``, twice ``(k, heads, width)`` → like query."""
     if query.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
 

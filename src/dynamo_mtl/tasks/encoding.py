@@ -136,9 +136,7 @@ class PackedExamples:
     views: list[TaskView]
 
 
-def collate(
-    examples: Sequence[EncodedExample], first_position: int, variable_length: bool = False
-) -> PackedExamples:
+def collate(examples: Sequence[EncodedExample], first_position: int, variable_length: bool = False) -> PackedExamples:
     """Pack examples, in the given order, with the targets of each task next to each other. See ``build_batch``."""
     windows: list[Window] = []
     first_window: list[int] = []
