@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 # A group holds rows whose key length is at least this share of its longest one: less wastes work on padding, more makes
 # many small attention calls.
-GROUP_LENGTH_RATIO = 0.7
+GROUP_LENGTH_RATIO = 0.9
+CHUNK_SCORES = 2**20
+"""Attention scores that are computed at a time on a CPU, about what fits in a core's cache."""
 
 
 class _TakeRows(torch.autograd.Function):
@@ -63,14 +65,38 @@ def take_rows(rows: Tensor, source: Tensor, back: Tensor, is_complete: bool) -> 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention: ``(rows, heads, length, width)`` each, boolean ``mask`` → like ``query``.
 
-    In bf16 on a CPU the library's backward is slower than these three plain lines (``benchmarks/attention.py``).
+    In bf16 on a CPU plain products are faster than the library's kernel, forwards and backwards
+    (``benchmarks/attention.py``); without gradient they go over few rows at a time, whose scores stay in the cache.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        if not torch.is_grad_enabled():
+            return _attention_in_chunks(query, key, value, mask)
         scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return torch.matmul(torch.softmax(scores, dim=-1), value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    rows, heads, length, width = query.shape
+    keys = key.shape[2]
+    chunk = min(rows, max(1, CHUNK_SCORES // (heads * length * keys)))
+    # Written again and again: fresh memory of this size costs more than the products.
+    scores, shares = (query.new_empty(chunk * heads, length, keys) for _ in range(2))
+    out = query.new_empty(rows, length, heads, width).transpose(1, 2)
+    for first in range(0, rows, chunk):
+        last = min(first + chunk, rows)
+        products = (last - first) * heads
+        own, shared = scores[:products], shares[:products]
+        scaled = (query[first:last] * width**-0.5).reshape(products, length, width)
+        torch.bmm(scaled, key[first:last].reshape(products, keys, width).transpose(1, 2), out=own)
+        if mask is not None:
+            own.view(last - first, heads, length, keys).masked_fill_(~mask[first:last], float("-inf"))
+        torch.softmax(own, dim=-1, out=shared)
+        mixed = torch.bmm(shared, value[first:last].reshape(products, keys, width))
+        out[first:last] = mixed.view(last - first, heads, length, width)
+    return out
 
 
 @dataclass(frozen=True)
