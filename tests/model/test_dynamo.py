@@ -86,12 +86,12 @@ def test_the_lead_is_what_stands_before_the_context_and_the_openings_are_the_fir
     question = Window([0, 5, 6, *[7] * 14, 6], 0)
     batch = build_batch([question, Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
     read = stretches(batch, separator=6)
-    everything, lead, short, long = (weights.tolist() for weights in read.weights)
-    assert read.first.tolist() == [0, 18]
-    assert everything == [1.0] * 24
-    assert lead == [1.0] * 3 + [0.0] * 15 + [1.0] * 6
-    assert short == [1.0] * 8 + [0.0] * 10 + [1.0] * 4 + [0.0] * 2
-    assert long == [1.0] * 16 + [0.0] * 2 + [1.0] * 4 + [0.0] * 2
+    assert read.opening[:, 0].tolist() == [0, 18]
+    assert read.opening[0].tolist() == list(range(16))
+    assert read.lead.tolist() == [1.0] * 3 + [0.0] * 15 + [1.0] * 6
+    short, long = (weights.tolist() for weights in read.openings)
+    assert short == [[1.0] * 8 + [0.0] * 8, [1.0] * 4 + [0.0] * 12]
+    assert long == [[1.0] * 16, [1.0] * 4 + [0.0] * 12]
     features = pool(torch.arange(24.0)[:, None], read)
     # Example 0: first 0, means of 0 to 17, 0 to 2, 0 to 7 and 0 to 15; example 1: openings of its first window.
     expected = [[0.0, 8.5, 1.0, 3.5, 7.5], [18.0, 20.5, 20.5, 19.5, 19.5]]

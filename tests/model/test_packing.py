@@ -79,19 +79,23 @@ def test_targets_see_their_source_and_their_own_past(variable_length):
     assert ours[: SOURCES[0]].any()
 
 
-def test_a_layout_without_padding_moves_every_row_once():
-    layout = Layout(torch.tensor([2, 0, 1]), torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), False, True)
-    rows = torch.arange(6.0).view(3, 2).requires_grad_()
-    padded = layout.pad(rows)
-    assert padded.tolist() == [[4, 5], [0, 1], [2, 3]]
-    assert torch.equal(layout.unpad(padded), rows)
-    (gradient,) = torch.autograd.grad((layout.pad(rows) * torch.tensor([[1.0], [2.0], [3.0]])).sum(), rows)
-    assert gradient[:, 0].tolist() == [2, 3, 1]
+def test_a_layout_puts_heads_into_rectangles_and_back():
+    """Tokens 2 and 0 in one rectangle of two rows, token 1 in another; two heads of one number, keys beside values."""
+    order = torch.tensor([2, 0, 1])
+    geometry = torch.tensor([[0, 0, 2], [0, 1, 0], [0, 0, 0], [1, 1, 1], [2, 2, 1]])
+    layout = Layout(order, order, torch.tensor([1, 2, 0]), geometry, ((2, 1), (1, 1)))
+    packed = torch.arange(12.0).view(3, 4).requires_grad_()  # a token: key of head 0, of head 1, value of head 0, of 1
+    first, second = layout.pad(packed, 2, 2)
+    assert first.flatten(2).tolist() == [[[8, 9], [0, 1]], [[10, 11], [2, 3]]]
+    assert second.flatten(2).tolist() == [[[4, 5]], [[6, 7]]]
+    assert layout.unpad([first[0], second[0]], 2).tolist() == [[0, 1], [4, 5], [8, 9]]
+    (gradient,) = torch.autograd.grad(first[1].sum() + 2 * second[0].sum(), packed)
+    assert gradient.tolist() == [[0, 0, 1, 1], [2, 2, 0, 0], [0, 0, 1, 1]]
 
 
 def test_rows_that_are_not_taken_have_no_gradient():
     rows = torch.ones(3, 1, requires_grad=True)
-    taken = take_rows(rows, torch.tensor([2, 2]), torch.tensor([-1, -1, 0]), is_complete=False)
+    taken = take_rows(rows, torch.tensor([2, 2]), lambda: torch.tensor([-1, -1, 0]))
     (gradient,) = torch.autograd.grad((taken * torch.tensor([[5.0], [7.0]])).sum(), rows)
     assert gradient.flatten().tolist() == [0, 0, 5]
 

@@ -11,8 +11,9 @@ Source tokens have order 0 (they see each other), target tokens 1, 2, … (each 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,37 +29,31 @@ CHUNK_SCORES = 2**20
 
 
 class _TakeRows(torch.autograd.Function):
-    """``rows[source]``, whose gradient is ``gradient[back]``, zero where ``back`` is negative.
-
-    Rows that are taken several times must have no gradient but at one place. The general gradient of indexing
-    accumulates, which on a CPU is many times slower.
-    """
-
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, source: Tensor, back: Tensor, is_complete: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, source: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
-        ctx.is_complete = is_complete
         return rows.index_select(0, source)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
-        if ctx.is_complete:
-            return gradients[0].index_select(0, back), None, None, None
         taken = gradients[0].index_select(0, back.clamp_min(0))
-        return taken.masked_fill(back[:, None] < 0, 0), None, None, None
+        return taken.masked_fill_(back[:, None] < 0, 0), None, None
 
 
-def take_rows(rows: Tensor, source: Tensor, back: Tensor, is_complete: bool) -> Tensor:
+def take_rows(rows: Tensor, source: Tensor, back: Callable[[], Tensor]) -> Tensor:
     """``rows[source]`` for moves that gather and scatter without adding anything up.
+
+    The general gradient of indexing accumulates, which on a CPU is many times slower.
 
     Args:
         rows: ``(n, width)``.
         source: ``(m,)`` row numbers. One may be there several times if only one of its places has a gradient.
-        back: ``(n,)`` the place whose gradient is that of each row; negative for a row that is not taken.
-        is_complete: whether every row is taken, so that ``back`` is never negative.
+        back: ``(n,)`` the place whose gradient is that of each row; negative for a row that has none.
     """
-    taken: Tensor = _TakeRows.apply(rows, source, back, is_complete)  # pyright: ignore[reportAssignmentType]
+    if not (torch.is_grad_enabled() and rows.requires_grad):
+        return rows.index_select(0, source)
+    taken: Tensor = _TakeRows.apply(rows, source, back())  # pyright: ignore[reportAssignmentType]
     return taken
 
 
@@ -84,24 +79,26 @@ def _attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     chunk = min(rows, max(1, CHUNK_SCORES // (heads * length * keys)))
     # Written again and again: fresh memory of this size costs more than the products.
     scores, shares = (query.new_empty(chunk * heads, length, keys) for _ in range(2))
-    out = query.new_empty(rows, length, heads, width).transpose(1, 2)
+    out = query.new_empty(rows * heads, length, width)
+    query, key, value = ((query * width**-0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
     for first in range(0, rows, chunk):
         last = min(first + chunk, rows)
-        products = (last - first) * heads
-        own, shared = scores[:products], shares[:products]
-        scaled = (query[first:last] * width**-0.5).reshape(products, length, width)
-        torch.bmm(scaled, key[first:last].reshape(products, keys, width).transpose(1, 2), out=own)
+        own, products = slice(first * heads, last * heads), (last - first) * heads
+        torch.bmm(query[own], key[own].transpose(1, 2), out=scores[:products])
         if mask is not None:
-            own.view(last - first, heads, length, keys).masked_fill_(~mask[first:last], float("-inf"))
-        torch.softmax(own, dim=-1, out=shared)
-        mixed = torch.bmm(shared, value[first:last].reshape(products, keys, width))
-        out[first:last] = mixed.view(last - first, heads, length, width)
-    return out
+            scores[:products].unflatten(0, (-1, heads)).masked_fill_(~mask[first:last], float("-inf"))
+        torch.softmax(scores[:products], dim=-1, out=shares[:products])
+        torch.bmm(shares[:products], value[own], out=out[own])
+    return out.unflatten(0, (rows, heads))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each packed token sits in the padded rectangles."""
+    """Where each packed token sits in the padded rectangles.
+
+    Rectangles lie one after the other, each head after head: ``(parts, rows, heads, length)`` vectors of a head's
+    width, where parts are queries, keys or values side by side in a token. So products need no copy of their operands.
+    """
 
     tokens: Tensor
     """``(slots,)`` token of each slot. Padding repeats a token: nobody attends to it, and what it gets is dropped."""
@@ -109,35 +106,53 @@ class Layout:
     """``(slots,)`` the same, but negative for padding."""
     slots: Tensor
     """``(tokens,)`` slot of each token; negative for one without a slot."""
-    has_padding: bool
-    is_complete: bool
-    """Whether every token has a slot."""
+    geometry: Tensor
+    """``(5, slots)``: slots before a slot's rectangle, before its row in there, before it in the row; slots of a row
+    and of the rectangle."""
+    shapes: tuple[tuple[int, int], ...]
+    """Rows and length of every rectangle."""
+    moves: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
+    """Which vector goes where: made when first needed, the same for every layer."""
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """``(tokens, width)`` → ``(slots, width)``."""
-        return take_rows(packed, self.tokens, self.slots, self.is_complete)
+    def pad(self, packed: Tensor, parts: int, heads: int) -> list[Tensor]:
+        """``(tokens, parts · heads · width)`` → ``(parts, rows, heads, length, width)`` of every rectangle."""
+        vectors = packed.reshape(len(packed) * parts * heads, -1)
+        back = partial(self._move, "of tokens", parts, heads)
+        padded = take_rows(vectors, self._move("to pad", parts, heads), back)
+        pieces = padded.split([parts * heads * rows * length for rows, length in self.shapes])
+        shapes = [(parts, rows, heads, length, -1) for rows, length in self.shapes]
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
-    def unpad(self, padded: Tensor) -> Tensor:
-        """``(slots, width)`` → ``(tokens, width)``. Every token needs a slot."""
-        assert self.is_complete
-        return take_rows(padded, self.slots, self.owners, not self.has_padding)
+    def unpad(self, rectangles: Sequence[Tensor], heads: int) -> Tensor:
+        """``(rows, heads, length, width)`` of every rectangle → ``(tokens, heads · width)``; none is left out."""
+        vectors = torch.cat([rectangle.reshape(-1, rectangle.shape[-1]) for rectangle in rectangles])
+        back = partial(self._move, "of slots", 1, heads)
+        return take_rows(vectors, self._move("of tokens", 1, heads), back).view(len(self.slots), -1)
 
     def reordered(self, order: Tensor, place: Tensor) -> Layout:
         """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse."""
         tokens = place[self.tokens]
         owners = torch.where(self.owners < 0, self.owners, tokens)
-        return dataclasses.replace(self, tokens=tokens, owners=owners, slots=self.slots[order])
+        return dataclasses.replace(self, tokens=tokens, owners=owners, slots=self.slots[order], moves={})
 
+    def _move(self, kind: str, parts: int, heads: int) -> Tensor:
+        key = (kind, parts, heads)
+        if key not in self.moves:
+            self.moves[key] = self._make_move(*key)
+        return self.moves[key]
 
-@dataclass(frozen=True)
-class AttentionGroup:
-    """One rectangle: ``rows`` sequences, queries and keys padded to a common length each."""
-
-    rows: int
-    queries: int
-    keys: int
-    mask: Tensor | None
-    """``(rows, 1, queries or 1, keys)``, true where attention is allowed; None where everything is."""
+    def _make_move(self, kind: str, parts: int, heads: int) -> Tensor:
+        """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's."""
+        part = torch.arange(parts, device=self.tokens.device)[:, None]
+        head = torch.arange(heads, device=self.tokens.device)
+        rectangle, row, inside, length, size = self.geometry[:, :, None, None]
+        places = (heads * (parts * rectangle + row + part * size) + head * length + inside).flatten(1)
+        if kind == "of tokens":
+            return places[self.slots].masked_fill_(self.slots[:, None] < 0, -1).flatten()
+        tokens = self.tokens if kind == "to pad" else self.owners
+        vectors = tokens[:, None] * (parts * heads) + (part * heads + head).flatten()
+        lying = torch.empty_like(vectors).flatten()
+        return lying.scatter_(0, places.flatten(), vectors.masked_fill_(tokens[:, None] < 0, -1).flatten())
 
 
 class AttentionPlan(Protocol):
@@ -162,7 +177,8 @@ class PaddedPlan:
 
     query_layout: Layout
     key_layout: Layout
-    groups: tuple[AttentionGroup, ...]
+    masks: tuple[Tensor | None, ...]
+    """``(rows, 1, queries or 1, keys)`` of every rectangle, true where attention is allowed; None where all is."""
 
     def reordered(self, order: Tensor, place: Tensor) -> PaddedPlan:
         """See ``AttentionPlan``."""
@@ -171,28 +187,18 @@ class PaddedPlan:
 
     def attend(self, joint: Tensor, heads: int) -> Tensor:
         """See ``AttentionPlan``."""
-        width = joint.shape[1] // 3
-        padded = self.query_layout.pad(joint)
-        return self._attend(padded[:, :width], padded[:, width:], heads)
+        padded = self.query_layout.pad(joint, 3, heads)
+        return self._attend([piece.unbind(0) for piece in padded], heads)
 
     def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
         """See ``AttentionPlan``."""
-        return self._attend(self.query_layout.pad(query), self.key_layout.pad(others), heads)
+        queries = self.query_layout.pad(query, 1, heads)
+        pairs = self.key_layout.pad(others, 2, heads)
+        return self._attend([(*own, *pair) for own, pair in zip(queries, pairs, strict=True)], heads)
 
-    def _attend(self, queries: Tensor, others: Tensor, heads: int) -> Tensor:
-        width = queries.shape[1]
-        outputs: list[Tensor] = []
-        first_query = first_key = 0
-        for group in self.groups:
-            last_query = first_query + group.rows * group.queries
-            last_key = first_key + group.rows * group.keys
-            rows = queries[first_query:last_query].unflatten(0, (group.rows, -1)).unflatten(2, (heads, -1))
-            pairs = others[first_key:last_key].unflatten(0, (group.rows, -1)).unflatten(2, (2, heads, -1))
-            keys, values = pairs.permute(2, 0, 3, 1, 4)
-            mixed = attention(rows.transpose(1, 2), keys, values, group.mask)
-            outputs.append(mixed.transpose(1, 2).reshape(-1, width))
-            first_query, first_key = last_query, last_key
-        return self.query_layout.unpad(torch.cat(outputs))
+    def _attend(self, rectangles: Sequence[tuple[Tensor, ...]], heads: int) -> Tensor:
+        mixed = [attention(*own, mask) for own, mask in zip(rectangles, self.masks, strict=True)]
+        return self.query_layout.unpad(mixed, heads)
 
 
 @dataclass(frozen=True)
@@ -223,22 +229,20 @@ def plan_padded(queries: Sequence[Span], keys: Sequence[Span], key_count: int | 
         if not groups or len(keys[sequence].tokens) < GROUP_LENGTH_RATIO * longest:
             groups.append([])
         groups[-1].append(sequence)
-    rectangles = [_rectangle([queries[s] for s in group], [keys[s] for s in group]) for group in groups]
-    order = [s for group in groups for s in group]
-    query_layout = _layout([queries[s] for s in order], [r.queries for r in rectangles for _ in range(r.rows)])
-    if queries is keys:
-        return PaddedPlan(query_layout, query_layout, tuple(rectangles))
-    key_layout = _layout([keys[s] for s in order], [r.keys for r in rectangles for _ in range(r.rows)], key_count)
-    return PaddedPlan(query_layout, key_layout, tuple(rectangles))
+    ordered = [([queries[s] for s in group], [keys[s] for s in group]) for group in groups]
+    masks = tuple(_mask(asking, seen) for asking, seen in ordered)
+    query_layout = _layout([asking for asking, _ in ordered])
+    key_layout = query_layout if queries is keys else _layout([seen for _, seen in ordered], key_count)
+    return PaddedPlan(query_layout, key_layout, masks)
 
 
-def _rectangle(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionGroup:
-    query_length = max(len(s.tokens) for s in queries)
-    key_length = max(len(s.tokens) for s in keys)
+def _mask(queries: Sequence[Span], keys: Sequence[Span]) -> Tensor | None:
+    """Who sees whom in one rectangle."""
+    query_length, key_length = _longest(queries), _longest(keys)
     if not any(span.orders.any() for span in keys):
         # Everybody sees everybody: only padding is hidden.
-        own = np.array([len(s.tokens) for s in keys])
-        allowed = (np.arange(key_length) < own[:, None])[:, None, None, :]
+        lengths = np.array([len(span.tokens) for span in keys])
+        allowed = (np.arange(key_length) < lengths[:, None])[:, None, None, :]
     else:
         # Padded queries see every key (a row without any key would give NaN on some kernels), padded keys are hidden.
         last = 1 + max(int(s.orders.max(initial=0)) for s in [*queries, *keys])
@@ -248,25 +252,41 @@ def _rectangle(queries: Sequence[Span], keys: Sequence[Span]) -> AttentionGroup:
             query_orders[row, : len(query.orders)] = query.orders
             key_orders[row, : len(key.orders)] = key.orders
         allowed = key_orders[:, None, None, :] <= query_orders[:, None, :, None]
-    mask = None if allowed.all() else torch.from_numpy(allowed)
-    return AttentionGroup(rows=len(queries), queries=query_length, keys=key_length, mask=mask)
+    return None if allowed.all() else torch.from_numpy(allowed)
 
 
-def _layout(spans: Sequence[Span], lengths: Sequence[int], count: int | None = None) -> Layout:
-    """Lay ``spans`` into rows of ``lengths`` slots; ``count`` tokens there are, those of the spans if not given."""
+def _longest(spans: Sequence[Span]) -> int:
+    return max(len(span.tokens) for span in spans)
+
+
+def _layout(rectangles: Sequence[Sequence[Span]], count: int | None = None) -> Layout:
+    """Lay sequences into rows as long as the longest of their rectangle.
+
+    Args:
+        rectangles: the sequences of each.
+        count: how many tokens there are, if some of them are in no sequence.
+    """
+    shapes = tuple((len(spans), _longest(spans)) for spans in rectangles)
+    lengths = [length for rows, length in shapes for _ in range(rows)]
     starts = np.concatenate([[0], np.cumsum(lengths)])
+    spans = [span for own in rectangles for span in own]
     tokens = np.concatenate([span.tokens for span in spans])
     places = np.concatenate([start + np.arange(len(s.tokens)) for start, s in zip(starts[:-1], spans, strict=True)])
     owners = np.full(starts[-1], -1)
     owners[places] = tokens
     slots = np.full(len(tokens) if count is None else count, -1)
     slots[tokens] = places
+    row_lengths = np.repeat(lengths, lengths)
+    starts_of_rows = np.repeat(starts[:-1], lengths)
+    inside = np.arange(starts[-1]) - starts_of_rows
+    areas = [rows * length for rows, length in shapes]
+    before, sizes = np.repeat(np.cumsum(areas) - areas, areas), np.repeat(areas, areas)
     return Layout(
         tokens=torch.from_numpy(np.where(owners < 0, tokens[0], owners)),
         owners=torch.from_numpy(owners),
         slots=torch.from_numpy(slots),
-        has_padding=len(places) < len(owners),
-        is_complete=len(tokens) == len(slots),
+        geometry=torch.from_numpy(np.stack([before, starts_of_rows - before, inside, row_lengths, sizes])),
+        shapes=shapes,
     )
 
 

@@ -56,12 +56,14 @@ class Routing:
 class Stretches:
     """Which source tokens the router features are made of."""
 
-    first: Tensor
-    """``(examples,)`` first token of each example's first window."""
     examples: Tensor
     """``(tokens,)`` example of each token."""
-    weights: list[Tensor]
-    """``(tokens,)`` for every mean, 1 for the tokens that it is over."""
+    lead: Tensor
+    """``(tokens,)`` 1 for the tokens of the lead, else 0."""
+    opening: Tensor
+    """``(examples, longest opening)`` tokens at the start of each example's first window."""
+    openings: list[Tensor]
+    """``(examples, longest opening)`` for every opening, 1 for its tokens, else 0."""
 
 
 def stretches(batch: Batch, separator: int) -> Stretches:
@@ -72,19 +74,15 @@ def stretches(batch: Batch, separator: int) -> Stretches:
     """
     separators = (batch.ids == separator).long()
     before = separators.cumsum(0) - separators
-    window_starts = batch.starts.index_select(0, batch.windows)
-    lead = before == before.index_select(0, window_starts)
-    device = batch.ids.device
-    numbers = torch.arange(batch.example_count, device=device)
+    lead = before == before.index_select(0, batch.starts.index_select(0, batch.windows))
+    numbers = torch.arange(batch.example_count, device=batch.ids.device)
     first_windows = torch.searchsorted(batch.examples, numbers)  # windows lie example after example
-    is_first = torch.zeros_like(batch.examples, dtype=torch.bool).index_fill(0, first_windows, True)
-    in_first = is_first.index_select(0, batch.windows)
-    place = torch.arange(len(batch.ids), device=device) - window_starts
-    openings = [in_first & (place < length) for length in OPENINGS]
-    weights = [mask.float() for mask in (torch.ones_like(lead), lead, *openings)]
-    return Stretches(
-        batch.starts.index_select(0, first_windows), batch.examples.index_select(0, batch.windows), weights
-    )
+    place = torch.arange(max(OPENINGS), device=batch.ids.device)
+    opening = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.ids) - 1)
+    # Counted from the window's start, so that the last token, which stands for all beyond it, counts once.
+    real = place < torch.bincount(batch.windows, minlength=len(batch.starts)).index_select(0, first_windows)[:, None]
+    openings = [(real & (place < length)).float() for length in OPENINGS]
+    return Stretches(batch.examples.index_select(0, batch.windows), lead.float(), opening, openings)
 
 
 def pool(hidden: Tensor, read: Stretches) -> Tensor:
@@ -101,14 +99,22 @@ def pool(hidden: Tensor, read: Stretches) -> Tensor:
         ``(examples, POOLED · hidden)`` in fp32.
     """
     hidden = hidden.float()
-    means = [_group_mean(hidden, weights, read.examples, len(read.first)) for weights in read.weights]
-    return torch.cat([hidden.index_select(0, read.first), *means], dim=1)
+    opening = hidden.index_select(0, read.opening.flatten()).view(*read.opening.shape, -1)
+    return torch.cat(
+        [
+            opening[:, 0],
+            _group_mean(hidden, torch.ones_like(read.lead), read.examples, len(opening)),
+            _group_mean(hidden * read.lead[:, None], read.lead, read.examples, len(opening)),
+            *((opening * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in read.openings),
+        ],
+        dim=1,
+    )
 
 
-def _group_mean(rows: Tensor, weights: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Weighted mean of the rows of each of ``count`` groups."""
-    total = rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows * weights[:, None])
-    return total / rows.new_zeros(count).index_add(0, groups, weights)[:, None]
+def _group_mean(rows: Tensor, counts: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Sum of the rows of each of ``count`` groups over that of their counts."""
+    total = rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows)
+    return total / rows.new_zeros(count).index_add(0, groups, counts)[:, None]
 
 
 def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
