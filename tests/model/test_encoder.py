@@ -145,10 +145,10 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
         full = encoder.run(
             encoder.embed(encoder.word_embeddings(torch.tensor(target)), batch.target_positions), attention, 0, 3
         )
-        storage = torch.zeros(3, 1, 40, 64)
+        storage = torch.zeros(3, 2, 1, 4, 40, 8)
         for layer, pairs in enumerate(recorded):
-            storage[layer, 0, :20] = pairs
-        cache = Cache(storage, torch.tensor([20]), 4)
+            storage[layer, :, 0, :, :20] = pairs.view(20, 2, 4, 8).permute(1, 2, 0, 3)
+        cache = Cache(storage, torch.tensor([20]))
         for step, token in enumerate(target):
             words = encoder.word_embeddings(torch.tensor([token]))
             hidden = encoder.run(encoder.embed(words, cache.lengths + 2), cache, 0, 3)

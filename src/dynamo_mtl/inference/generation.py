@@ -43,10 +43,11 @@ def make_cache(recorded: Sequence[Tensor], batch: Batch, windows: Sequence[int],
     places = torch.arange(int(lengths.max()), device=numbers.device)
     index = (starts[:, None] + places).clamp_max(len(recorded[0]) - 1)
     # What lies beyond a row's length is overwritten before it is attended to, or masked.
-    storage = recorded[0].new_zeros(len(recorded), len(windows), len(places) + extra, recorded[0].shape[1])
+    width = recorded[0].shape[1] // (2 * heads)
+    storage = recorded[0].new_zeros(len(recorded), 2, len(windows), heads, len(places) + extra, width)
     for layer, pairs in enumerate(recorded):
-        storage[layer, :, : len(places)] = pairs[index]
-    return Cache(storage, lengths, heads)
+        storage[layer, ..., : len(places), :] = pairs[index].unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    return Cache(storage, lengths)
 
 
 class _Search:

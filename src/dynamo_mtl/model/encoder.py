@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamo_mtl.model.packing import AttentionPlan
+from dynamo_mtl.model.packing import AttentionPlan, attention
 
 SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
 """The linear layers of a block, under the names by which target modules are chosen."""
@@ -106,11 +106,11 @@ class EncoderLayer(nn.Module):
         self.output = nn.Linear(inner, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, attention: Attention, adapters: Adapters) -> Tensor:
+    def forward(self, hidden: Tensor, attend: Attention, adapters: Adapters) -> Tensor:
         """``(tokens, hidden)`` → ``(tokens, hidden)``."""
 
         joint = adapters(self.index, JOINT_SITES, hidden, self.joint(hidden))
-        mixed = attention(self.index, joint)
+        mixed = attend(self.index, joint)
         mixed = adapters(self.index, ("attention.output",), mixed, self.attention_output(mixed))
         hidden = self.attention_norm(mixed + hidden)
         inner = F.gelu(adapters(self.index, ("intermediate",), hidden, self.intermediate(hidden)))
@@ -136,38 +136,39 @@ class Encoder(nn.Module):
         return self.embedding_norm(total)
 
     def run(
-        self, hidden: Tensor, attention: Attention, first: int, last: int, adapters: Adapters = no_adapters
+        self, hidden: Tensor, attend: Attention, first: int, last: int, adapters: Adapters = no_adapters
     ) -> Tensor:
         """Run layers ``first`` to ``last - 1``: ``(tokens, hidden)`` → ``(tokens, hidden)``."""
         for index in range(first, last):
-            hidden = self.layers[index](hidden, attention, adapters)
+            hidden = self.layers[index](hidden, attend, adapters)
         return hidden
 
 
 class Cache:
     """Keys and values of every layer for rows that are being generated, one token a step.
 
-    Storage is allocated once: ``(layers, rows, capacity, 2 · hidden)``, keys beside values. Row r holds ``lengths[r]``
-    valid entries at positions 0 … ``lengths[r] - 1``.
+    Storage is allocated once: ``(layers, 2, rows, heads, capacity, width)``, keys and values of each head. Row r holds
+    ``lengths[r]`` valid entries at positions 0 … ``lengths[r] - 1``.
     """
 
-    def __init__(self, storage: Tensor, lengths: Tensor, heads: int) -> None:
-        self.storage, self.lengths, self.heads = storage, lengths, heads
+    def __init__(self, storage: Tensor, lengths: Tensor) -> None:
+        self.storage, self.lengths = storage, lengths
         self._update_mask()
 
     def _update_mask(self) -> None:
-        places = torch.arange(self.storage.shape[2], device=self.lengths.device)
+        places = torch.arange(self.storage.shape[4], device=self.lengths.device)
         # The entry of the token that is being fed counts as valid: it is written before attention.
         self.mask = (places[None, :] <= self.lengths[:, None])[:, None, None, :]
         self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
 
     def __call__(self, layer: int, joint: Tensor) -> Tensor:
         """Write one token a row and attend: ``(rows, 3 · hidden)`` → ``(rows, hidden)``."""
-        rows, width = len(joint), joint.shape[1] // 3
-        self.storage[layer, self.rows, self.lengths] = joint[:, width:]
-        keys, values = self.storage[layer].view(rows, -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query = joint[:, :width].view(rows, self.heads, 1, -1)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask).reshape(rows, width)
+        heads = self.storage.shape[3]
+        parts = joint.view(len(joint), 3, heads, -1)
+        self.storage[layer][:, self.rows, :, self.lengths] = parts[:, 1:]
+        # All places, since products of a part of them would have to copy it.
+        keys, values = self.storage[layer]
+        return attention(parts[:, 0, :, None], keys, values, self.mask).reshape(len(joint), -1)
 
     def advance(self) -> None:
         """Count the token that all layers have seen."""
@@ -176,6 +177,6 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop, repeat or reorder rows: ``rows`` ``(new rows,)`` are old row numbers."""
-        self.storage = self.storage.index_select(1, rows)
+        self.storage = self.storage.index_select(2, rows)
         self.lengths = self.lengths.index_select(0, rows)
         self._update_mask()
