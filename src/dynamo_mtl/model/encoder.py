@@ -135,9 +135,7 @@ class Encoder(nn.Module):
         total = words.to(dtype) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
         return self.embedding_norm(total)
 
-    def run(
-        self, hidden: Tensor, attend: Attention, first: int, last: int, adapters: Adapters = no_adapters
-    ) -> Tensor:
+    def run(self, hidden: Tensor, attend: Attention, first: int, last: int, adapters: Adapters = no_adapters) -> Tensor:
         """Run layers ``first`` to ``last - 1``: ``(tokens, hidden)`` → ``(tokens, hidden)``."""
         for index in range(first, last):
             hidden = self.layers[index](hidden, attend, adapters)
