@@ -18,7 +18,8 @@ from breakdown import breakdown
 from harness import machine
 
 RACES = (
-    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile", "curves",
+    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile",
+    "curves",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -274,45 +275,60 @@ class GroupedMix:
         self.keep = keep[adapter][:, None] if drops else None
         widest = max(c.rank for c in configs)
         self.rank = -(-widest // RANK_MULTIPLE) * RANK_MULTIPLE
+        self.runs: list[tuple[int, int, int]] = []
+        if rows.device.type == "cpu" and not torch.is_grad_enabled():
+            # Here the library's grouped product visits absent adapters too, and nothing waits for a device anyway.
+            ends = self.ends.tolist()
+            self.runs = [(n, first, last) for n, (first, last) in enumerate(pairwise([0, *ends])) if last > first]
 
-    def _pack(self, layer: int, sites: Sequence[str]) -> tuple[Tensor | None, list[Tensor | None]]:
-        """A of the adapted sites side by side, ``(adapters, in, ranks)``, and B of each, ``(adapters, ranks, out)``."""
+    def _pack(self, layer: int, sites: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """A of the adapted sites side by side, ``(adapters, in, ranks)``, and B, ``(adapters, ranks, sites · out)``.
+
+        B has the blocks of the sites on its diagonal, so that it is one product for all of them.
+        """
         downs: list[Tensor] = []
-        ups: list[Tensor | None] = []
-        for site in sites:
+        ups: list[Tensor] = []
+        for number, site in enumerate(sites):
             pairs = [self.bank[name].pair(layer, site) for name in self.bank.names]
             present = next((pair for pair in pairs if pair), None)
             if present is None:
-                ups.append(None)
                 continue
-            none = (present[0].new_zeros(0, present[0].shape[1]), present[1].new_zeros(present[1].shape[0], 0))
+            (_, inputs), (width, _) = present[0].shape, present[1].shape
+            none = (present[0].new_zeros(0, inputs), present[1].new_zeros(width, 0))
             filled = [pair or none for pair in pairs]
             downs.append(torch.stack([F.pad(d, (0, 0, 0, self.rank - len(d))) for d, _ in filled]))
-            ups.append(torch.stack([F.pad(u.T, (0, 0, 0, self.rank - u.shape[1])) for _, u in filled]).to(self.dtype))
-        down = torch.cat(downs, dim=1).to(self.dtype).transpose(1, 2) if downs else None
-        return down, ups
+            around = (number * width, (len(sites) - 1 - number) * width)
+            ups.append(torch.stack([F.pad(u.T, (*around, 0, self.rank - u.shape[1])) for _, u in filled]))
+        if not downs:
+            return None
+        return torch.cat(downs, dim=1).to(self.dtype).transpose(1, 2), torch.cat(ups, dim=1).to(self.dtype)
 
     def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``Mix``."""
-        down, ups = self.bank.packed(("grouped", layer, sites, self.dtype), lambda: self._pack(layer, sites))
-        if down is None:
+        packed = self.bank.packed(("grouped", layer, sites, self.dtype), lambda: self._pack(layer, sites))
+        if packed is None:
             return output
-        given = inputs if self.order is not None else inputs.index_select(0, self.token)
-        low = F.grouped_mm(given, down, offs=self.ends) * self.weight
+        down, up = packed
+        low = self._product(inputs if self.order is not None else inputs.index_select(0, self.token), down)
+        low = low * self.weight
         if self.keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < self.keep) / self.keep).to(low.dtype)
-        parts, lows = output.split(output.shape[1] // len(sites), dim=1), iter(low.split(self.rank, dim=1))
-        added = [None if up is None else F.grouped_mm(next(lows), up, offs=self.ends) for up in ups]
-        pairs = zip(parts, added, strict=True)
-        if torch.is_grad_enabled():
-            return _side_by_side([part if own is None else self._sum(part, own) for part, own in pairs])
-        for part, own in pairs:
-            if own is not None:
-                part.add_(own) if self.order is not None else part.index_add_(0, self.token, own)
+        if self.order is None:
+            return output.index_add(0, self.token, self._product(low, up))
+        if not self.runs:
+            return output + self._product(low, up)
+        for adapter, first, last in self.runs:
+            output[first:last].addmm_(low[first:last], up[adapter])
         return output
 
-    def _sum(self, part: Tensor, added: Tensor) -> Tensor:
-        return part + added if self.order is not None else part.index_add(0, self.token, added)
+    def _product(self, rows: Tensor, matrices: Tensor) -> Tensor:
+        """Every row by the matrix of its adapter: ``(rows, in), (adapters, in, out)`` → ``(rows, out)``."""
+        if not self.runs:
+            return F.grouped_mm(rows, matrices, offs=self.ends)
+        products = rows.new_empty(len(rows), matrices.shape[2])
+        for adapter, first, last in self.runs:
+            torch.mm(rows[first:last], matrices[adapter], out=products[first:last])
+        return products
 
 
 def _side_by_side(parts: list[Tensor]) -> Tensor:

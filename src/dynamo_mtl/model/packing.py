@@ -113,6 +113,8 @@ class Layout:
     """Rows and length of every rectangle."""
     moves: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
     """Which vector goes where: made when first needed, the same for every layer."""
+    places: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
+    """``(slots, parts · heads)`` where the vectors of each slot lie, whatever the order of tokens."""
 
     def pad(self, packed: Tensor, parts: int, heads: int) -> list[Tensor]:
         """``(tokens, parts · heads · width)`` → ``(parts, rows, heads, length, width)`` of every rectangle."""
@@ -145,8 +147,11 @@ class Layout:
         """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's."""
         part = torch.arange(parts, device=self.tokens.device)[:, None]
         head = torch.arange(heads, device=self.tokens.device)
-        rectangle, row, inside, length, size = self.geometry[:, :, None, None]
-        places = (heads * (parts * rectangle + row + part * size) + head * length + inside).flatten(1)
+        if (parts, heads) not in self.places:
+            rectangle, row, inside, length, size = self.geometry[:, :, None, None]
+            places = heads * (parts * rectangle + row + part * size) + inside + head * length
+            self.places[parts, heads] = places.flatten(1)
+        places = self.places[parts, heads]
         if kind == "of tokens":
             return places[self.slots].masked_fill_(self.slots[:, None] < 0, -1).flatten()
         tokens = self.tokens if kind == "to pad" else self.owners
