@@ -83,7 +83,7 @@ def test_a_layout_puts_heads_into_rectangles_and_back():
     """Tokens 2 and 0 in one rectangle of two rows, token 1 in another; two heads of one number, keys beside values."""
     order = torch.tensor([2, 0, 1])
     geometry = torch.tensor([[0, 0, 2], [0, 1, 0], [0, 0, 0], [1, 1, 1], [2, 2, 1]])
-    layout = Layout(order, order, torch.tensor([1, 2, 0]), geometry, ((2, 1), (1, 1)))
+    layout = Layout(order, order, torch.tensor([1, 2, 0]), geometry, ((2, 1), (1, 1)), is_plain=False)
     packed = torch.arange(12.0).view(3, 4).requires_grad_()  # a token: key of head 0, of head 1, value of head 0, of 1
     first, second = layout.pad(packed, 2, 2)
     assert first.flatten(2).tolist() == [[[8, 9], [0, 1]], [[10, 11], [2, 3]]]
@@ -111,3 +111,18 @@ def test_answers_do_not_depend_on_the_kernel(system, monkeypatch):
         numbers = {key for key, value in theirs.answer.items() if isinstance(value, float)}
         assert {k: ours.answer[k] for k in numbers} == pytest.approx({k: theirs.answer[k] for k in numbers}, abs=1e-5)
         assert {**ours.answer, **dict.fromkeys(numbers)} == {**theirs.answer, **dict.fromkeys(numbers)}
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_sequences_of_one_length_are_not_moved(is_sorted):
+    torch.manual_seed(0)
+    rows, length, width = 4, 5, HEADS * WIDTH
+    plan = build_batch([Window([7] * length, row) for row in range(rows)], [], 0).trunk_plan
+    assert plan.query_layout.is_plain
+    sequences, orders = torch.arange(rows).repeat_interleave(length), torch.zeros(rows * length, dtype=torch.long)
+    joint = torch.randn(rows * length, 3 * width)
+    order = torch.arange(rows * length).view(rows, length)[[2, 0, 3, 1] if is_sorted else [0, 1, 2, 3]].flatten()
+    place = order.argsort()
+    expected = _masked(joint[:, :width], joint[:, width:], (sequences, sequences), (orders, orders))
+    found = plan.reordered(order, place).attend(joint[order], HEADS)[place]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -112,9 +112,19 @@ class EncoderLayer(nn.Module):
         joint = adapters(self.index, JOINT_SITES, hidden, self.joint(hidden))
         mixed = attend(self.index, joint)
         mixed = adapters(self.index, ("attention.output",), mixed, self.attention_output(mixed))
-        hidden = self.attention_norm(mixed + hidden)
-        inner = F.gelu(adapters(self.index, ("intermediate",), hidden, self.intermediate(hidden)))
-        return self.output_norm(adapters(self.index, ("output",), inner, self.output(inner)) + hidden)
+        hidden = self.attention_norm(_add(mixed, hidden))
+        inner = _gelu(adapters(self.index, ("intermediate",), hidden, self.intermediate(hidden)))
+        return self.output_norm(_add(adapters(self.index, ("output",), inner, self.output(inner)), hidden))
+
+
+# Without gradient both write over their first argument, which nobody else holds: on a CPU fresh memory of this size
+# costs more than the operation.
+def _add(fresh: Tensor, hidden: Tensor) -> Tensor:
+    return fresh + hidden if torch.is_grad_enabled() else fresh.add_(hidden)
+
+
+def _gelu(fresh: Tensor) -> Tensor:
+    return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
 
 
 class Encoder(nn.Module):

@@ -111,6 +111,8 @@ class Layout:
     and of the rectangle."""
     shapes: tuple[tuple[int, int], ...]
     """Rows and length of every rectangle."""
+    is_plain: bool
+    """Whether it is one rectangle of tokens as they lie, so that nothing has to be moved."""
     moves: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
     """Which vector goes where: made when first needed, the same for every layer."""
     places: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
@@ -118,6 +120,8 @@ class Layout:
 
     def pad(self, packed: Tensor, parts: int, heads: int) -> list[Tensor]:
         """``(tokens, parts · heads · width)`` → ``(parts, rows, heads, length, width)`` of every rectangle."""
+        if self.is_plain:
+            return [packed.view(*self.shapes[0], parts, heads, -1).permute(2, 0, 3, 1, 4)]
         vectors = packed.reshape(len(packed) * parts * heads, -1)
         back = partial(self._move, "of tokens", parts, heads)
         padded = take_rows(vectors, self._move("to pad", parts, heads), back)
@@ -127,12 +131,19 @@ class Layout:
 
     def unpad(self, rectangles: Sequence[Tensor], heads: int) -> Tensor:
         """``(rows, heads, length, width)`` of every rectangle → ``(tokens, heads · width)``; none is left out."""
+        if self.is_plain:
+            return rectangles[0].transpose(1, 2).reshape(len(self.slots), -1)
         vectors = torch.cat([rectangle.reshape(-1, rectangle.shape[-1]) for rectangle in rectangles])
         back = partial(self._move, "of slots", 1, heads)
         return take_rows(vectors, self._move("of tokens", 1, heads), back).view(len(self.slots), -1)
 
     def reordered(self, order: Tensor, place: Tensor) -> Layout:
-        """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse."""
+        """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse.
+
+        The tokens of a sequence have to stay together, in their order.
+        """
+        if self.is_plain:  # rows have changed places, and it does not matter which is which
+            return self
         tokens = place[self.tokens]
         owners = torch.where(self.owners < 0, self.owners, tokens)
         return dataclasses.replace(self, tokens=tokens, owners=owners, slots=self.slots[order], moves={})
@@ -292,6 +303,7 @@ def _layout(rectangles: Sequence[Sequence[Span]], count: int | None = None) -> L
         slots=torch.from_numpy(slots),
         geometry=torch.from_numpy(np.stack([before, starts_of_rows - before, inside, row_lengths, sizes])),
         shapes=shapes,
+        is_plain=len(shapes) == 1 and np.array_equal(owners, np.arange(len(slots))),
     )
 
 
