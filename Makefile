@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test check format clean torture fuzz reliability tables lock audit
+.PHONY: install quickstart test check format clean torture fuzz reliability bench tables lock audit
 
 install: .venv/.installed
 
@@ -49,6 +49,10 @@ fuzz: install
 # docs/reliability.md from the names, docstrings and results of the tests that it lists.
 reliability: install
 	$(BIN)/python tests/reliability.py
+
+# Races against what one would use instead, on a quiet machine; then `make tables`.
+bench: install
+	$(BIN)/python benchmarks/run.py --output results/bench-cpu.json
 
 # The tables of README.md and docs/ from the result files.
 tables: install

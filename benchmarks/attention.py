@@ -1,4 +1,4 @@
-"""Attention with gradient, bf16 on a CPU: the library's kernel against the plain form.
+"""Attention in bf16 on a CPU, with and without gradient: the library's kernel against the plain form.
 
 Writes ``results/bench-attention.json``.
 
@@ -22,7 +22,7 @@ from dynamo_mtl.model.packing import attention
 
 SHAPES = ((16, 12), (8, 40), (12, 210), (4, 250))
 """Rows and lengths; 12 heads of width 32, as in MiniLM."""
-PAIRS = 15
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -30,25 +30,28 @@ def library(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def seconds(
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], inputs: list[Tensor], mask: Tensor
-) -> float:
-    """Forward and backward of one call."""
+def seconds(run: Attention, inputs: list[Tensor], mask: Tensor, *, with_gradient: bool) -> float:
+    """One call, forward and, if asked for, backward."""
     began = time.perf_counter()
-    run(*(t.transpose(1, 2) for t in inputs), mask).sum().backward()
+    with torch.set_grad_enabled(with_gradient):
+        output = run(*inputs, mask)
+        if with_gradient:
+            output.sum().backward()
     return time.perf_counter() - began
 
 
-def race(rows: int, length: int) -> dict[str, float]:
+def race(rows: int, length: int, *, with_gradient: bool) -> dict[str, float]:
     """The paired ratio for one shape, after checking that both give the same."""
     torch.manual_seed(0)
-    inputs = [torch.randn(rows, length, 12, 32, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    inputs = [torch.randn(rows, 12, length, 32, dtype=torch.bfloat16, requires_grad=with_gradient) for _ in range(3)]
+    mask = torch.ones(rows, 1, 1, length, dtype=torch.bool)
     mask[..., -2:] = False
-    outputs = [run(*(t.transpose(1, 2) for t in inputs), mask) for run in (library, attention)]
-    torch.testing.assert_close(*outputs, atol=2e-2, rtol=2e-2)
-    pairs = [(seconds(library, inputs, mask), seconds(attention, inputs, mask)) for _ in range(PAIRS + 3)][3:]
-    low, median, high = statistics.quantiles([one / other for one, other in pairs], n=4)
+    with torch.set_grad_enabled(with_gradient):
+        torch.testing.assert_close(library(*inputs, mask), attention(*inputs, mask), atol=2e-2, rtol=2e-2)
+    runs = [
+        [seconds(run, inputs, mask, with_gradient=with_gradient) for run in (library, attention)] for _ in range(33)
+    ]
+    low, median, high = statistics.quantiles([one / other for one, other in runs[3:]], n=4)
     return {"rows": rows, "length": length, "ratio": median, "ratio_quartile_1": low, "ratio_quartile_3": high}
 
 
@@ -57,7 +60,8 @@ if __name__ == "__main__":
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "races": [race(*shape) for shape in SHAPES],
+        "races": [race(*shape, with_gradient=True) for shape in SHAPES],
+        "races_without_gradient": [race(*shape, with_gradient=False) for shape in SHAPES],
     }
     path = Path(__file__).parent.parent / "results" / "bench-attention.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
