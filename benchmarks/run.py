@@ -1,6 +1,7 @@
 """Run the races: ``python benchmarks/run.py [NAME …] [--device cuda] [--output results/bench-cpu.json]``.
 
-Without names all of them. Prints each race as it ends; a race that misses its target is a result like any other.
+Without names all of them; with names, those replace their like in a file that is there. Prints each race as it ends; a
+race that misses its target is a result like any other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -46,11 +48,16 @@ def main() -> None:
                 flush=True,
             )
         print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
-    if chosen.output:
-        parts = breakdown(device)
-        seconds = time.perf_counter() - began
-        content = {"machine": machine(device), "seconds": seconds, "races": races, "breakdown": parts}
-        chosen.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not chosen.output:
+        return
+    content: dict[str, Any] = {"races": {}, "seconds": 0.0}
+    if chosen.names and chosen.output.exists():
+        content = json.loads(chosen.output.read_text(encoding="utf-8"))
+    if not chosen.names:
+        content["breakdown"] = breakdown(device)
+    content["races"] |= races
+    content |= {"machine": machine(device), "seconds": content["seconds"] + time.perf_counter() - began}
+    chosen.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
