@@ -38,10 +38,10 @@ def _added(mix, layer, site, inputs, width=None):
     width = width or (24 if site == "intermediate" else 16)
     # Outputs of other sites must not get what belongs to this one.
     output = torch.arange(float(len(sites))).repeat_interleave(width).repeat(len(inputs), 1)
-    given = inputs if mix.order is None else inputs[mix.order]
+    given = inputs[mix.sorting[0]] if mix.sorting else inputs
     place = sites.index(site)
     mixed = mix(layer, sites, given, output)[:, place * width : (place + 1) * width] - place
-    return mixed if mix.order is None else mixed[mix.place]
+    return mixed[mix.sorting[1]] if mix.sorting else mixed
 
 
 def _merged(bank, weights, rows, layer, site, inputs):

@@ -224,14 +224,13 @@ class DynamoModel(nn.Module):
         recorded: list[Tensor] = []
         if batch.top_plan is not None:
             # Tokens of one adapter lie together while the adapters act, and where they were before and after.
-            plan = batch.top_plan if mix.order is None else batch.top_plan.reordered(mix.order, mix.place)
+            plan = batch.top_plan.reordered(*mix.sorting) if mix.sorting else batch.top_plan
             attention = PackedAttention(plan, self.encoder.config.num_heads, recorded if record else None)
             with self._precision():
-                hidden = hidden if mix.order is None else hidden.index_select(0, mix.order)
+                hidden = hidden.index_select(0, mix.sorting[0]) if mix.sorting else hidden
                 hidden = self.encoder.run(hidden, attention, self.tap_layer, self.encoder.config.num_layers, mix)
-            if mix.order is not None:
-                hidden = hidden.index_select(0, mix.place)
-                recorded = [pairs.index_select(0, mix.place) for pairs in recorded]
+            if mix.sorting:
+                hidden, *recorded = (states.index_select(0, mix.sorting[1]) for states in (hidden, *recorded))
         deep = [pairs.index_select(0, batch.deep_tokens) for pairs in trunk.recorded] if record else []
         return Output(hidden, routing, weights, [*deep, *recorded])
 

@@ -65,10 +65,9 @@ class LoraConfig(BaseModel):
 class Mix(Protocol):
     """Adapters of one batch, called by the encoder wherever linear layers share an input."""
 
-    order: Tensor | None
-    """``(tokens,)`` the order in which the tokens have to be given; None for the batch's own."""
-    place: Tensor
-    """``(tokens,)`` where each token of the batch lies in that order, if there is one."""
+    sorting: tuple[Tensor, Tensor] | None
+    """``(tokens,)`` the order in which the tokens have to be given, and where each token of the batch then lies; None
+    for the batch's own order."""
 
     def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """``(tokens, in)``, ``(tokens, out)`` with the sites side by side → output with what the adapters add."""
@@ -170,7 +169,7 @@ class AdapterBank(nn.Module):
 class ConcatenatedMix:
     """Soft mixing by concatenated ranks; the per-token, per-rank scales are made once a batch."""
 
-    order = None
+    sorting: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -250,11 +249,11 @@ class _Concatenated:
 class GroupedMix:
     """Top-k by groups: tokens lie sorted by their adapter, and each group meets its matrices in one grouped product.
 
-    With one adapter a token, the model sorts its tokens once (``order``), so that no layer gathers anything. Nothing
+    With one adapter a token, the model sorts its tokens once (``sorting``), so that no layer gathers anything. Nothing
     waits for the device.
     """
 
-    order: Tensor | None = None
+    sorting: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, bank: AdapterBank, weights: Tensor, rows: Tensor, dtype: torch.dtype, top_k: int) -> None:
         self.bank, self.dtype = bank, dtype
@@ -266,8 +265,8 @@ class GroupedMix:
         self.ends = counts.cumsum(0).to(torch.int32)
         self.token = entries // top_k
         if top_k == 1:
-            self.order = self.token
-            self.place = torch.empty_like(entries).scatter_(0, entries, torch.arange(len(entries), device=rows.device))
+            numbers = torch.arange(len(entries), device=rows.device)
+            self.sorting = self.token, torch.empty_like(entries).scatter_(0, entries, numbers)
         scaling = torch.tensor([c.scaling for c in configs], device=rows.device)
         self.weight = (value[rows].flatten()[entries] * scaling[adapter]).to(dtype)[:, None]
         keep = torch.tensor([1 - c.dropout for c in configs], device=rows.device)
@@ -309,11 +308,11 @@ class GroupedMix:
         if packed is None:
             return output
         down, up = packed
-        low = self._product(inputs if self.order is not None else inputs.index_select(0, self.token), down)
+        low = self._product(inputs if self.sorting else inputs.index_select(0, self.token), down)
         low = low * self.weight
         if self.keep is not None:
             low = low * ((torch.rand_like(low, dtype=torch.float32) < self.keep) / self.keep).to(low.dtype)
-        if self.order is None:
+        if not self.sorting:
             return output.index_add(0, self.token, self._product(low, up))
         if not self.runs:
             return output + self._product(low, up)

@@ -204,15 +204,15 @@ class PaddedPlan:
     def attend(self, joint: Tensor, heads: int) -> Tensor:
         """See ``AttentionPlan``."""
         padded = self.query_layout.pad(joint, 3, heads)
-        return self._attend([piece.unbind(0) for piece in padded], heads)
+        return self._attend([(piece[0], piece[1], piece[2]) for piece in padded], heads)
 
     def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
         """See ``AttentionPlan``."""
         queries = self.query_layout.pad(query, 1, heads)
         pairs = self.key_layout.pad(others, 2, heads)
-        return self._attend([(*own, *pair) for own, pair in zip(queries, pairs, strict=True)], heads)
+        return self._attend([(own[0], pair[0], pair[1]) for own, pair in zip(queries, pairs, strict=True)], heads)
 
-    def _attend(self, rectangles: Sequence[tuple[Tensor, ...]], heads: int) -> Tensor:
+    def _attend(self, rectangles: Sequence[tuple[Tensor, Tensor, Tensor]], heads: int) -> Tensor:
         mixed = [attention(*own, mask) for own, mask in zip(rectangles, self.masks, strict=True)]
         return self.query_layout.unpad(mixed, heads)
 
