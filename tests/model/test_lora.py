@@ -135,6 +135,24 @@ def test_what_is_packed_is_forgotten_when_an_adapter_changes(bank, top_k):
     assert torch.equal(after[::3], before[::3])
 
 
+def test_what_is_packed_is_forgotten_after_a_fused_update(bank):
+    """Fails without ``AdapterBank.train``: a fused optimizer does not count up the versions of what it changes."""
+    rows, inputs = torch.tensor([0, 1, 2] * 20), torch.randn(60, 16)
+
+    def added():
+        bank.eval()
+        with torch.no_grad():
+            return _added(bank.mix(torch.eye(3), rows, torch.float32), 2, "query", inputs)
+
+    before = added()
+    bank.train()
+    optimizer = torch.optim.AdamW(bank.parameters(), lr=0.1, fused=True)
+    for parameter in bank.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (added() - before).abs().max() > 0.1
+
+
 def test_dropout_acts_on_each_adapter_at_its_own_rate():
     configs = {"none": LoraConfig(rank=3, alpha=3.0, dropout=0.0), "half": LoraConfig(rank=3, alpha=3.0, dropout=0.5)}
     bank = AdapterBank(configs, SHAPE, tap_layer=0).train()

@@ -5,7 +5,7 @@ Rows whose search has ended leave the batch; storage for keys and values is allo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import Cache
+from dynamo_mtl.model.lora import Mix
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 
 COMPACT_SHARE = 0.75
@@ -144,7 +145,7 @@ def generate(
     return [search.best() for search in searches]
 
 
-def _mix(model: DynamoModel, weights: Tensor, owners: list[int], active: Sequence[int] | None) -> Callable:
+def _mix(model: DynamoModel, weights: Tensor, owners: list[int], active: Sequence[int] | None) -> Mix:
     rows = torch.tensor(owners, device=weights.device)
     return model.bank.mix(weights, rows, model.dtype, active)
 

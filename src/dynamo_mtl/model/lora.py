@@ -143,9 +143,15 @@ class AdapterBank(nn.Module):
                 return GroupedMix(self, weights, rows, dtype, top_k)
         return ConcatenatedMix(self, weights, rows, dtype, active)
 
+    def train(self, mode: bool = True) -> AdapterBank:
+        """Training mode. What was packed before is forgotten: fused optimizers change parameters without a trace."""
+        if mode != self.training:
+            self._packs.clear()
+        return super().train(mode)
+
     def packed(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` packs of the adapters; without gradient it is kept until ``mix`` finds an adapter changed."""
-        if torch.is_grad_enabled():
+        """What ``make`` packs of the adapters; in evaluation it is kept until ``mix`` finds an adapter changed."""
+        if torch.is_grad_enabled() or self.training:
             return make()
         if key not in self._packs:
             self._packs[key] = make()
