@@ -17,7 +17,8 @@ from transformers import AutoModel, RobertaConfig, RobertaModel
 
 from dynamo_mtl.model.backbone import find_backbone, load_backbone
 from dynamo_mtl.model.batch import Batch, Window, build_batch
-from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
+from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig
+from dynamo_mtl.model.hardware import compute_dtype
 from dynamo_mtl.model.heads import HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.model.packing import to_device

@@ -20,7 +20,7 @@ from breakdown import breakdown
 from harness import machine
 
 RACES = (
-    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile",
+    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile", "linear",
     "curves",
 )  # fmt: skip
 

@@ -136,14 +136,18 @@ def test_arrow_chooses_the_adapter_that_the_states_point_along(predictor):
     batch = _batch(predictor.system, [TEXTS[0]])
     seen = {}
 
-    def note(layer, sites, inputs, output):
-        for site in sites:
-            seen.setdefault((layer, site), inputs.mean(0))
-        return output
+    class Note:
+        def __call__(self, layer, sites, inputs, output):
+            for site in sites:
+                seen.setdefault((layer, site), inputs.mean(0))
+            return output
+
+        def act_at(self, layer, site):
+            return True
 
     with torch.no_grad():
         attention = PackedAttention(batch.trunk_plan, model.encoder.config.num_heads)
-        model.encoder.run(model.trunk(batch).hidden, attention, model.tap_layer, 4, note)
+        model.encoder.run(model.trunk(batch).hidden, attention, model.tap_layer, 4, Note())
         for layer in range(model.tap_layer, 4):
             for site in ("query", "value"):
                 down, _ = model.bank["summarization"].pair(layer, site)

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
-from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone, compute_dtype
+from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone
+from dynamo_mtl.model.hardware import compute_dtype, cpu_has
 from dynamo_mtl.model.encoder import PackedAttention
 from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
@@ -88,7 +89,8 @@ def test_the_lead_is_what_stands_before_the_context_and_the_openings_are_the_fir
     read = stretches(batch, separator=6)
     assert read.opening[:, 0].tolist() == [0, 18]
     assert read.opening[0].tolist() == list(range(16))
-    assert read.lead.tolist() == [1.0] * 3 + [0.0] * 15 + [1.0] * 6
+    assert read.halves.tolist() == [1] * 3 + [0] * 15 + [3] * 6
+    assert read.counts.flatten().tolist() == [15, 3, 0, 6]
     short, long = (weights.tolist() for weights in read.openings)
     assert short == [[1.0] * 8 + [0.0] * 8, [1.0] * 4 + [0.0] * 12]
     assert long == [[1.0] * 16, [1.0] * 4 + [0.0] * 12]
@@ -166,4 +168,6 @@ def test_precision_is_taken_as_configured_or_from_the_hardware(monkeypatch):
     assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
     for capabilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        cpu_has.cache_clear()
         assert compute_dtype("auto", torch.device("cpu")) is expected
+    cpu_has.cache_clear()

@@ -156,16 +156,22 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
             torch.testing.assert_close(hidden[0], full[step], atol=1e-5, rtol=0)
 
 
-def test_bf16_training_attention_equals_the_library(tmp_path):
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_attention_in_bf16_is_exact_but_for_rounding(has_amx, monkeypatch):
+    """Against fp32, with gradient and without, whatever this CPU has. Fails if the mask or the scale is left out."""
+    from dynamo_mtl.model import packing
     from dynamo_mtl.model.packing import attention
 
+    monkeypatch.setattr(packing, "cpu_has", lambda capability: has_amx)
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 4, 7, 8, dtype=torch.bfloat16) for _ in range(3))
     mask = torch.rand(2, 1, 7, 7) < 0.7
     mask[..., 0] = True
-    with torch.no_grad():
-        expected = attention(query, key, value, mask)
-    torch.testing.assert_close(attention(query, key, value, mask), expected, atol=2e-2, rtol=2e-2)
+    expected = attention(query.float(), key.float(), value.float(), mask)
+    for with_gradient in (True, False):
+        with torch.set_grad_enabled(with_gradient):
+            mixed = attention(query, key, value, mask)
+        torch.testing.assert_close(mixed.float(), expected, atol=2e-2, rtol=2e-2)
 
 
 def test_a_missing_backbone_names_three_ways(tmp_path):

@@ -159,6 +159,10 @@ class ArrowProbe:
                 self.scores.index_add_(0, self.examples, met / tokens[self.examples, None])
         return output
 
+    def act_at(self, layer: int, site: str) -> bool:
+        """See ``encoder.Adapters``."""
+        return (layer, site) in self.directions
+
 
 def main_directions(model: DynamoModel, layer: int, site: str) -> Tensor | None:
     """First right singular vector of every adapter's B A: ``(adapters, in)``; None where one has no adapter there."""

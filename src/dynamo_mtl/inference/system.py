@@ -16,7 +16,8 @@ from dynamo_mtl.data.sources import DATA_PATH, DataConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
 from dynamo_mtl.model.backbone import Backbone, SourceTokenizer, load_backbone
 from dynamo_mtl.model.checkpoint import CONFIG, load_checkpoint, open_checkpoint, save_checkpoint
-from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig, compute_dtype
+from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig
+from dynamo_mtl.model.hardware import compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.model.metadata import Metadata

@@ -275,14 +275,3 @@ def check_against_backbone(config: ModelConfig, backbone: Backbone) -> None:
             f"model.tap_layer: found {config.tap_layer}, but {backbone.name} has {shape.num_layers} layers; "
             f"use 0 to {shape.num_layers - 1}"
         )
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type for large products: as configured, or bf16 where ``device`` multiplies it fast."""
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if device.type == "cpu" and fast else torch.float32

@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dynamo_mtl.model.fused import gelu_over, linear
 from dynamo_mtl.model.packing import AttentionPlan, attention
 
 SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
@@ -57,14 +57,39 @@ class Attention(Protocol):
         ...
 
 
-Adapters = Callable[[int, Sequence[str], Tensor, Tensor], Tensor]
-"""``(layer, sites, input, output)`` of linear layers that share their input, ``output`` side by side → ``output`` with
-what the adapters add. Without gradient it may be written in place."""
+class Adapters(Protocol):
+    """What is added to the outputs of linear layers."""
+
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
+        """Add to linear layers that share their input.
+
+        Args:
+            layer: number of the block.
+            sites: names of the linear layers.
+            inputs: ``(tokens, in)``.
+            output: ``(tokens, out)`` with the sites side by side, perhaps with the residual; without gradient it may be
+                written over.
+        """
+        ...
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """Whether it has to be called for a site."""
+        ...
 
 
-def no_adapters(layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
+class NoAdapters:
     """The adapters of the trunk: none."""
-    return output
+
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
+        """See ``Adapters``."""
+        return output
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """See ``Adapters``."""
+        return False
+
+
+NO_ADAPTERS = NoAdapters()
 
 
 class PackedAttention:
@@ -109,22 +134,15 @@ class EncoderLayer(nn.Module):
     def forward(self, hidden: Tensor, attend: Attention, adapters: Adapters) -> Tensor:
         """``(tokens, hidden)`` → ``(tokens, hidden)``."""
 
-        joint = adapters(self.index, JOINT_SITES, hidden, self.joint(hidden))
+        joint = adapters(self.index, JOINT_SITES, hidden, linear(self.joint, hidden))
         mixed = attend(self.index, joint)
-        mixed = adapters(self.index, ("attention.output",), mixed, self.attention_output(mixed))
-        hidden = self.attention_norm(_add(mixed, hidden))
-        inner = _gelu(adapters(self.index, ("intermediate",), hidden, self.intermediate(hidden)))
-        return self.output_norm(_add(adapters(self.index, ("output",), inner, self.output(inner)), hidden))
-
-
-# Without gradient both write over their first argument, which nobody else holds: on a CPU fresh memory of this size
-# costs more than the operation.
-def _add(fresh: Tensor, hidden: Tensor) -> Tensor:
-    return fresh + hidden if torch.is_grad_enabled() else fresh.add_(hidden)
-
-
-def _gelu(fresh: Tensor) -> Tensor:
-    return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
+        added = adapters(self.index, ("attention.output",), mixed, linear(self.attention_output, mixed, plus=hidden))
+        hidden = self.attention_norm(added)
+        if adapters.act_at(self.index, "intermediate"):
+            inner = gelu_over(adapters(self.index, ("intermediate",), hidden, linear(self.intermediate, hidden)))
+        else:
+            inner = linear(self.intermediate, hidden, gelu=True)
+        return self.output_norm(adapters(self.index, ("output",), inner, linear(self.output, inner, plus=hidden)))
 
 
 class Encoder(nn.Module):
@@ -145,7 +163,7 @@ class Encoder(nn.Module):
         total = words.to(dtype) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
         return self.embedding_norm(total)
 
-    def run(self, hidden: Tensor, attend: Attention, first: int, last: int, adapters: Adapters = no_adapters) -> Tensor:
+    def run(self, hidden: Tensor, attend: Attention, first: int, last: int, adapters: Adapters = NO_ADAPTERS) -> Tensor:
         """Run layers ``first`` to ``last - 1``: ``(tokens, hidden)`` → ``(tokens, hidden)``."""
         for index in range(first, last):
             hidden = self.layers[index](hidden, attend, adapters)

@@ -73,6 +73,10 @@ class Mix(Protocol):
         """``(tokens, in)``, ``(tokens, out)`` with the sites side by side → output with what the adapters add."""
         ...
 
+    def act_at(self, layer: int, site: str) -> bool:
+        """Whether some adapter of the bank sits there."""
+        ...
+
 
 def _key(layer: int, site: str) -> str:
     return f"{layer}_{site.replace('.', '-')}"  # parameter names must not contain a dot
@@ -110,6 +114,12 @@ class AdapterBank(nn.Module):
         self.names = list(configs)
         # A list, since a dictionary of modules forbids names such as "train".
         self.adapters = nn.ModuleList(Adapter(config, encoder, tap_layer) for config in configs.values())
+        self._sites = {
+            (layer, site)
+            for layer in range(tap_layer, encoder.num_layers)
+            for config in configs.values()
+            for site in config.sites
+        }
         self._packs: dict[Any, Any] = {}
         self._packed_version = -1
 
@@ -142,6 +152,10 @@ class AdapterBank(nn.Module):
             if grouped_work < len(rows) * sum(ranks if active is None else [ranks[index] for index in active]):
                 return GroupedMix(self, weights, rows, dtype, top_k)
         return ConcatenatedMix(self, weights, rows, dtype, active)
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """Whether some adapter sits there."""
+        return (layer, site) in self._sites
 
     def train(self, mode: bool = True) -> AdapterBank:
         """Training mode. What was packed before is forgotten: fused optimizers change parameters without a trace."""
@@ -190,6 +204,10 @@ class ConcatenatedMix:
         self.adapters = [bank[bank.names[index]] for index in chosen]
         self.token_weights = weights[:, chosen][rows]
         self.scales: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """See ``Mix``."""
+        return self.bank.act_at(layer, site)
 
     def _scale(self, members: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Scale ``(tokens, ranks)`` and, in training, the keep probability of each rank ``(ranks,)``."""
@@ -285,6 +303,10 @@ class GroupedMix:
             # Here the library's grouped product visits absent adapters too, and nothing waits for a device anyway.
             ends = self.ends.tolist()
             self.runs = [(n, first, last) for n, (first, last) in enumerate(pairwise([0, *ends])) if last > first]
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """See ``Mix``."""
+        return self.bank.act_at(layer, site)
 
     def _pack(self, layer: int, sites: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """A of the adapted sites side by side, ``(adapters, in, ranks)``, and B, ``(adapters, ranks, sites · out)``.

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamo_mtl.model.hardware import cpu_has
+
 # A group holds rows whose key length is at least this share of its longest one: less wastes work on padding, more makes
 # many small attention calls.
 GROUP_LENGTH_RATIO = 0.9
@@ -61,11 +63,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Scaled dot-product attention: ``(rows, heads, length, width)`` each, boolean ``mask`` → like ``query``.
 
     In bf16 on a CPU plain products are faster than the library's kernel, forwards and backwards
-    (``benchmarks/attention.py``); without gradient they go over few rows at a time, whose scores stay in the cache.
+    (``benchmarks/attention.py``), but without gradient on a CPU with AMX. Without
+    gradient they go over few rows at a time, whose scores stay in the cache.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        if not torch.is_grad_enabled():
-            return _attention_in_chunks(query, key, value, mask)
+    with_gradient = torch.is_grad_enabled()
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and (with_gradient or not cpu_has("amx_bf16")):
+        if not with_gradient:
+            return attention_in_chunks(query, key, value, mask)
         scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -73,7 +77,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def _attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Like ``attention``, by plain products without gradient, over few rows at a time."""
     rows, heads, length, width = query.shape
     keys = key.shape[2]
     chunk = min(rows, max(1, CHUNK_SCORES // (heads * length * keys)))

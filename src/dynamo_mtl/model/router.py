@@ -56,10 +56,10 @@ class Routing:
 class Stretches:
     """Which source tokens the router features are made of."""
 
-    examples: Tensor
-    """``(tokens,)`` example of each token."""
-    lead: Tensor
-    """``(tokens,)`` 1 for the tokens of the lead, else 0."""
+    halves: Tensor
+    """``(tokens,)`` twice the example of each token, and 1 more for those of the lead."""
+    counts: Tensor
+    """``(examples, 2, 1)`` tokens of each example outside and inside of the lead."""
     opening: Tensor
     """``(examples, longest opening)`` tokens at the start of each example's first window."""
     openings: list[Tensor]
@@ -82,7 +82,9 @@ def stretches(batch: Batch, separator: int) -> Stretches:
     # Counted from the window's start, so that the last token, which stands for all beyond it, counts once.
     real = place < torch.bincount(batch.windows, minlength=len(batch.starts)).index_select(0, first_windows)[:, None]
     openings = [(real & (place < length)).float() for length in OPENINGS]
-    return Stretches(batch.examples.index_select(0, batch.windows), lead.float(), opening, openings)
+    halves = 2 * batch.examples.index_select(0, batch.windows) + lead
+    counts = torch.bincount(halves, minlength=2 * batch.example_count).view(-1, 2, 1)
+    return Stretches(halves, counts, opening, openings)
 
 
 def pool(hidden: Tensor, read: Stretches) -> Tensor:
@@ -99,22 +101,18 @@ def pool(hidden: Tensor, read: Stretches) -> Tensor:
         ``(examples, POOLED · hidden)`` in fp32.
     """
     hidden = hidden.float()
+    count = len(read.opening)
     opening = hidden.index_select(0, read.opening.flatten()).view(*read.opening.shape, -1)
+    sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, read.halves, hidden).view(count, 2, -1)
     return torch.cat(
         [
             opening[:, 0],
-            _group_mean(hidden, torch.ones_like(read.lead), read.examples, len(opening)),
-            _group_mean(hidden * read.lead[:, None], read.lead, read.examples, len(opening)),
+            sums.sum(dim=1) / read.counts.sum(dim=1),
+            sums[:, 1] / read.counts[:, 1],
             *((opening * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in read.openings),
         ],
         dim=1,
     )
-
-
-def _group_mean(rows: Tensor, counts: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Sum of the rows of each of ``count`` groups over that of their counts."""
-    total = rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows)
-    return total / rows.new_zeros(count).index_add(0, groups, counts)[:, None]
 
 
 def top_k_weights(weights: Tensor, top_k: int) -> Tensor:

@@ -1,0 +1,55 @@
+"""Linear layers with what follows them: on a CPU in bf16 bias, activation and residual are part of the product.
+
+oneDNN has such products, and PyTorch calls them for compiled code. Called directly they spare three passes over the
+output, each of which costs about as much as a third of the product (``benchmarks/race_linear.py``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _is_available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+AVAILABLE = _is_available()
+
+
+def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
+    """``layer(inputs)``, then GELU or a sum.
+
+    Args:
+        layer: with a bias.
+        inputs: ``(tokens, in)``.
+        gelu: whether GELU follows.
+        plus: ``(tokens, out)`` that is added; not together with ``gelu``.
+
+    Returns:
+        ``(tokens, out)``.
+    """
+    if AVAILABLE and inputs.device.type == "cpu" and _is_half(inputs, layer.weight) and not torch.is_grad_enabled():
+        fused = torch.ops.mkldnn._linear_pointwise
+        if plus is not None:
+            return fused.binary(inputs, plus, layer.weight, layer.bias, "add")
+        return fused(inputs, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
+    output = layer(inputs)
+    if gelu:
+        return gelu_over(output)
+    if plus is not None:
+        return output + plus if torch.is_grad_enabled() else output.add_(plus)
+    return output
+
+
+def gelu_over(fresh: Tensor) -> Tensor:
+    """GELU of what nobody else holds.
+
+    Without gradient it is written over, as sums are above: on a CPU fresh memory costs more than the operation.
+    """
+    return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
+
+
+def _is_half(*tensors: Tensor) -> bool:
+    return all(tensor.dtype == torch.bfloat16 for tensor in tensors)
