@@ -20,8 +20,8 @@ from breakdown import breakdown
 from harness import machine
 
 RACES = (
-    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile", "linear",
-    "curves",
+    "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile",
+    "linear", "curves",
 )  # fmt: skip
 
 BREAKDOWN = "breakdown"

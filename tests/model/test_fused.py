@@ -42,3 +42,14 @@ def test_in_bf16_without_gradient_products_are_fused():
         once, twice = linear(layer, inputs, gelu=True), F.gelu(layer(inputs))
     errors = [(own.double() - exact).abs().mean() for own in (once, twice)]
     assert errors[0] < 0.9 * errors[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_layers_do_not_ask_for_fused_products():
+    """Fails if they do: the compiler refuses them, and has its own."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16).to(torch.bfloat16)
+    inputs = torch.randn(4, 16).to(torch.bfloat16)
+    with torch.no_grad():
+        compiled = torch.compile(linear, backend="inductor")(layer, inputs, gelu=True)
+        torch.testing.assert_close(compiled, linear(layer, inputs, gelu=True), atol=2e-2, rtol=2e-2)

@@ -30,7 +30,9 @@ def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor
     Returns:
         ``(tokens, out)``.
     """
-    if AVAILABLE and inputs.device.type == "cpu" and _is_half(inputs, layer.weight) and not torch.is_grad_enabled():
+    # Compiled code fuses by itself, and cannot take these calls.
+    free = AVAILABLE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if free and inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16:
         fused = torch.ops.mkldnn._linear_pointwise
         if plus is not None:
             return fused.binary(inputs, plus, layer.weight, layer.bias, "add")
@@ -49,7 +51,3 @@ def gelu_over(fresh: Tensor) -> Tensor:
     Without gradient it is written over, as sums are above: on a CPU fresh memory costs more than the operation.
     """
     return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)
-
-
-def _is_half(*tensors: Tensor) -> bool:
-    return all(tensor.dtype == torch.bfloat16 for tensor in tensors)
