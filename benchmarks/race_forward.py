@@ -81,7 +81,7 @@ def _bare(model: Any, inputs: Inputs) -> torch.Tensor:
     encoder, batch = model.encoder, inputs.batch
     attention = PackedAttention(batch.trunk_plan, encoder.config.num_heads)
     hidden = encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)
-    return encoder.run(hidden, attention, 0, encoder.config.num_layers)
+    return encoder.run(hidden, attention, 0, encoder.config.num_layers)[: len(batch.windows)]
 
 
 def _same(model: Any, plain: Any, inputs: Inputs) -> None:

@@ -40,8 +40,8 @@ def our_loss(model: DynamoModel, head: ClassificationHead, inputs: Inputs, label
     """The mean loss of a packed batch that is known to belong to one adapter."""
     rows = inputs.batch.example_count
     weights = model.told(torch.full((rows,), adapter, device=labels.device))
-    states = model(inputs.batch, weights, active=[adapter], top_k=1).hidden.float()
-    owners = inputs.batch.top_examples
+    states = model(inputs.batch, weights, active=[adapter], top_k=1).hidden.float()[: len(inputs.batch.windows)]
+    owners = inputs.batch.top_examples[: len(states)]
     counts = torch.bincount(owners, minlength=rows)[:, None]
     mean = states.new_zeros(rows, states.shape[1]).index_add(0, owners, states) / counts
     return nn.functional.cross_entropy(head(states[inputs.batch.starts], mean), labels)
@@ -157,8 +157,8 @@ def _five_tasks(device: torch.device) -> Race:
     classifier = Classifier(rival, head)
 
     def ours() -> Tensor:
-        states = model(whole.batch, model.told(owner), top_k=1).hidden.float()
-        rows = whole.batch.top_examples
+        states = model(whole.batch, model.told(owner), top_k=1).hidden.float()[: len(whole.batch.windows)]
+        rows = whole.batch.top_examples[: len(states)]
         counts = torch.bincount(rows, minlength=len(lengths))[:, None]
         mean = states.new_zeros(len(lengths), states.shape[1]).index_add(0, rows, states) / counts
         losses = nn.functional.cross_entropy(head(states[whole.batch.starts], mean), labels)

@@ -125,7 +125,7 @@ def routed_forward(model: DynamoModel, inputs: Inputs, weights: Tensor) -> Tenso
     trunk = model.trunk(inputs.batch)
     top_k_weights(model.router(trunk.features).weights, model.router.config.top_k)
     top_k = model.router.config.top_k
-    return model(inputs.batch, weights, top_k=top_k, trunk=trunk).hidden
+    return model(inputs.batch, weights, top_k=top_k, trunk=trunk).hidden[: len(inputs.batch.windows)]
 
 
 def plain_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:

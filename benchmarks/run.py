@@ -21,7 +21,7 @@ from harness import machine
 
 RACES = (
     "forward", "peft", "routers", "training", "router_epoch", "generation", "shared_trunk", "startup", "compile",
-    "linear", "curves",
+    "linear", "shapes", "curves",
 )  # fmt: skip
 
 BREAKDOWN = "breakdown"

@@ -4,11 +4,16 @@ The two names that most programs need are ``DynamoInference`` (use a trained mod
 resolved on first use, so that importing the package stays cheap and loads no PyTorch.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamo_mtl.config import load_config
     from dynamo_mtl.inference.predictor import DynamoInference
+
+# How many compiled products oneDNN keeps, read when it makes the first one. Its own number, 1,024, is too small for
+# training, where batches have many shapes.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 __version__ = "0.1.0"
 __all__ = ["DynamoInference", "load_config"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from torch.nn import functional as F
 
 from dynamo_mtl.errors import BackboneError
 from dynamo_mtl.model.backbone import find_backbone, load_backbone, read_encoder_config
@@ -70,7 +71,7 @@ def _sequences(vocabulary):
 def _run(encoder: Encoder, batch, record=None):
     hidden = encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)
     attention = PackedAttention(batch.trunk_plan, encoder.config.num_heads, record)
-    return encoder.run(hidden, attention, 0, encoder.config.num_layers)
+    return encoder.run(hidden, attention, 0, encoder.config.num_layers)[: len(batch.windows)]
 
 
 def _assert_equal_to(model, encoder: Encoder, sequences) -> None:
@@ -91,7 +92,8 @@ def _assert_equal_to(model, encoder: Encoder, sequences) -> None:
     recorded = []
     with torch.no_grad():
         _run(encoder, batch, recorded)
-        words = encoder.word_embeddings(torch.cat(list(batch.target_ids.values())))
+        ids = torch.cat(list(batch.target_ids.values()))
+        words = encoder.word_embeddings(F.pad(ids, (0, len(batch.target_positions) - len(ids))))
         attention = PackedAttention(batch.target_plan, encoder.config.num_heads, before=recorded)
         hidden = encoder.embed(words, batch.target_positions)
         got = encoder.run(hidden, attention, 0, encoder.config.num_layers)
@@ -142,12 +144,11 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
         batch = build_batch([Window(source, 0)], [Target(0, "a", target)], 2)
         _run(encoder, batch, recorded)
         attention = PackedAttention(batch.target_plan, 4, before=recorded)
-        full = encoder.run(
-            encoder.embed(encoder.word_embeddings(torch.tensor(target)), batch.target_positions), attention, 0, 3
-        )
+        words = encoder.word_embeddings(F.pad(torch.tensor(target), (0, len(batch.target_positions) - len(target))))
+        full = encoder.run(encoder.embed(words, batch.target_positions), attention, 0, 3)
         storage = torch.zeros(3, 2, 1, 4, 40, 8)
         for layer, pairs in enumerate(recorded):
-            storage[layer, :, 0, :, :20] = pairs.view(20, 2, 4, 8).permute(1, 2, 0, 3)
+            storage[layer, :, 0, :, :20] = pairs[:20].view(20, 2, 4, 8).permute(1, 2, 0, 3)
         cache = Cache(storage, torch.tensor([20]))
         for step, token in enumerate(target):
             words = encoder.word_embeddings(torch.tensor([token]))

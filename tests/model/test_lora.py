@@ -178,7 +178,7 @@ def test_an_adapter_folder_opens_in_peft_and_gives_the_same_states(system, tmp_p
     for index, name in enumerate(names):
         weights = torch.eye(len(names))[index : index + 1]
         with torch.no_grad():
-            ours = system.model.eval()(batch, weights).hidden
+            ours = system.model.eval()(batch, weights).hidden[:17]
             base = transformers.RobertaModel.from_pretrained(tiny_roberta, add_pooling_layer=False).eval()
             theirs = peft.PeftModel.from_pretrained(base, tmp_path / "saved" / "adapters" / name).eval()
             expected = theirs(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]

@@ -6,7 +6,7 @@ import torch
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import DynamoModel
-from dynamo_mtl.model.packing import Layout, take_rows
+from dynamo_mtl.model.packing import Layout, round_up, take_rows
 
 HEADS, WIDTH = 2, 8
 SOURCES = [5, 9, 30, 12, 31, 2]
@@ -39,6 +39,11 @@ def _sequences_and_orders(deep_only):
     return torch.tensor(sequences), torch.tensor(orders)
 
 
+def _with_fillers(rows, count, real):
+    """A run of ``count`` rows: ``rows`` at the places ``real``, among fillers that must not matter."""
+    return torch.full((count, rows.shape[1]), 50.0).index_copy(0, real, rows)
+
+
 @pytest.mark.parametrize("is_sorted", [False, True])
 @pytest.mark.parametrize("variable_length", [False, True])
 def test_plans_and_their_gradients_equal_a_mask_over_all_tokens(variable_length, is_sorted):
@@ -49,13 +54,16 @@ def test_plans_and_their_gradients_equal_a_mask_over_all_tokens(variable_length,
     joint = torch.randn(len(sequences), 3 * HEADS * WIDTH, requires_grad=True)
     out = torch.randn(len(sequences), HEADS * WIDTH)
     width = HEADS * WIDTH
-    plan, order, place = batch.top_plan, torch.arange(len(joint)), torch.arange(len(joint))
+    count, (first, last) = len(batch.top_examples), batch.target_slices["a"]
+    real = torch.cat([torch.arange(int(batch.top_lengths.sum())), torch.arange(first, last)])
+    assert (count == len(joint)) == variable_length
+    plan, order, place = batch.top_plan, torch.arange(count), torch.arange(count)
     if is_sorted:
-        order = torch.randperm(len(joint))
+        order = torch.randperm(count)
         place = order.argsort()
         plan = plan.reordered(order, place)
     expected = _masked(joint[:, :width], joint[:, width:], (sequences, sequences), (orders, orders))
-    found = plan.attend(joint[order], HEADS)[place]
+    found = plan.attend(_with_fillers(joint, count, real)[order], HEADS)[place][real]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     theirs, ours = (torch.autograd.grad((states * out).sum(), joint)[0] for states in (expected, found))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -71,7 +79,10 @@ def test_targets_see_their_source_and_their_own_past(variable_length):
     query = torch.randn(sum(TARGETS.values()), HEADS * WIDTH)
     others = torch.randn(len(sequences), 2 * HEADS * WIDTH, requires_grad=True)
     expected = _masked(query, others, (sequences[sources:], sequences), (orders[sources:], orders))
-    found = batch.target_plan.attend_to(query, others, HEADS)
+    targets, filled = len(query), len(batch.target_positions)
+    real = torch.cat([torch.arange(sources), len(batch.ids) + torch.arange(targets)])
+    run = _with_fillers(others, len(batch.ids) + filled, real)
+    found = batch.target_plan.attend_to(_with_fillers(query, filled, torch.arange(targets)), run, HEADS)[:targets]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     theirs, ours = (torch.autograd.grad((states**2).sum(), others)[0] for states in (expected, found))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -126,3 +137,20 @@ def test_sequences_of_one_length_are_not_moved(is_sorted):
     expected = _masked(joint[:, :width], joint[:, width:], (sequences, sequences), (orders, orders))
     found = plan.reordered(order, place).attend(joint[order], HEADS)[place]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_are_rounded_to_few_numbers():
+    """16 from a power of two to the next, and what is added is less than a sixteenth, or than 16."""
+    assert [round_up(n) for n in (0, 1, 16, 17, 500, 512, 513, 1000, 2938)] == [
+        0,
+        16,
+        16,
+        32,
+        512,
+        512,
+        544,
+        1024,
+        2944,
+    ]
+    assert len({round_up(n) for n in range(4097, 8193)}) == 16
+    assert all(n <= round_up(n) < n + max(16, n / 16 + 1) for n in range(1, 9000))

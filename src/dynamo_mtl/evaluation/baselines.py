@@ -154,7 +154,7 @@ class ArrowProbe:
         """See ``encoder.Adapters``: adds nothing."""
         for site in sites:
             if (layer, site) in self.directions:
-                met = (inputs.float() @ self.directions[layer, site].T).abs().softmax(dim=1)
+                met = (inputs[: len(self.examples)].float() @ self.directions[layer, site].T).abs().softmax(dim=1)
                 tokens = torch.bincount(self.examples, minlength=len(self.scores))
                 self.scores.index_add_(0, self.examples, met / tokens[self.examples, None])
         return output

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.model.packing import AttentionPlan, Span, plan_padded
+from dynamo_mtl.model.packing import AttentionPlan, Span, plan_padded, round_up
 from dynamo_mtl.model.variable_length import plan_variable_length
 
 
@@ -30,6 +30,8 @@ class Target:
     window: int
     head: str
     ids: Sequence[int]
+    pieces: Sequence[int] | None = None
+    """Backbone token that stands for each copied word, and any for the other ids; None where nothing is copied."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,16 @@ class Batch:
     """Packed inputs of one forward pass.
 
     Source tokens lie window after window. The top run holds the tokens of deep windows in the same order, then all
-    target tokens, head after head in order of first appearance.
+    target tokens, head after head in order of first appearance. Each of these three stretches may end with fillers,
+    tokens of no sequence, which nobody sees and from which nothing is read: they make sizes come again (``round_up``).
     """
 
     ids: Tensor
-    """``(source tokens,)``."""
+    """``(source tokens and fillers,)``."""
     positions: Tensor
-    """``(source tokens,)`` rows of the position table."""
+    """``(source tokens and fillers,)`` rows of the position table."""
     windows: Tensor
-    """``(source tokens,)`` window of each token."""
+    """``(source tokens,)`` window of each token, without fillers."""
     starts: Tensor
     """``(windows,)`` first token of each window."""
     examples: Tensor
@@ -53,7 +56,7 @@ class Batch:
     example_count: int
     trunk_plan: AttentionPlan
     deep_tokens: Tensor
-    """``(deep source tokens,)`` source tokens that run through the top."""
+    """``(deep source tokens and fillers,)`` source tokens that run through the top."""
     top_starts: Tensor
     """``(windows,)`` first token of each window in the top run; -1 where it is not deep."""
     top_lengths: Tensor
@@ -64,8 +67,10 @@ class Batch:
     """None if no window is deep."""
     target_ids: dict[str, Tensor]
     """Head name → ``(its target tokens,)``."""
+    target_pieces: dict[str, Tensor]
+    """Name of a head that copies → ``(its target tokens,)`` backbone tokens that stand for copied words."""
     target_positions: Tensor
-    """``(target tokens,)``, going on from each window's real length."""
+    """``(target tokens and fillers,)``, going on from each window's real length."""
     target_plan: AttentionPlan | None
     """Queries: target tokens; keys: source tokens, then target tokens. None without targets."""
     target_slices: dict[str, tuple[int, int]]
@@ -84,8 +89,16 @@ def build_batch(
         variable_length: plan attention for the kernels of a GPU instead of padded rectangles.
     """
 
-    def plan(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> AttentionPlan:
-        return plan_variable_length(queries, keys) if variable_length else plan_padded(queries, keys, key_count)
+    def plan(queries: Sequence[Span], keys: Sequence[Span], query_count: int, key_count: int) -> AttentionPlan:
+        if variable_length:
+            return plan_variable_length(queries, keys)
+        return plan_padded(queries, keys, query_count, key_count)
+
+    def filled(counts: Sequence[int]) -> int:
+        """Tokens and fillers of sequences; several of one length are taken to be of a size that comes again."""
+        total = int(sum(counts))
+        is_even = len(counts) > 1 and len(set(counts)) == 1
+        return total if variable_length or is_even else round_up(total)
 
     lengths = np.array([len(w.ids) for w in windows])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -93,40 +106,45 @@ def build_batch(
     deep = [w for w, window in enumerate(windows) if window.deep]
     top_lengths = np.array([n if window.deep else 0 for n, window in zip(lengths, windows, strict=True)])
     top_starts = np.where(top_lengths > 0, np.cumsum(top_lengths) - top_lengths, -1)
-    deep_total = int(top_lengths.sum())
-
     target_lengths = [len(t.ids) for t in targets]
+    source_total, deep_total = filled(lengths.tolist()), filled([n for n in top_lengths.tolist() if n])
+    target_total = filled(target_lengths)
     offsets = np.concatenate([[0], np.cumsum(target_lengths)]).astype(np.int64)
     spans = [Span(np.arange(o, o + n), np.arange(1, n + 1)) for o, n in zip(offsets[:-1], target_lengths, strict=True)]
     after = {t.window: _shift(span, deep_total) for t, span in zip(targets, spans, strict=True)}
     top = [_shift(sources[w], int(top_starts[w] - starts[w])) for w in deep]
     top_spans = [Span.join([span, after[w]]) if w in after else span for w, span in zip(deep, top, strict=True)]
     after_source = [
-        Span.join([sources[t.window], _shift(span, int(lengths.sum()))]) for t, span in zip(targets, spans, strict=True)
+        Span.join([sources[t.window], _shift(span, source_total)]) for t, span in zip(targets, spans, strict=True)
     ]
     heads = list(dict.fromkeys(t.head for t in targets))
-    target_examples = np.repeat([windows[t.window].example for t in targets], target_lengths)
+    target_examples = _fill(np.repeat([windows[t.window].example for t in targets], target_lengths), target_total)
     deep_tokens = np.concatenate([sources[w].tokens for w in deep]) if deep else np.zeros(0, dtype=np.int64)
     examples = np.array([w.example for w in windows])
     window_of_token = np.repeat(np.arange(len(windows)), lengths)
+    deep_examples = _fill(examples[window_of_token[deep_tokens]], deep_total)
     return Batch(
-        ids=torch.tensor([i for w in windows for i in w.ids]),
-        positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]) + first_position),
+        ids=torch.from_numpy(_fill(np.array([i for w in windows for i in w.ids]), source_total)),
+        positions=torch.from_numpy(
+            _fill(np.concatenate([np.arange(n) for n in lengths]), source_total) + first_position
+        ),
         windows=torch.from_numpy(window_of_token),
         starts=torch.from_numpy(starts),
         examples=torch.from_numpy(examples),
         example_count=int(examples.max()) + 1,
-        trunk_plan=plan(sources, sources),
-        deep_tokens=torch.from_numpy(deep_tokens),
+        trunk_plan=plan(sources, sources, source_total, source_total),
+        deep_tokens=torch.from_numpy(_fill(deep_tokens, deep_total)),
         top_starts=torch.from_numpy(top_starts),
         top_lengths=torch.from_numpy(top_lengths),
-        top_examples=torch.from_numpy(
-            np.concatenate([examples[window_of_token[deep_tokens]], target_examples]).astype(np.int64)
-        ),
-        top_plan=plan(top_spans, top_spans) if deep else None,
+        top_examples=torch.from_numpy(np.concatenate([deep_examples, target_examples]).astype(np.int64)),
+        top_plan=plan(top_spans, top_spans, *[deep_total + target_total] * 2) if deep else None,
         target_ids={head: torch.tensor([i for t in targets if t.head == head for i in t.ids]) for head in heads},
-        target_positions=torch.from_numpy(_target_positions(targets, lengths, first_position)),
-        target_plan=plan(spans, after_source, int(lengths.sum() + offsets[-1])) if targets else None,
+        target_pieces={
+            head: torch.tensor([i for t in targets if t.head == head for i in t.pieces or ()])
+            for head in dict.fromkeys(t.head for t in targets if t.pieces is not None)
+        },
+        target_positions=torch.from_numpy(_fill(_target_positions(targets, lengths), target_total) + first_position),
+        target_plan=plan(spans, after_source, target_total, source_total + target_total) if targets else None,
         target_slices=_slices(targets, heads, deep_total),
     )
 
@@ -135,9 +153,14 @@ def _shift(span: Span, by: int) -> Span:
     return Span(span.tokens + by, span.orders)
 
 
-def _target_positions(targets: Sequence[Target], lengths: np.ndarray, first_position: int) -> np.ndarray:
+def _fill(values: np.ndarray, count: int) -> np.ndarray:
+    """``values`` and, for fillers, its first one again, up to ``count``."""
+    return np.concatenate([values, np.full(count - len(values), values[0] if len(values) else 0)]).astype(np.int64)
+
+
+def _target_positions(targets: Sequence[Target], lengths: np.ndarray) -> np.ndarray:
     pieces = [lengths[t.window] + np.arange(len(t.ids)) for t in targets]
-    return (np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)) + first_position
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
 
 def _slices(targets: Sequence[Target], heads: Sequence[str], start: int) -> dict[str, tuple[int, int]]:

@@ -23,11 +23,23 @@ from torch.nn import functional as F
 
 from dynamo_mtl.model.hardware import cpu_has
 
-# A group holds rows whose key length is at least this share of its longest one: less wastes work on padding, more makes
-# many small attention calls.
-GROUP_LENGTH_RATIO = 0.9
 CHUNK_SCORES = 2**20
 """Attention scores that are computed at a time on a CPU, about what fits in a core's cache."""
+
+
+def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
+    """The next of few numbers, so that the shapes of products come again.
+
+    On a CPU oneDNN compiles a product for every new shape, which can take several times as long as the product
+    (``benchmarks/race_shapes.py``), and keeps the last thousand of them.
+
+    Args:
+        count: what is rounded.
+        finest: all results are multiples of it.
+        steps: how many numbers there are from a power of two to the next: at most ``1 / steps`` is added.
+    """
+    step = max(finest, (1 << (count.bit_length() - 1)) // steps) if count else 1
+    return -(-count // step) * step
 
 
 class _TakeRows(torch.autograd.Function):
@@ -110,7 +122,7 @@ class Layout:
     owners: Tensor
     """``(slots,)`` the same, but negative for padding."""
     slots: Tensor
-    """``(tokens,)`` slot of each token; negative for one without a slot."""
+    """``(tokens,)`` slot of each token; negative for one without a slot, which gets what any other token gets."""
     geometry: Tensor
     """``(5, slots)``: slots before a slot's rectangle, before its row in there, before it in the row; slots of a row
     and of the rectangle."""
@@ -135,12 +147,12 @@ class Layout:
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def unpad(self, rectangles: Sequence[Tensor], heads: int) -> Tensor:
-        """``(rows, heads, length, width)`` of every rectangle → ``(tokens, heads · width)``; none is left out."""
+        """``(rows, heads, length, width)`` of every rectangle → ``(tokens, heads · width)``."""
         if self.is_plain:
             return rectangles[0].transpose(1, 2).reshape(len(self.slots), -1)
         vectors = torch.cat([rectangle.reshape(-1, rectangle.shape[-1]) for rectangle in rectangles])
         back = partial(self._move, "of slots", 1, heads)
-        return take_rows(vectors, self._move("of tokens", 1, heads), back).view(len(self.slots), -1)
+        return take_rows(vectors, self._move("to unpad", 1, heads), back).view(len(self.slots), -1)
 
     def reordered(self, order: Tensor, place: Tensor) -> Layout:
         """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse.
@@ -160,7 +172,10 @@ class Layout:
         return self.moves[key]
 
     def _make_move(self, kind: str, parts: int, heads: int) -> Tensor:
-        """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's."""
+        """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's.
+
+        Negative for what has none, but for ``to pad`` and ``to unpad``, which read any vector instead.
+        """
         part = torch.arange(parts, device=self.tokens.device)[:, None]
         head = torch.arange(heads, device=self.tokens.device)
         if (parts, heads) not in self.places:
@@ -168,6 +183,8 @@ class Layout:
             places = heads * (parts * rectangle + row + part * size) + inside + head * length
             self.places[parts, heads] = places.flatten(1)
         places = self.places[parts, heads]
+        if kind == "to unpad":
+            return places[self.slots.clamp_min(0)].flatten()
         if kind == "of tokens":
             return places[self.slots].masked_fill_(self.slots[:, None] < 0, -1).flatten()
         tokens = self.tokens if kind == "to pad" else self.owners
@@ -235,31 +252,37 @@ class Span:
         return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
 
 
-def plan_padded(queries: Sequence[Span], keys: Sequence[Span], key_count: int | None = None) -> PaddedPlan:
+def plan_padded(queries: Sequence[Span], keys: Sequence[Span], query_count: int, key_count: int) -> PaddedPlan:
     """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length.
 
     Args:
-        queries: tokens that ask; every token of the run is in one of them.
+        queries: tokens that ask.
         keys: tokens that they may see; the very same list if the tokens are among themselves.
-        key_count: how many tokens the keys' run has, where some of them are in no sequence.
+        query_count: how many tokens the run of the queries has; some may be in no sequence.
+        key_count: likewise of the keys.
     """
-    by_length = sorted(range(len(keys)), key=lambda s: -len(keys[s].tokens))
-    groups: list[list[int]] = []
-    for sequence in by_length:
-        longest = len(keys[groups[-1][0]].tokens) if groups else 0
-        if not groups or len(keys[sequence].tokens) < GROUP_LENGTH_RATIO * longest:
-            groups.append([])
-        groups[-1].append(sequence)
-    ordered = [([queries[s] for s in group], [keys[s] for s in group]) for group in groups]
-    masks = tuple(_mask(asking, seen) for asking, seen in ordered)
-    query_layout = _layout([asking for asking, _ in ordered])
-    key_layout = query_layout if queries is keys else _layout([seen for _, seen in ordered], key_count)
+    groups: dict[int, list[int]] = {}
+    for sequence in sorted(range(len(keys)), key=lambda s: -len(keys[s].tokens)):
+        groups.setdefault(round_up(len(keys[sequence].tokens), 8, 8), []).append(sequence)
+    asking = [[queries[s] for s in group] for group in groups.values()]
+    seen = [[keys[s] for s in group] for group in groups.values()]
+    query_lengths, key_lengths = _lengths(asking), _lengths(seen)
+    masks = tuple(map(_mask, asking, seen, query_lengths, key_lengths))
+    query_layout = _layout(asking, query_lengths, query_count)
+    key_layout = query_layout if queries is keys else _layout(seen, key_lengths, key_count)
     return PaddedPlan(query_layout, key_layout, masks)
 
 
-def _mask(queries: Sequence[Span], keys: Sequence[Span]) -> Tensor | None:
+def _lengths(rectangles: Sequence[Sequence[Span]]) -> list[int]:
+    """The length of each rectangle's rows: one that comes again, unless all sequences are equally long."""
+    longest = [max(len(span.tokens) for span in spans) for spans in rectangles]
+    if len({len(span.tokens) for spans in rectangles for span in spans}) == 1:
+        return longest
+    return [round_up(length, 8, 8) for length in longest]
+
+
+def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_length: int) -> Tensor | None:
     """Who sees whom in one rectangle."""
-    query_length, key_length = _longest(queries), _longest(keys)
     if not any(span.orders.any() for span in keys):
         # Everybody sees everybody: only padding is hidden.
         lengths = np.array([len(span.tokens) for span in keys])
@@ -276,18 +299,15 @@ def _mask(queries: Sequence[Span], keys: Sequence[Span]) -> Tensor | None:
     return None if allowed.all() else torch.from_numpy(allowed)
 
 
-def _longest(spans: Sequence[Span]) -> int:
-    return max(len(span.tokens) for span in spans)
-
-
-def _layout(rectangles: Sequence[Sequence[Span]], count: int | None = None) -> Layout:
-    """Lay sequences into rows as long as the longest of their rectangle.
+def _layout(rectangles: Sequence[Sequence[Span]], widths: Sequence[int], count: int) -> Layout:
+    """Lay sequences into rows.
 
     Args:
         rectangles: the sequences of each.
-        count: how many tokens there are, if some of them are in no sequence.
+        widths: the length of each rectangle's rows.
+        count: how many tokens there are.
     """
-    shapes = tuple((len(spans), _longest(spans)) for spans in rectangles)
+    shapes = tuple((len(spans), width) for spans, width in zip(rectangles, widths, strict=True))
     lengths = [length for rows, length in shapes for _ in range(rows)]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     spans = [span for own in rectangles for span in own]
@@ -295,7 +315,7 @@ def _layout(rectangles: Sequence[Sequence[Span]], count: int | None = None) -> L
     places = np.concatenate([start + np.arange(len(s.tokens)) for start, s in zip(starts[:-1], spans, strict=True)])
     owners = np.full(starts[-1], -1)
     owners[places] = tokens
-    slots = np.full(len(tokens) if count is None else count, -1)
+    slots = np.full(count, -1)
     slots[tokens] = places
     row_lengths = np.repeat(lengths, lengths)
     starts_of_rows = np.repeat(starts[:-1], lengths)

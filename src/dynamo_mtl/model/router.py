@@ -72,13 +72,13 @@ def stretches(batch: Batch, separator: int) -> Stretches:
     All tokens; the lead, the tokens before or at the first separator of a window (of a question with a context, the
     question; a text by itself is all lead); and the openings of the first window, where an instruction stands.
     """
-    separators = (batch.ids == separator).long()
+    separators = (batch.ids[: len(batch.windows)] == separator).long()
     before = separators.cumsum(0) - separators
     lead = before == before.index_select(0, batch.starts.index_select(0, batch.windows))
     numbers = torch.arange(batch.example_count, device=batch.ids.device)
     first_windows = torch.searchsorted(batch.examples, numbers)  # windows lie example after example
     place = torch.arange(max(OPENINGS), device=batch.ids.device)
-    opening = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.ids) - 1)
+    opening = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.windows) - 1)
     # Counted from the window's start, so that the last token, which stands for all beyond it, counts once.
     real = place < torch.bincount(batch.windows, minlength=len(batch.starts)).index_select(0, first_windows)[:, None]
     openings = [(real & (place < length)).float() for length in OPENINGS]
@@ -94,13 +94,13 @@ def pool(hidden: Tensor, read: Stretches) -> Tensor:
     question that has a context from one long text, however alike their words are.
 
     Args:
-        hidden: ``(tokens, hidden)`` states of the source tokens in one layer.
+        hidden: ``(tokens and fillers, hidden)`` states of the source tokens in one layer.
         read: what the features are made of.
 
     Returns:
         ``(examples, POOLED · hidden)`` in fp32.
     """
-    hidden = hidden.float()
+    hidden = hidden[: len(read.halves)].float()
     count = len(read.opening)
     opening = hidden.index_select(0, read.opening.flatten()).view(*read.opening.shape, -1)
     sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, read.halves, hidden).view(count, 2, -1)
