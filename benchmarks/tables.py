@@ -4,6 +4,7 @@ A table stands between ``<!-- table: results/FILE.json KIND -->`` and ``<!-- /ta
 The pictures of the comparison and of the races are drawn anew too.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,30 @@ KINDS = {
     "facts": result_facts,
     "trivial": trivial_text,
 }
+SCORES = {
+    "sentiment": ("accuracy",),
+    "qa": ("f1", "exact_match"),
+    "summarization": ("rouge1", "rouge2"),
+    "code_generation": ("bleu", "exact_match", "parses"),
+    "translation": ("bleu", "chrf"),
+}
+"""What the table of an experiment shows of a task's scores."""
+
+
+def experiment_table(path: Path) -> str:
+    """The variants of an experiment: scores, and the interval of the first one over examples."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    names = SCORES[content["task"]]
+    rows: list[list[str]] = []
+    for variant, found in content["variants"].items():
+        low, high = found["interval"]
+        scores = [f"{found['scores'][name]:.{1 if found['scores'][name] > 1 else 3}f}" for name in names]
+        digits = 1 if high > 1 else 3
+        between = f"{low:.{digits}f} to {high:.{digits}f}"
+        rows.append([variant, scores[0], between, *scores[1:]])
+    return markdown(["variant", names[0], "95 % interval", *names[1:]], rows)
+
+
 TABLE = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- /table -->", flags=re.DOTALL)
 
 
@@ -42,6 +67,8 @@ def filled(page: str) -> str:
         path = ROOT / file
         if kind in performance.KINDS:
             content = performance.KINDS[kind](performance.read_bench(path))
+        elif kind == "experiment":
+            content = experiment_table(path)
         else:
             content = KINDS[kind](read_result(path))
         return f"<!-- table: {file} {kind} -->\n\n{content}\n\n<!-- /table -->"
