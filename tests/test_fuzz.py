@@ -21,6 +21,7 @@ from dynamo_mtl.inference.predictor import DynamoInference
 from dynamo_mtl.inference.system import build_system, load_system, make_tasks
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.tasks.tables import all_examples
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 """In all; 0 runs the small fixed set."""
@@ -115,7 +116,7 @@ def test_any_bytes_as_data(tmp_path_factory, session_config, content, suffix, pi
 @pytest.fixture(scope="module")
 def saved(session_config, tables, tmp_path_factory):
     torch.manual_seed(0)
-    system = build_system(session_config, lambda t: [r["target"] for r in tables[t.name].train], CPU)
+    system = build_system(session_config, lambda t: all_examples(tables[t.name].train), CPU)
     folder = tmp_path_factory.mktemp("saved") / "model"
     metadata = Metadata(system.model.task_names, "x", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
     system.save(folder, metadata, system.config.to_yaml())

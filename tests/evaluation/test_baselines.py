@@ -26,6 +26,7 @@ from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import pool, stretches
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.tasks.encoding import collate
+from dynamo_mtl.tasks.task import Example
 
 TEXTS = ["A fine film.", "The cat sat on the mat, and the dog did not.", "Return the sum of two numbers.", "Red bus."]
 INPUTS = [TextInput(text) for text in TEXTS]
@@ -163,7 +164,7 @@ def _build(tiny_settings, tmp_path, **model):
     (tmp_path / "config.yaml").write_text(dump_yaml(settings))
     torch.manual_seed(0)
     config = load_config(tmp_path / "config.yaml")
-    return build_system(config, lambda task: ["Ein Text.", "A text."] * 50, torch.device("cpu"))
+    return build_system(config, lambda task: [Example("a", None, "Ein Text.")] * 100, torch.device("cpu"))
 
 
 def test_a_single_lora_has_the_summed_rank_and_acts_on_every_input(tiny_settings, tmp_path):

@@ -11,49 +11,74 @@ from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 
 SOURCES = [[0, 40, 41, 42, 2], [0, 50, 2], [0, 60, 61, 62, 63, 64, 65, 2]]
+WORDS = [[(1, 0), (3, 1)], [(1, 0)], [(1, 0), (2, 1), (4, 0), (5, 2)]]
+"""What may be copied of each source: places and numbers of words."""
+PIECES = [[40, 42], [50], [60, 61, 64]]
 TASK = "translation"
+COPIES = "code_generation"
 
 
 @pytest.fixture
 def ready(system):
     """A system whose logits differ enough for search to matter."""
     torch.manual_seed(4)
-    head = system.model.head(TASK)
     with torch.no_grad():
-        head.embeddings.normal_(std=0.35)
-        head.bias.normal_(std=0.3)
-        head.bias[1] += 1.0
+        for task in (TASK, COPIES):
+            head = system.model.head(task)
+            head.embeddings.normal_(std=0.35)
+            head.bias.normal_(std=0.3)
+            head.bias[1] += 1.0
+        pointer = head.pointer
+        pointer.fed.normal_()
+        pointer.query.weight.normal_(std=0.7)
+        pointer.key.weight.normal_(std=0.7)
     return system.model.eval() and system
+
+
+def _copyable(system, task, hidden, starts, rows):
+    """What the sources in ``rows`` may copy."""
+    if task != COPIES:
+        return None
+    most = max(len(WORDS[row]) for row in rows)
+    padded = torch.tensor([WORDS[row] + [(0, -1)] * (most - len(WORDS[row])) for row in rows])
+    pieces = torch.tensor([PIECES[row] + [0] * (3 - len(PIECES[row])) for row in rows])
+    return system.model.head(task).copyable(hidden[starts[:, None] + padded[..., 0]], padded[..., 1], pieces)
 
 
 def _weights(system, rows):
     return torch.softmax(torch.arange(rows * 5, dtype=torch.float32).reshape(rows, 5).sin() * 3, dim=-1)
 
 
-def _decode(system, settings):
+def _decode(system, settings, task=TASK):
     weights = _weights(system, len(SOURCES))
     batch = build_batch([Window(s, row) for row, s in enumerate(SOURCES)], [], system.first_position)
     with torch.inference_mode():
         output = system.model(batch, weights, record=True)
     cache = make_cache(output.recorded, batch, [0, 1, 2], settings.max_new_tokens, 4)
-    return generate(system.model, TASK, cache, weights, 0, 1, settings)
+    source = _copyable(system, task, output.hidden, batch.top_starts, range(3))
+    return generate(system.model, task, cache, weights, 0, 1, settings, source=source)
 
 
-def _next_log_probabilities(system, row, ids):
+def _next_log_probabilities(system, row, ids, task=TASK):
     """Without a cache: source and target through a full pass."""
     weights = _weights(system, len(SOURCES))[row : row + 1]
-    batch = build_batch([Window(SOURCES[row], 0)], [Target(0, TASK, [0, *ids])], system.first_position)
+    head, fed = system.model.head(task), [0, *ids]
+    size = head.vocabulary_size
+    pieces = [PIECES[row][i - size] if i >= size else 0 for i in fed] if task == COPIES else None
+    batch = build_batch([Window(SOURCES[row], 0)], [Target(0, task, fed, pieces)], system.first_position)
     with torch.no_grad():
         output = system.model(batch, weights)
-        return torch.log_softmax(system.model.head(TASK)(output.hidden[-1:]), dim=-1)[0]
+        source = _copyable(system, task, output.hidden, batch.top_starts, [row])
+        last = batch.target_slices[task][1]
+        return torch.log_softmax(head(output.hidden[last - 1 : last], source), dim=-1)[0]
 
 
-def _slow_beam(system, row, settings):
+def _slow_beam(system, row, settings, task=TASK):
     beams, finished = [(0.0, [])], []
     for step in range(settings.max_new_tokens):
         candidates = []
         for total, ids in beams:
-            values = _next_log_probabilities(system, row, ids)
+            values = _next_log_probabilities(system, row, ids, task)
             if len(ids) < settings.min_new_tokens:
                 values[1] = float("-inf")
             n = settings.no_repeat_ngram_size
@@ -95,6 +120,19 @@ def test_decoding_with_a_cache_equals_a_slow_search_without_one(ready, settings)
     assert [h.ids for h in got] == [h.ids for h in expected]
     assert [h.log_probability for h in got] == pytest.approx([h.log_probability for h in expected], abs=1e-4)
     assert len({tuple(h.ids) for h in got}) > 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_copied_words_are_decoded_as_a_slow_search_without_a_cache_would(ready, beams):
+    """Fails if a copied word is fed as another one, or beams change places without what they may copy."""
+    settings = GenerationConfig(max_new_tokens=7, num_beams=beams, no_repeat_ngram_size=3)
+    got = _decode(ready, settings, COPIES)
+    expected = [_slow_beam(ready, row, settings, COPIES) for row in range(len(SOURCES))]
+    assert [h.ids for h in got] == [h.ids for h in expected]
+    assert [h.log_probability for h in got] == pytest.approx([h.log_probability for h in expected], abs=1e-4)
+    size = ready.model.head(COPIES).vocabulary_size
+    assert any(i >= size for h in got for i in h.ids)
+    assert any(i < size for h in got for i in h.ids)
 
 
 def test_sampling_draws_first_tokens_as_often_as_the_model_says(ready):
@@ -187,7 +225,9 @@ def test_several_tasks_on_one_text_share_the_trunk(system, monkeypatch):
     alone = [predictor.predict([i], [t])[0] for i, t in zip(inputs, tasks, strict=True)]
     seen = []
     trunk = system.model.trunk
-    monkeypatch.setattr(system.model, "trunk", lambda batch, **kw: seen.append(len(batch.ids)) or trunk(batch, **kw))
+    monkeypatch.setattr(
+        system.model, "trunk", lambda batch, **kw: seen.append(len(batch.windows)) or trunk(batch, **kw)
+    )
     together = predictor.predict(inputs, tasks)
     lengths = [len(w.ids) for i in (text, other) for w in system.source.encode(i.text).windows]
     assert seen == [sum(lengths)]

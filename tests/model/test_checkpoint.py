@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.inference.system import build_system, load_system
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.tasks.task import Example
 
 
 @pytest.fixture
@@ -63,11 +64,34 @@ def test_a_mismatch_is_refused_with_words(saved, change, message):
         load_system(saved, torch.device("cpu"))
 
 
-def test_an_older_format_is_read_without_a_manifest(saved):
-    path = saved / "dynamo.json"
+@pytest.fixture
+def before_copying(system, tmp_path):
+    """A checkpoint whose heads have no pointer, and whose settings do not say so."""
+    tasks = {**system.config.tasks}
+    tasks["code_generation"] = tasks["code_generation"].model_copy(update={"copy_words": False})
+    config = system.config.model_copy(update={"tasks": tasks})
+    old = build_system(config, lambda task: [Example("a", None, "def f(x)")], torch.device("cpu"))
+    metadata = Metadata(old.model.task_names, "x", old.backbone.weight_hash, 1, "final_model", 0, 0.0, format=2)
+    old.save(tmp_path / "old", metadata, system.config.to_yaml())
+    return tmp_path / "old"
+
+
+def test_a_checkpoint_from_before_words_were_copied_is_read_without(system, before_copying):
+    loaded, metadata = load_system(before_copying, torch.device("cpu"))
+    assert metadata.format == 2
+    assert loaded.model.head("code_generation").pointer is None
+    assert not loaded.tasks["code_generation"].copies_words
+    assert system.tasks["code_generation"].copies_words
+    # Saved again it says so, and is read as what it is.
+    loaded.save(before_copying, Metadata(**{**vars(metadata), "format": 3}), loaded.config.to_yaml())
+    assert load_system(before_copying, torch.device("cpu"))[0].model.head("code_generation").pointer is None
+
+
+def test_the_oldest_format_is_read_without_a_manifest(before_copying):
+    path = before_copying / "dynamo.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
-    (saved / "manifest.json").unlink()
-    assert load_system(saved, torch.device("cpu"))[1].format == 1
+    (before_copying / "manifest.json").unlink()
+    assert load_system(before_copying, torch.device("cpu"))[1].format == 1
 
 
 def test_a_broken_tensor_file_is_named(saved):

@@ -10,6 +10,7 @@ from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone
 from dynamo_mtl.model.encoder import PackedAttention
 from dynamo_mtl.model.hardware import compute_dtype, cpu_has
+from dynamo_mtl.model.packing import round_up
 from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at
@@ -152,7 +153,8 @@ def test_target_embeddings_get_gradients_through_the_trunk(system, tables):
 def test_router_only_windows_do_not_run_deeper(system):
     batch = build_batch([Window([0, 9, 2], 0), Window([0, 8, 2], 0, deep=False)], [Target(0, "translation", [0])], 2)
     output = system.model.eval()(batch)
-    assert output.hidden.shape[0] == 4
+    assert batch.deep_tokens[:3].tolist() == [0, 1, 2]
+    assert len(output.hidden) == len(batch.top_examples) == round_up(3) + round_up(1)
     assert batch.top_starts.tolist() == [0, -1]
 
 

@@ -93,7 +93,7 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
         validation.seen_in_train = len(inputs[TRAIN].keys() & inputs["validation"].keys())
         validation.labels_never_trained = sorted(validation.labels.keys() - profile[name][TRAIN].labels.keys())
         if isinstance(task, GenerationTask) and kept[TRAIN]:
-            choose_vocabulary(task, tokenizer, byte_level, lambda _, rows=kept[TRAIN]: (e.target for e in rows))
+            choose_vocabulary(task, tokenizer, byte_level, lambda _, rows=kept[TRAIN]: rows)
         for split in SPLITS:
             if kept[TRAIN]:
                 _measure(profile[name][split], task, kept[split], tokenizer, config)
@@ -156,7 +156,7 @@ def _measure(
         source = encoder.encode(example.text, example.context)
         lengths.append(sum(len(window.ids) for window in source.windows))
         counts["cut"] += source.cut
-        counts["lost"] += task.is_lost(task.encode(example, source, 0), example.target)
+        counts["lost"] += task.is_lost(task.encode(example, source, 0), source, example.target)
     found.source_tokens = {
         "median": float(np.median(lengths)),
         "p95": float(np.percentile(lengths, 95)),

@@ -14,6 +14,7 @@ from torch import Tensor
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import Cache
+from dynamo_mtl.model.heads import Copyable
 from dynamo_mtl.model.lora import Mix
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 
@@ -105,7 +106,9 @@ def generate(
     start: int,
     end: int,
     settings: GenerationConfig,
+    *,
     active: Sequence[int] | None = None,
+    source: Copyable | None = None,
 ) -> list[Hypothesis]:
     """Decode all rows of a cache in the vocabulary of ``head``.
 
@@ -118,6 +121,7 @@ def generate(
         end: token that ends an answer.
         settings: decoding settings.
         active: adapters with a weight other than zero, if known.
+        source: what each row may copy, where the head copies.
 
     Returns:
         The best hypothesis of each row.
@@ -129,7 +133,7 @@ def generate(
     mix = _mix(model, weights, row_owner, active)
     ids = torch.full((len(row_owner),), start, device=weights.device)
     for step in range(settings.max_new_tokens):
-        logits = model.decode_step(head, ids, cache.lengths + offset, cache, mix)
+        logits = model.decode_step(head, ids, cache.lengths + offset, cache, mix, source)
         log_probabilities = torch.log_softmax(logits, dim=-1)
         _advance(searches, row_owner, log_probabilities, step + 1 == settings.max_new_tokens)
         alive = [owner for owner in dict.fromkeys(row_owner) if searches[owner].beams]
@@ -137,7 +141,9 @@ def generate(
             break
         rows, owners, tokens = _next_rows(searches, row_owner, alive)
         if owners != row_owner or rows != list(range(len(row_owner))):
-            cache.select(torch.tensor(rows, device=weights.device))
+            kept = torch.tensor(rows, device=weights.device)
+            cache.select(kept)
+            source = source and source.select(kept)
         if owners != row_owner:
             row_owner = owners
             mix = _mix(model, weights, row_owner, active)

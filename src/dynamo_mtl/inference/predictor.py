@@ -20,6 +20,7 @@ from dynamo_mtl.inference.system import System, SystemConfig, load_system, read_
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import Output, Trunk
+from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Routing, top_k_weights
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView
@@ -137,9 +138,10 @@ class Predictor:
     def _collate(self, sources: Sequence[EncodedSource], tasks: Sequence[str | None]) -> PackedExamples:
         examples: list[EncodedExample] = []
         for source, name in zip(sources, tasks, strict=True):
-            windows = [w.ids for w in source.windows]
-            deep = 0 if name is None else len(windows) if self.system.tasks[name].all_windows else 1
-            examples.append(EncodedExample(0, windows, name, deep))
+            if name is None:
+                examples.append(EncodedExample(0, [w.ids for w in source.windows]))
+            else:
+                examples.append(self.system.tasks[name].unanswered(source, 0))
         return to_device(self.system.collate(examples), self.system.device)
 
     def _trunk(self, sources: Sequence[EncodedSource]) -> Trunk:
@@ -203,6 +205,8 @@ class Predictor:
         heads = self.system.model.encoder.config.num_heads
         cache = make_cache(output.recorded, packed.batch, windows, settings.max_new_tokens, heads)
         weights = output.weights[view.examples]
+        head = self.system.model.head(view.task)
+        assert isinstance(head, LanguageModelHead)
         hypotheses = generate(
             self.system.model,
             view.task,
@@ -211,9 +215,13 @@ class Predictor:
             task.vocabulary.start,
             task.vocabulary.end,
             settings,
-            _active(weights),
+            active=_active(weights),
+            source=task.copyable(head, output.hidden, view),
         )
-        return [task.answer(h.ids, h.log_probability / max(1, h.tokens)) for h in hypotheses]
+        return [
+            task.answer(h.ids, h.log_probability / max(1, h.tokens), source)
+            for h, source in zip(hypotheses, sources, strict=True)
+        ]
 
 
 def _routes(decided: Tensor) -> list[Route]:

@@ -24,7 +24,7 @@ from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.settings import dump_yaml, read_settings, validate
 from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, SourceEncoder, collate
-from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
 from dynamo_mtl.tasks.task import Example, Task, TaskConfig, task_type, task_types
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, own_vocabulary, train_vocabulary
 
@@ -158,15 +158,28 @@ def make_tasks(config: SystemConfig) -> dict[str, Task]:
 
 
 def choose_vocabulary(
-    task: GenerationTask, tokenizer: SourceTokenizer, byte_level: bool, targets: Callable[[Task], Iterable[str]]
+    task: GenerationTask, tokenizer: SourceTokenizer, byte_level: bool, examples: Callable[[Task], Iterable[Example]]
 ) -> None:
-    """Give a task the target vocabulary that it is configured for: the backbone's, or one trained on its targets."""
+    """Give a task the target vocabulary that it is configured for: the backbone's, or one trained on ``examples``.
+
+    Raises:
+        ConfigError: words are to be copied, and the backbone's vocabulary does not give back every text exactly.
+    """
     size = task.vocabulary_size(byte_level)
-    task.vocabulary = backbone_vocabulary(tokenizer) if size is None else train_vocabulary(targets(task), size)
+    if size is not None:
+        texts = task.vocabulary_texts(examples(task))
+        task.vocabulary = train_vocabulary(texts, size, across_words=task.wants_copies)
+        return
+    task.vocabulary = backbone_vocabulary(tokenizer)
+    if task.config.copy_words and not task.vocabulary.is_exact:
+        raise ConfigError(
+            f"tasks.{task.name}.copy_words: found true with the vocabulary of the backbone, which does not keep "
+            "capitals and blanks; give a size as target_vocabulary"
+        )
 
 
-def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]], device: torch.device) -> System:
-    """A fresh system: backbone loaded, vocabularies trained on ``targets``, adapters and router initialised.
+def build_system(config: SystemConfig, examples: Callable[[Task], Iterable[Example]], device: torch.device) -> System:
+    """A fresh system: backbone loaded, vocabularies trained on ``examples``, adapters and router initialised.
 
     Raises:
         ConfigError: lengths that do not fit the backbone's position table.
@@ -178,7 +191,7 @@ def build_system(config: SystemConfig, targets: Callable[[Task], Iterable[str]],
     starts: dict[str, torch.Tensor] = {}
     for name, task in tasks.items():
         if isinstance(task, GenerationTask):
-            choose_vocabulary(task, backbone.tokenizer, byte_level, targets)
+            choose_vocabulary(task, backbone.tokenizer, byte_level, examples)
             if task.vocabulary.own:
                 table = backbone.encoder.word_embeddings.weight
                 starts[name] = mean_embeddings(task.vocabulary, backbone.tokenizer, table)
@@ -213,6 +226,8 @@ def load_system(
     """
     metadata = open_checkpoint(folder)
     config = config or read_system_config(folder / CONFIG)
+    if metadata.format < 3:
+        config = _without_copying(config)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
     tasks = make_tasks(config)
     for name, task in tasks.items():
@@ -236,6 +251,14 @@ def read_system_config(path: Path) -> SystemConfig:
     """The part of a configuration file that a trained model depends on; other sections are left to training."""
     raw = read_settings(path)
     return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, str(path))
+
+
+def _without_copying(config: SystemConfig) -> SystemConfig:
+    tasks = {
+        name: task.model_copy(update={"copy_words": False}) if isinstance(task, GenerationTaskConfig) else task
+        for name, task in config.tasks.items()
+    }
+    return config.model_copy(update={"tasks": tasks})
 
 
 def _assemble(config: SystemConfig, tasks: dict[str, Task], backbone: Backbone, device: torch.device) -> System:

@@ -18,12 +18,13 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.backbone import Backbone
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.encoder import Cache, PackedAttention
-from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead, build_head
+from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead, build_head
 from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
 from dynamo_mtl.model.novelty import Novelty
 from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
@@ -70,7 +71,7 @@ class Output:
     """What one forward pass gives."""
 
     hidden: Tensor
-    """``(top tokens, hidden)``: deep source tokens, then target tokens; see ``Batch``."""
+    """``(top tokens, hidden)``: deep source tokens, then target tokens, each with fillers; see ``Batch``."""
     routing: Routing | None
     """What the router said; None where the weights were given."""
     weights: Tensor
@@ -237,29 +238,45 @@ class DynamoModel(nn.Module):
     def _target_trunk(self, batch: Batch, trunk: Trunk) -> Tensor:
         """Run target tokens through the trunk; gradient flows to their embeddings where those are trainable."""
         assert batch.target_plan is not None
-        words = [self.embed_target(head, ids) for head, ids in batch.target_ids.items()]
+        words = [self.embed_target(head, ids, batch.target_pieces.get(head)) for head, ids in batch.target_ids.items()]
         trainable = self.trains_backbone or any(word.requires_grad for word in words)
         attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=trunk.recorded)
         with nullcontext() if trainable else torch.no_grad(), self._precision():
-            hidden = self.encoder.embed(torch.cat(words), batch.target_positions)
+            fillers = len(batch.target_positions) - sum(map(len, words))
+            hidden = self.encoder.embed(F.pad(torch.cat(words), (0, 0, 0, fillers)), batch.target_positions)
             return self.encoder.run(hidden, attention, 0, self.tap_layer)
 
-    def decode_step(self, head: str, ids: Tensor, positions: Tensor, cache: Cache, mix: Mix) -> Tensor:
-        """Feed one target token a row and return logits of the next: ``(rows,)`` → ``(rows, vocabulary)``."""
+    def decode_step(
+        self, head: str, ids: Tensor, positions: Tensor, cache: Cache, mix: Mix, source: Copyable | None = None
+    ) -> Tensor:
+        """Feed one target token a row and return logits of the next.
+
+        Args:
+            head: whose vocabulary it is.
+            ids: ``(rows,)``.
+            positions: ``(rows,)`` rows of the position table.
+            cache: keys and values so far.
+            mix: adapters of each row.
+            source: what each row may copy, where the head copies.
+
+        Returns:
+            ``(rows, vocabulary)``, or ``(rows, vocabulary + words)`` where the head copies.
+        """
+        module = self.head(head)
+        assert isinstance(module, LanguageModelHead)
+        pieces = source.pieces_of(ids - module.vocabulary_size) if source is not None else None
         with self._precision():
-            hidden = self.encoder.embed(self.embed_target(head, ids), positions)
+            hidden = self.encoder.embed(self.embed_target(head, ids, pieces), positions)
             hidden = self.encoder.run(hidden, cache, 0, self.tap_layer)
             hidden = self.encoder.run(hidden, cache, self.tap_layer, self.encoder.config.num_layers, mix)
         cache.advance()
-        module = self.head(head)
-        assert isinstance(module, LanguageModelHead)
-        return module(hidden)
+        return module(hidden, source)
 
-    def embed_target(self, head: str, ids: Tensor) -> Tensor:
-        """Word vectors ``(tokens, hidden)`` of target tokens in the vocabulary of ``head``."""
+    def embed_target(self, head: str, ids: Tensor, pieces: Tensor | None = None) -> Tensor:
+        """Word vectors ``(tokens, hidden)`` of target tokens, see ``LanguageModelHead.embed``."""
         module = self.head(head)
         assert isinstance(module, LanguageModelHead)
-        return module.embed(ids).to(self.dtype)
+        return module.embed(ids, pieces).to(self.dtype)
 
 
 def check_against_backbone(config: ModelConfig, backbone: Backbone) -> None:

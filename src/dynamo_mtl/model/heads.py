@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamo_mtl.model.packing import round_up
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -19,7 +21,29 @@ class HeadConfig:
     """Classes of a classification head."""
     vocabulary: int | None = None
     """Own target vocabulary of a language-model head; None ties it to the backbone's word embeddings."""
+    copies: bool = False
+    """Whether a language-model head may also point at words of the source."""
     dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Copyable:
+    """What a language-model head may copy, a row for each source or for each hidden state."""
+
+    keys: Tensor
+    """``(rows, occurrences, width)`` of the places where words begin."""
+    words: Tensor
+    """``(rows, occurrences)`` number of the word that begins there; -1 where there is none."""
+    pieces: Tensor
+    """``(rows, words)`` backbone token that stands for each word when it is fed."""
+
+    def select(self, rows: Tensor) -> Copyable:
+        """Keep, drop, repeat or reorder rows."""
+        return Copyable(*(part.index_select(0, rows) for part in (self.keys, self.words, self.pieces)))
+
+    def pieces_of(self, words: Tensor) -> Tensor:
+        """Backbone tokens ``(rows,)`` of one word a row, by number; any token where the number is negative."""
+        return self.pieces.gather(1, words.clamp_min(0)[:, None])[:, 0]
 
 
 class ClassificationHead(nn.Module):
@@ -49,15 +73,44 @@ class SpanHead(nn.Module):
         return self.out(hidden.float())
 
 
+class Pointer(nn.Module):
+    """Scores words of the source as next tokens (copy mode of CopyNet, Gu et al. 2016, arXiv 1603.06393, eq. 8).
+
+    A word's score is the log-sum-exp over its occurrences (eq. 6), in one softmax with the vocabulary.
+    """
+
+    WIDTH = 128
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden, self.WIDTH)
+        self.key = nn.Linear(hidden, self.WIDTH)
+        self.fed = nn.Parameter(torch.zeros(hidden))
+        """Added to the backbone's embedding of a copied word when it is fed."""
+
+    def forward(self, hidden: Tensor, source: Copyable) -> Tensor:
+        """``(rows, hidden)`` → scores ``(rows, words)`` in fp32; minus infinity where a row has no such word."""
+        query = self.query(hidden.float())
+        at = torch.einsum("rw,row->ro", query, source.keys) * self.WIDTH**-0.5
+        at = at.masked_fill(source.words < 0, float("-inf"))
+        highest = at.detach().amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)
+        share = torch.exp(at - highest)
+        sums = at.new_zeros(source.pieces.shape).scatter_add(1, source.words.clamp_min(0), share)
+        scores = torch.log(sums.clamp_min(torch.finfo(sums.dtype).tiny)) + highest
+        return scores.masked_fill(sums == 0, float("-inf"))
+
+
 class LanguageModelHead(nn.Module):
     """Next-token logits, tied to the embeddings of the target tokens.
 
     With an own vocabulary the embeddings are trainable parameters of the head. Without, they are the backbone's frozen
     word embeddings, and the transform has the form of the published masked-language-model head, so that it can start
-    from published weights.
+    from published weights. With a pointer, ids from ``vocabulary_size`` on are words of the source.
     """
 
-    def __init__(self, hidden: int, vocabulary: int | None, backbone_embeddings: nn.Embedding, eps: float) -> None:
+    def __init__(
+        self, hidden: int, vocabulary: int | None, backbone_embeddings: nn.Embedding, eps: float, copies: bool = False
+    ) -> None:
         super().__init__()
         self.own_vocabulary = vocabulary is not None
         self.dense = nn.Linear(hidden, hidden)
@@ -70,22 +123,53 @@ class LanguageModelHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocabulary or backbone_embeddings.num_embeddings))
         if self.embeddings is not None:
             nn.init.normal_(self.embeddings, std=float(backbone_embeddings.weight.float().std()))
+        self.pointer = Pointer(hidden) if copies else None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids of tokens that are not copied."""
+        return len(self.bias)
 
     @property
     def table(self) -> Tensor:
         """Token embeddings ``(vocabulary, hidden)``."""
         return self._backbone_embeddings[0].weight if self.embeddings is None else self.embeddings
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Target token ids ``(tokens,)`` → word vectors ``(tokens, hidden)``."""
-        return F.embedding(ids, self.table)
+    def embed(self, ids: Tensor, pieces: Tensor | None = None) -> Tensor:
+        """Word vectors ``(tokens, hidden)`` of target tokens.
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(tokens, hidden)`` → logits ``(tokens, vocabulary)`` in fp32; the large product is in the input's type."""
+        Args:
+            ids: ``(tokens,)``.
+            pieces: ``(tokens,)`` backbone token that stands for each copied word; needed with a pointer.
+        """
+        if self.pointer is None:
+            return F.embedding(ids, self.table)
+        assert pieces is not None
+        copied = ids >= self.vocabulary_size
+        words = F.embedding(ids.masked_fill(copied, 0), self.table)
+        fed = F.embedding(pieces, self._backbone_embeddings[0].weight) + self.pointer.fed
+        return torch.where(copied[:, None], fed, words)
+
+    def copyable(self, states: Tensor, words: Tensor, pieces: Tensor) -> Copyable:
+        """What rows may copy, from the top's states ``(rows, occurrences, hidden)`` where words begin."""
+        assert self.pointer is not None
+        return Copyable(self.pointer.key(states.float()), words, pieces)
+
+    def forward(self, hidden: Tensor, source: Copyable | None = None) -> Tensor:
+        """``(rows, hidden)`` → logits in fp32; the large product is in the input's type.
+
+        Returns:
+            ``(rows, vocabulary)``, and behind it ``(rows, words)`` of what may be copied.
+        """
         inner = self.dense(hidden.float())
         if not self.own_vocabulary:
             inner = F.gelu(inner)
-        return F.linear(self.norm(inner).to(hidden.dtype), self.table.to(hidden.dtype)).float() + self.bias
+        rows, states = len(inner), self.norm(inner).to(hidden.dtype)
+        fillers = round_up(rows) - rows if states.device.type == "cpu" else 0
+        logits = F.linear(F.pad(states, (0, 0, 0, fillers)), self.table.to(hidden.dtype))[:rows].float() + self.bias
+        if self.pointer is None or source is None:
+            return logits
+        return torch.cat([logits, self.pointer(hidden, source)], dim=1)
 
 
 Head = ClassificationHead | SpanHead | LanguageModelHead
@@ -97,4 +181,4 @@ def build_head(config: HeadConfig, hidden: int, backbone_embeddings: nn.Embeddin
         return ClassificationHead(hidden, config.labels, config.dropout)
     if config.kind == "span":
         return SpanHead(hidden)
-    return LanguageModelHead(hidden, config.vocabulary, backbone_embeddings, eps)
+    return LanguageModelHead(hidden, config.vocabulary, backbone_embeddings, eps, config.copies)

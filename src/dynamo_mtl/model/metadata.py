@@ -12,8 +12,8 @@ from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.calibration import Calibration
 
 METADATA = "dynamo.json"
-FORMAT_VERSION = 2
-"""Version 1 had no manifest of its files; it is read without being verified."""
+FORMAT_VERSION = 3
+"""Version 1 had no manifest of its files, and is read without being verified; up to version 2 no task copied words."""
 
 
 @dataclass(frozen=True)

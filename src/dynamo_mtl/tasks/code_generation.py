@@ -28,6 +28,7 @@ class CodeGeneration(GenerationTask):
 
     type = "code_generation"
     answer_key = "generated_text"
+    copies = True
     column_names = {
         "description": ("description", "docstring", "intent", "text", "prompt"),
         "code": ("code", "snippet", "function"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dynamo_mtl.model.backbone import SourceTokenizer
 from dynamo_mtl.model.batch import Batch, Target, Window, build_batch
@@ -94,6 +95,12 @@ class EncodedExample:
     """How many of the windows run through the top."""
     target_ids: list[int] | None = None
     """Target tokens that are fed, in the task's vocabulary."""
+    target_pieces: list[int] | None = None
+    """Of a task that copies: the backbone token that stands for each copied word among them, 0 for the others."""
+    occurrences: list[tuple[int, int]] | None = None
+    """Of a task that copies: token of the first window where a word begins, and the number of the word."""
+    pieces: list[int] = field(default_factory=list)
+    """By number of the word, the backbone token that stands for it."""
     labels: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -104,6 +111,18 @@ class EncodedExample:
     def without_shallow_windows(self) -> EncodedExample:
         """The example without the windows that only a router reads."""
         return replace(self, windows=self.windows[: self.deep])
+
+
+@dataclass(frozen=True)
+class CopyView:
+    """What the examples of a task may copy."""
+
+    tokens: Tensor
+    """``(n, occurrences)`` place in the top run of each token where a word begins; 0 where there is none."""
+    words: Tensor
+    """``(n, occurrences)`` number of the word; -1 where there is none."""
+    pieces: Tensor
+    """``(n, words)`` backbone token that stands for each word."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,8 @@ class TaskView:
     labels: dict[str, Tensor]
     label_rows: Tensor
     """``(labels,)`` which of its n examples each label belongs to."""
+    copying: CopyView | None
+    """Of a task that copies."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +167,7 @@ def collate(examples: Sequence[EncodedExample], first_position: int, variable_le
     tasks = list(dict.fromkeys(e.task for e in examples if e.task is not None))
     members = {task: [i for i, e in enumerate(examples) if e.task == task] for task in tasks}
     targets = [
-        Target(first_window[i], task, ids)
+        Target(first_window[i], task, ids, examples[i].target_pieces)
         for task in tasks
         for i in members[task]
         if (ids := examples[i].target_ids) is not None
@@ -175,4 +196,18 @@ def _view(
         target=batch.target_slices.get(task, (0, 0)),
         labels={name: torch.tensor([v for i in members for v in examples[i].labels[name]]) for name in names},
         label_rows=torch.arange(len(members)).repeat_interleave(torch.tensor(counts)),
+        copying=_copy_view([examples[i] for i in members], batch.top_starts[[first_window[i] for i in members]]),
+    )
+
+
+def _copy_view(examples: Sequence[EncodedExample], starts: Tensor) -> CopyView | None:
+    if any(e.occurrences is None for e in examples):
+        return None
+    occurrences = [torch.tensor(e.occurrences or [(0, -1)]) for e in examples]
+    padded = pad_sequence(occurrences, batch_first=True, padding_value=-1)
+    pieces = [torch.tensor(e.pieces or [0]) for e in examples]
+    return CopyView(
+        tokens=starts[:, None] + padded[..., 0].clamp_min(0),
+        words=padded[..., 1],
+        pieces=pad_sequence(pieces, batch_first=True),
     )

@@ -6,7 +6,8 @@ tokens are fed, each predicts the next one, the last predicts the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.metrics.generation import bleu, bleu_interval, exact_match, rouge
-from dynamo_mtl.model.heads import Head, HeadConfig, LanguageModelHead
+from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead
 from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.copying import SourceWords, source_words, split_copied, units
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
 from dynamo_mtl.tasks.vocabulary import TargetVocabulary
@@ -52,6 +54,9 @@ class GenerationTaskConfig(TaskConfig):
 
     target_vocabulary: Annotated[int, Field(ge=258)] | Literal["backbone"] | None = None
     """Size of an own byte-level vocabulary, or ``backbone``; chosen by backbone and task if not given."""
+    copy_words: bool | None = None
+    """Whether words of the source are copied as wholes; the type's own choice if not given. Needs a vocabulary that
+    gives back every text exactly: an own one, or a byte-level backbone's."""
     max_target_length: int = Field(default=64, ge=1)
     """Target tokens that training uses; longer targets are cut."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -65,6 +70,8 @@ class GenerationTask(Task):
     lora = LoraConfig(rank=32, alpha=64.0, target_modules="all-linear")
     english_targets = True
     """Whether an English byte-level backbone vocabulary writes the targets well."""
+    copies: ClassVar[bool] = False
+    """Whether targets repeat names and quotations of their sources."""
     answer_key: ClassVar[str]
     """Name of the text in an answer."""
     config: GenerationTaskConfig
@@ -78,33 +85,75 @@ class GenerationTask(Task):
             return None if byte_level_backbone and self.english_targets else 8000
         return None if choice == "backbone" else choice
 
+    def vocabulary_texts(self, examples: Iterable[Example]) -> Iterator[str]:
+        """What an own vocabulary has to spell: targets, without the words that are copied."""
+        for example in examples:
+            if not self.wants_copies:
+                yield example.target
+                continue
+            words = {unit[0]: 0 for text in (example.text, example.context or "") for unit in units(text)}
+            yield from (part for part in split_copied(example.target, words) if isinstance(part, str))
+
+    @property
+    def wants_copies(self) -> bool:
+        """Whether words are copied if the vocabulary allows it."""
+        return self.copies if self.config.copy_words is None else self.config.copy_words
+
+    @property
+    def copies_words(self) -> bool:
+        """Whether this task's targets copy words of their sources."""
+        return self.wants_copies and self.vocabulary.is_exact
+
     def head_config(self) -> HeadConfig:
-        return HeadConfig("language_model", vocabulary=self.vocabulary.size if self.vocabulary.own else None)
+        vocabulary = self.vocabulary.size if self.vocabulary.own else None
+        return HeadConfig("language_model", vocabulary=vocabulary, copies=self.copies_words)
+
+    def _words(self, source: EncodedSource) -> SourceWords | None:
+        return source_words(source) if self.copies_words else None
+
+    def unanswered(self, source: EncodedSource, route: int) -> EncodedExample:
+        encoded, words = super().unanswered(source, route), self._words(source)
+        return replace(encoded, occurrences=words.occurrences, pieces=words.pieces) if words else encoded
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        ids = self.vocabulary.encode(example.target, self.config.max_target_length)
-        return EncodedExample(
-            route,
-            [w.ids for w in source.windows],
-            self.name,
-            deep=1,
-            target_ids=[self.vocabulary.start, *ids],
+        unanswered, words = self.unanswered(source, route), self._words(source)
+        ids = self.vocabulary.encode(example.target, self.config.max_target_length, words and words.numbers)
+        fed = [self.vocabulary.start, *ids]
+        size = self.vocabulary.size
+        return replace(
+            unanswered,
+            target_ids=fed,
+            target_pieces=[words.pieces[i - size] if i >= size else 0 for i in fed] if words else None,
             labels={"next": [*ids, self.vocabulary.end]},
         )
 
-    def is_lost(self, example: EncodedExample, target: str) -> bool:
-        limit = self.config.max_target_length
-        return len(self.vocabulary.encode(target, limit + 1)) > limit
+    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
+        limit, words = self.config.max_target_length, self._words(source)
+        return len(self.vocabulary.encode(target, limit + 1, words and words.numbers)) > limit
+
+    def copyable(self, head: LanguageModelHead, hidden: Tensor, view: TaskView) -> Copyable | None:
+        """What each of this task's examples may copy, from the whole top run ``(tokens, hidden)``; None if nothing."""
+        if view.copying is None:
+            return None
+        return head.copyable(hidden[view.copying.tokens], view.copying.words, view.copying.pieces)
 
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         assert isinstance(head, LanguageModelHead)
-        logits = head(hidden[view.target[0] : view.target[1]])
+        source = self.copyable(head, hidden, view)
+        source = source and source.select(view.label_rows)
+        logits = head(hidden[view.target[0] : view.target[1]], source)
+        losses = F.cross_entropy(logits, view.labels["next"], reduction="none")
         smoothing = self.config.label_smoothing if head.training else 0.0
-        return F.cross_entropy(logits, view.labels["next"], reduction="none", label_smoothing=smoothing)
+        if not smoothing:
+            return losses
+        # Smoothing is over the vocabulary alone: what may be copied differs from row to row.
+        spread = logits.logsumexp(dim=1) - logits[:, : head.vocabulary_size].mean(dim=1)
+        return (1 - smoothing) * losses + smoothing * spread
 
-    def answer(self, ids: list[int], score: float) -> Answer:
+    def answer(self, ids: list[int], score: float, source: EncodedSource) -> Answer:
         """An answer from decoded ids; ``score`` is the mean log-probability of its tokens."""
-        return {self.answer_key: self.vocabulary.decode(ids), "score": score}
+        words = self._words(source)
+        return {self.answer_key: self.vocabulary.decode(ids, words and words.numbers), "score": score}
 
     def texts(self, answers: Sequence[Answer | None]) -> list[str]:
         """The answers' texts; empty for an answer of another type."""

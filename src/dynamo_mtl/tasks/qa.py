@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,15 +73,10 @@ class QuestionAnswering(Task):
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         text, start = json.loads(example.target)[0]
         spans = [self._token_span(window, start, start + len(text)) for window in source.windows]
-        return EncodedExample(
-            route,
-            [w.ids for w in source.windows],
-            self.name,
-            deep=len(source.windows),
-            labels={"start": [s for s, _ in spans], "end": [e for _, e in spans]},
-        )
+        labels = {"start": [s for s, _ in spans], "end": [e for _, e in spans]}
+        return replace(self.unanswered(source, route), labels=labels)
 
-    def is_lost(self, example: EncodedExample, target: str) -> bool:
+    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
         return not any(example.labels["start"])  # the answer's first token is in no window
 
     def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,8 +62,7 @@ class Sentiment(Task):
         return HeadConfig("classification", labels=len(self.config.labels), dropout=self.config.classifier_dropout)
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        windows = [w.ids for w in source.windows]
-        return EncodedExample(route, windows, self.name, deep=1, labels={"label": [int(example.target)]})
+        return replace(self.unanswered(source, route), labels={"label": [int(example.target)]})
 
     def _logits(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         assert isinstance(head, ClassificationHead)

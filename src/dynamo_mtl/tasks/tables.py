@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dynamo_mtl.tasks.task import Example, Task
 TRAIN = "train"
 UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
-    "evaluation_instructions", "target_vocabulary", "max_target_length", "label_smoothing", "loss_weight",
+    "evaluation_instructions", "target_vocabulary", "copy_words", "max_target_length", "label_smoothing", "loss_weight",
     "requires_instruction", "classifier_dropout",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
@@ -68,9 +69,18 @@ def example_at(table: datasets.Dataset, index: int) -> Example:
     return Example(*(row[name] for name in COLUMNS))
 
 
+def all_examples(table: datasets.Dataset) -> Iterator[Example]:
+    """All examples of a table, a thousand at a time in memory."""
+    for first in range(0, len(table), 1000):
+        yield from _examples(table[first : first + 1000])
+
+
 def first_examples(table: datasets.Dataset, limit: int | None = None) -> list[Example]:
     """The first ``limit`` examples of a table, or all."""
-    rows = table[:limit]
+    return _examples(table[:limit])
+
+
+def _examples(rows: dict[str, list[Any]]) -> list[Example]:
     return [Example(*row) for row in zip(*(rows[name] for name in COLUMNS), strict=True)]
 
 

@@ -160,7 +160,7 @@ class Task(abc.ABC):
         """The class that is expected, for types with classes."""
         return None
 
-    def is_lost(self, example: EncodedExample, target: str) -> bool:
+    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
         """Whether ``target`` is not all in the encoded example, so that training on it misses something."""
         return False
 
@@ -169,6 +169,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def head_config(self) -> HeadConfig:
         """The head that this task needs."""
+
+    def unanswered(self, source: EncodedSource, route: int) -> EncodedExample:
+        """A source as this task's part of a batch, for the adapter ``route``, without target and labels."""
+        windows = [w.ids for w in source.windows]
+        return EncodedExample(route, windows, self.name, deep=len(windows) if self.all_windows else 1)
 
     @abc.abstractmethod
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:

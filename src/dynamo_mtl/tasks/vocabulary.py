@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from dynamo_mtl.model.backbone import SourceTokenizer
+from dynamo_mtl.tasks.copying import split_copied
 from dynamo_mtl.tasks.encoding import clean
 
 START, END = "<s>", "</s>"
@@ -31,25 +33,57 @@ class TargetVocabulary:
         """Number of ids."""
         return self.backend.get_vocab_size()
 
-    def encode(self, text: str, limit: int) -> list[int]:
-        """Ids of a text without start and end, cut to ``limit``."""
-        return self.backend.encode(clean(text)[: limit * 64], add_special_tokens=False).ids[:limit]
+    @property
+    def is_exact(self) -> bool:
+        """Whether it gives back every text as it was, with capitals and blanks."""
+        return isinstance(self.backend.decoder, decoders.ByteLevel)
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of ids up to the first end; start and end are left out."""
+    def encode(self, text: str, limit: int, words: Mapping[str, int] | None = None) -> list[int]:
+        """Ids of a text without start and end, cut to ``limit``.
+
+        Args:
+            text: any text.
+            limit: most ids.
+            words: words that are copied instead of spelled; their ids are ``size`` plus their number.
+        """
+        ids: list[int] = []
+        size = self.size
+        for part in split_copied(clean(text)[: limit * 64], words or {}):
+            ids += [size + part] if isinstance(part, int) else self._spell(part)
+        return ids[:limit]
+
+    def _spell(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int], words: Mapping[str, int] | None = None) -> str:
+        """Text of ids up to the first end; start and end are left out. ``words`` as for ``encode``."""
         if self.end in ids:
             ids = ids[: ids.index(self.end)]
-        return self.backend.decode([i for i in ids if i != self.start], skip_special_tokens=False)
+        texts = list(words or ())
+        size = self.size
+        parts: list[str] = []
+        for copied, group in itertools.groupby((i for i in ids if i != self.start), key=lambda i: i >= size):
+            run = list(group)
+            parts += [texts[i - size] for i in run] if copied else [self.backend.decode(run, skip_special_tokens=False)]
+        return "".join(parts)
 
     def to_json(self) -> str:
         """The vocabulary as a ``tokenizers`` JSON text."""
         return self.backend.to_str()
 
 
-def train_vocabulary(texts: Iterable[str], size: int) -> TargetVocabulary:
-    """Train a byte-level BPE of at most ``size`` ids (at least 258: bytes, start and end)."""
+def train_vocabulary(texts: Iterable[str], size: int, across_words: bool = False) -> TargetVocabulary:
+    """Train a byte-level BPE.
+
+    Args:
+        texts: what it will spell.
+        size: most ids, at least 258: bytes, start and end.
+        across_words: tokens may hold several words of a line, not only one: for the stretches between copied words.
+    """
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    lines = pre_tokenizers.Split(Regex(r"\n\s*"), behavior="isolated")
+    whole = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = whole if across_words else pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,

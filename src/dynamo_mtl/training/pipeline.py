@@ -22,8 +22,8 @@ from dynamo_mtl.inference.system import System, build_system, load_system, make_
 from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.processes import first_does, here, make_equal
 from dynamo_mtl.storage import only_writer, sweep
-from dynamo_mtl.tasks.tables import TRAIN, check_splits, open_task_table
-from dynamo_mtl.tasks.task import Task
+from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
+from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.contracts import Phase
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.known_inputs import known_inputs
@@ -227,12 +227,12 @@ def _start(
 ) -> tuple[System, Metadata]:
     """A fresh system, or a saved one; phase 1 trains no router, so that phase 2 starts a fresh one."""
 
-    def targets(task: Task) -> Iterable[str]:
-        return tables[task.name].train["target"]
+    def examples(task: Task) -> Iterable[Example]:
+        return all_examples(tables[task.name].train)
 
     seconds = 0.0
     if before is None:
-        system = build_system(config, targets, device)
+        system = build_system(config, examples, device)
     else:
         router_trained = before.name != FOLDERS[1]
         system, earlier = load_system(before, device, config, with_router=router_trained, for_training=True)
