@@ -1,10 +1,12 @@
 """Small experiments at equal budgets that chose the recipes of ``configs/minilm.yaml``.
 
     python benchmarks/experiments.py QUESTION [VARIANT …] --data PATH [--work runs/experiments]
+    python benchmarks/experiments.py joint [VARIANT …] --data PATH --checkpoints FOLDER
 
 Each variant trains phase 1 of one task and scores its adapter, told the task; all variants of a question have the same
-number of updates. Writes ``results/experiments/QUESTION.json``; variants that are there and not named are kept.
-``docs/experiments.md`` shows the files, and says what was concluded.
+number of updates. Those of ``joint`` train phase 3, from the phase 2 in FOLDER, with several seeds. Writes
+``results/experiments/QUESTION.json``; variants that are there and not named are kept. ``docs/experiments.md`` shows the
+files, and says what was concluded.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 from harness import machine
 
-from dynamo_mtl.config import DynamoConfig
+from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.sources import DATA_PATH
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.settings import read_settings, validate
@@ -96,14 +99,60 @@ QUESTIONS = {
 }  # fmt: skip
 
 
+JOINT = "joint"
+SEEDS = (0, 1, 2)
+SHORT = tuple(
+    override
+    for task in (REVIEWS, QA, NEWS, CODE, GERMAN)
+    for override in (
+        f"tasks.{task}.validation_examples=300",
+        *([f"tasks.{task}.generation.num_beams=1"] if task in (NEWS, CODE, GERMAN) else []),
+    )
+)
+"""300 examples a task, greedily decoded: enough to see what a phase does to all five."""
+TERMS = ("load_balance", "efficiency", "consistency", "temperature", "z_loss")
+JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
+    "as configured": (),
+    **{f"without {term}": (f"training.{term}_weight=0.0",) for term in TERMS},
+    "no curriculum": ("training.joint.initial_competence=1.0",),
+    "learning rates × 4": ("training.joint.lr_factor=0.2",),
+    "200 steps, learning rates × 4": ("training.joint.lr_factor=0.2", "training.joint.max_steps=200"),
+}
+
+
+def joint_answer(variant: str, seed: int, checkpoints: Path, place: Path, data: str) -> dict[str, Any]:
+    """Train phase 3 from a finished phase 2, and score the router's choice and the known tasks after both."""
+    overrides = [*JOINT_VARIANTS[variant], *SHORT, f"training.seed={seed}", *_places(place, data)]
+    config = load_config(CONFIG, overrides)
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(checkpoints / "phase_2", place / "checkpoints" / "phase_2")
+    folder = train(config, [3])
+    result = evaluate_checkpoint(folder, config, "validation", ["dynamo", "oracle"])
+    return {
+        "scores": dict(result.systems),
+        "routing": result.routing,
+        "validations": _validations(place / "logs" / "metrics.jsonl"),
+        "commit": result.commit,
+    }
+
+
+def _validations(log: Path) -> list[dict[str, Any]]:
+    """The validations of a run: losses of the tasks and how it routes, by step."""
+    records = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [record for record in records if "validation_score" in record]
+
+
 def alone(task: str, overrides: tuple[str, ...], place: Path, data: str) -> DynamoConfig:
     """The configuration of one task by itself, that writes under ``place``."""
-    places = (f"data.root={data}", f"checkpoint_dir={place / 'checkpoints'}", f"log_dir={place / 'logs'}")
-    raw: dict[str, Any] = read_settings(CONFIG, [*overrides, *places])
+    raw: dict[str, Any] = read_settings(CONFIG, [*overrides, *_places(place, data)])
     raw["data"] = {k: v for k, v in raw["data"].items() if not k.endswith(DATA_PATH) or k == f"{task}{DATA_PATH}"}
     for section in ("tasks", "lora_configs"):
         raw[section] = {name: own for name, own in raw[section].items() if name == task}
     return validate(DynamoConfig, raw, str(CONFIG))
+
+
+def _places(place: Path, data: str) -> tuple[str, ...]:
+    return f"data.root={data}", f"checkpoint_dir={place / 'checkpoints'}", f"log_dir={place / 'logs'}"
 
 
 def answer(question: Question, variant: str, place: Path, data: str) -> dict[str, Any]:
@@ -128,27 +177,39 @@ def answer(question: Question, variant: str, place: Path, data: str) -> dict[str
 def main() -> None:
     """Parse the command line, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("question", choices=[*QUESTIONS, JOINT])
     parser.add_argument("variants", nargs="*", help="all if none is named")
     parser.add_argument("--data", required=True, help="the folder that data.root names")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--checkpoints", type=Path, help="for joint: the folder with a finished phase_2")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    question = QUESTIONS[chosen.question]
+    place = chosen.work / chosen.question
     path = ROOT / "results" / "experiments" / f"{chosen.question}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
+    if chosen.question == JOINT:
+        facts = {"asks": "What do phase 3 and each term of its objective change?", "base": list(SHORT)}
+        for name in chosen.variants or JOINT_VARIANTS:
+            runs = {seed: joint_answer(name, seed, chosen.checkpoints, place, chosen.data) for seed in SEEDS}
+            known[name] = {"overrides": list(JOINT_VARIANTS[name]), "seeds": runs}
+            _write(path, facts, known, JOINT_VARIANTS)
+        return
+    question = QUESTIONS[chosen.question]
+    facts = {"task": question.task, "asks": question.asks, "base": list(question.base)}
     for name in chosen.variants or question.variants:
-        known[name] = answer(question, name, chosen.work / chosen.question, chosen.data)
-        content = {
-            "task": question.task,
-            "asks": question.asks,
-            "base": list(question.base),
-            "variants": {name: known[name] for name in question.variants if name in known},
-            "machine": machine(torch.device("cpu")),
-        }
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        known[name] = answer(question, name, place, chosen.data)
+        _write(path, facts, known, question.variants)
         print(name, json.dumps(known[name]["scores"]), flush=True)
+
+
+def _write(path: Path, facts: dict[str, Any], known: dict[str, Any], order: Iterable[str]) -> None:
+    content = {
+        **facts,
+        "variants": {name: known[name] for name in order if name in known},
+        "machine": machine(torch.device("cpu")),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
