@@ -23,9 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
+from dynamo_mtl.model.hardware import cpu_has
 
 GROUPED_OVERHEAD = 1.5
 """How much slower a grouped product is taken to be than a plain one of the same work."""
+GROUPED_OVERHEAD_AMX = 5.0
+"""The same on a CPU with AMX, where compiling small products for new sizes takes longer than they do."""
 GROUP_COST = 512
 """What a group costs by itself, in tokens times ranks."""
 RANK_MULTIPLE = 8
@@ -148,7 +151,9 @@ class AdapterBank(nn.Module):
         self._forget_changed()
         if top_k is not None and top_k < len(self.adapters if active is None else active):
             ranks = [self[name].config.rank for name in self.names]
-            grouped_work = top_k * len(rows) * max(ranks) * GROUPED_OVERHEAD + len(ranks) * GROUP_COST
+            tiles = rows.device.type == "cpu" and dtype == torch.bfloat16 and cpu_has("amx_bf16")
+            overhead = GROUPED_OVERHEAD_AMX if tiles else GROUPED_OVERHEAD
+            grouped_work = top_k * len(rows) * max(ranks) * overhead + len(ranks) * GROUP_COST
             if grouped_work < len(rows) * sum(ranks if active is None else [ranks[index] for index in active]):
                 return GroupedMix(self, weights, rows, dtype, top_k)
         return ConcatenatedMix(self, weights, rows, dtype, active)
