@@ -20,7 +20,7 @@ RUNS = 11
 KINDS = {
     "adapters": ("addmm_", "_grouped_mm", "mm"),
     "attention": ("bmm", "_softmax", "masked_fill_", "_scaled_dot_product_flash_attention_for_cpu", "varlen_attn"),
-    "linear layers": ("addmm",),
+    "linear layers": ("addmm", "mkldnn::_linear_pointwise"),
     "activation and norm": ("gelu", "gelu_", "native_layer_norm"),
     "moving rows": ("index_select", "index", "index_add", "cat", "copy_", "gather", "sort", "scatter_", "scatter_add_"),
 }
