@@ -27,7 +27,7 @@ from dynamo_mtl.model.hardware import cpu_has
 
 GROUPED_OVERHEAD = 1.5
 """How much slower a grouped product is taken to be than a plain one of the same work."""
-GROUPED_OVERHEAD_AMX = 5.0
+GROUPED_OVERHEAD_AMX = 20.0
 """The same on a CPU with AMX, where compiling small products for new sizes takes longer than they do."""
 GROUP_COST = 512
 """What a group costs by itself, in tokens times ranks."""
