@@ -6,6 +6,7 @@ The pictures of the comparison and of the races are drawn anew too.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import performance
@@ -24,7 +25,7 @@ from dynamo_mtl.evaluation.result import read_result
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
-KINDS = {
+RESULT_KINDS = {
     "scores": lambda result: markdown(*result_rows(result)),
     "routing": lambda result: markdown(*routing_rows(result)),
     "rejection": lambda result: markdown(*rejection_rows(result)),
@@ -56,6 +57,12 @@ def experiment_table(path: Path) -> str:
     return markdown(["variant", names[0], "95 % interval", *names[1:]], rows)
 
 
+KINDS: dict[str, Callable[[Path], str]] = {
+    **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
+    **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
+    "experiment": experiment_table,
+}
+"""What a table shows of its file."""
 TABLE = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- /table -->", flags=re.DOTALL)
 
 
@@ -64,14 +71,7 @@ def filled(page: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         file, kind = match.groups()
-        path = ROOT / file
-        if kind in performance.KINDS:
-            content = performance.KINDS[kind](performance.read_bench(path))
-        elif kind == "experiment":
-            content = experiment_table(path)
-        else:
-            content = KINDS[kind](read_result(path))
-        return f"<!-- table: {file} {kind} -->\n\n{content}\n\n<!-- /table -->"
+        return f"<!-- table: {file} {kind} -->\n\n{KINDS[kind](ROOT / file)}\n\n<!-- /table -->"
 
     return TABLE.sub(table, page)
 

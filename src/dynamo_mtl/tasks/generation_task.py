@@ -112,16 +112,19 @@ class GenerationTask(Task):
         return source_words(source) if self.copies_words else None
 
     def unanswered(self, source: EncodedSource, route: int) -> EncodedExample:
-        encoded, words = super().unanswered(source, route), self._words(source)
+        return self._unanswered(source, route, self._words(source))
+
+    def _unanswered(self, source: EncodedSource, route: int, words: SourceWords | None) -> EncodedExample:
+        encoded = super().unanswered(source, route)
         return replace(encoded, occurrences=words.occurrences, pieces=words.pieces) if words else encoded
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        unanswered, words = self.unanswered(source, route), self._words(source)
+        words = self._words(source)
         ids = self.vocabulary.encode(example.target, self.config.max_target_length, words and words.numbers)
         fed = [self.vocabulary.start, *ids]
         size = self.vocabulary.size
         return replace(
-            unanswered,
+            self._unanswered(source, route, words),
             target_ids=fed,
             target_pieces=[words.pieces[i - size] if i >= size else 0 for i in fed] if words else None,
             labels={"next": [*ids, self.vocabulary.end]},
