@@ -1,7 +1,7 @@
 """Linear layers with what follows them: on a CPU in bf16 bias, activation and residual are part of the product.
 
 oneDNN has such products, and PyTorch calls them for compiled code. Called directly they spare three passes over the
-output, each of which costs about as much as a third of the product (``benchmarks/race_linear.py``).
+output (``benchmarks/race_linear.py``).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ CHUNK_SCORES = 2**20
 def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
     """The next of few numbers, so that the shapes of products come again.
 
-    On a CPU oneDNN compiles a product for every new shape, which can take several times as long as the product
+    On a CPU oneDNN compiles a product for every new shape, which can take longer than the product itself
     (``benchmarks/race_shapes.py``), and keeps the last thousand of them.
 
     Args:
