@@ -75,17 +75,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Scaled dot-product attention: ``(rows, heads, length, width)`` each, boolean ``mask`` → like ``query``.
 
     In bf16 on a CPU plain products are faster than the library's kernel, forwards and backwards
-    (``benchmarks/attention.py``), but without gradient on a CPU with AMX. Without
-    gradient they go over few rows at a time, whose scores stay in the cache.
+    (``benchmarks/attention.py``), but without gradient on a CPU with AMX. Without gradient they go over few rows at a
+    time, whose scores stay in the cache.
     """
-    with_gradient = torch.is_grad_enabled()
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and (with_gradient or not cpu_has("amx_bf16")):
-        if not with_gradient:
-            return attention_in_chunks(query, key, value, mask)
+    is_half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if is_half_on_cpu and torch.is_grad_enabled():
         scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return torch.matmul(torch.softmax(scores, dim=-1), value)
+    if is_half_on_cpu and not cpu_has("amx_bf16"):
+        return attention_in_chunks(query, key, value, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
