@@ -85,15 +85,14 @@ QUESTIONS = {
         },
     ),
     "reviews": Question(
-        REVIEWS, "Which learning rate, and how long?",
-        (),
+        REVIEWS, "Which adapter and which learning rate, and what does training the whole backbone reach?",
+        _own(REVIEWS, "training.max_steps=5000"),
         {
             "as it was": (),
             "learning rate 5e-4": _own(REVIEWS, "training.lora_lr=5e-4"),
-            "LoRA+ 4": ("training.loraplus_ratio=4.0",),
             "rank 32": ("lora_configs.sentiment.rank=32", "lora_configs.sentiment.alpha=64"),
             "tap 0": ("model.tap_layer=0",),
-            "6,000 steps": _own(REVIEWS, "training.max_steps=6000"),
+            "full fine-tuning": ("model.adapters=none", "model.freeze_backbone=false"),
         },
     ),
 }  # fmt: skip
