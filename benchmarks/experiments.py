@@ -86,13 +86,23 @@ QUESTIONS = {
     ),
     "reviews": Question(
         REVIEWS, "Which adapter and which learning rate, and what does training the whole backbone reach?",
-        _own(REVIEWS, "training.max_steps=5000"),
+        _own(
+            REVIEWS, "training.max_steps=5000", "training.lora_lr=1e-3", "training.load_best_model_at_end=true",
+        ),
         {
             "as it was": (),
             "learning rate 5e-4": _own(REVIEWS, "training.lora_lr=5e-4"),
+            "learning rate 5e-4, last state": _own(
+                REVIEWS, "training.lora_lr=5e-4", "training.load_best_model_at_end=false"
+            ),
             "rank 32": ("lora_configs.sentiment.rank=32", "lora_configs.sentiment.alpha=64"),
             "tap 0": ("model.tap_layer=0",),
             "full fine-tuning": ("model.adapters=none", "model.freeze_backbone=false"),
+            "full fine-tuning, last state": (
+                "model.adapters=none",
+                "model.freeze_backbone=false",
+                *_own(REVIEWS, "training.load_best_model_at_end=false"),
+            ),
         },
     ),
 }  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.compare import CompareConfig
-from dynamo_mtl.settings import read_settings, validate
+from dynamo_mtl.settings import apply_overrides, read_settings, validate
 from dynamo_mtl.training.settings import PipelineConfig
 
 
@@ -22,10 +24,38 @@ PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null")
 """Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written."""
 
 
+EXTENDS = "extends"
+"""Names the configuration file, beside this one, whose settings hold where this one says nothing."""
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DynamoConfig:
-    """Read and validate a configuration file with ``key.sub=value`` overrides.
+    """Read and validate a configuration file, on top of what it extends, with ``key.sub=value`` overrides.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or contradictory values.
     """
-    return validate(DynamoConfig, read_settings(Path(path), overrides), str(path))
+    settings = _read_extended(Path(path), ())
+    apply_overrides(settings, overrides)
+    return validate(DynamoConfig, settings, str(path))
+
+
+def _read_extended(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    settings = read_settings(path)
+    if EXTENDS not in settings:
+        return settings
+    base = settings.pop(EXTENDS)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: {EXTENDS}: expected the path of another configuration file, found {base!r:.80}")
+    files = (*extended_by, path.resolve())
+    if (path.parent / base).resolve() in files:
+        raise ConfigError(f"{path}: {EXTENDS}: {base} is this file or extends it; name one that does not")
+    return _merged(_read_extended(path.parent / base, files), settings)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on ``base``: sections key by key, everything else as a whole."""
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}

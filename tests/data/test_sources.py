@@ -172,11 +172,31 @@ def test_one_file_is_not_both_training_and_validation_data(tmp_path, config):
 def test_a_hub_data_set_is_read_as_a_stream_at_its_revision(tmp_path, config, monkeypatch):
     asked = {}
 
-    def stand_in(name, **options):
-        asked.update(name=name, **options)
+    def stand_in(name, configuration, **options):
+        asked.update(name=name, configuration=configuration, **options)
         return iter(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", stand_in)
     table = _read("owner/reviews", config.model_copy(update={"revision": "abc"}))
     assert len(table) == 5
-    assert asked == {"name": "owner/reviews", "split": "train", "revision": "abc", "streaming": True}
+    stream = {"split": "train", "revision": "abc", "streaming": True}
+    assert asked == {"name": "owner/reviews", "configuration": None, **stream}
+    _read("owner/reviews:films", config.model_copy(update={"revision": "abc"}))
+    assert asked == {"name": "owner/reviews", "configuration": "films", **stream}
+
+
+def test_a_hub_data_set_that_is_a_program_is_read_from_its_converted_branch(config, monkeypatch):
+    """What ``datasets`` says about a script is its own text; fails if that text, or the other branch, is not known."""
+    revisions = []
+
+    def stand_in(name, configuration, *, revision, **options):
+        revisions.append(revision)
+        if revision != "refs/convert/parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found reviews.py")
+        return iter(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    assert len(_read("owner/scripted", config)) == 5
+    assert revisions == [None, "refs/convert/parquet"]
+    with pytest.raises(DataError, match=r"owner/pinned: .*scripts are no longer supported, but found reviews\.py"):
+        _read("owner/pinned", config.model_copy(update={"revision": "abc"}))

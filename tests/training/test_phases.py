@@ -145,6 +145,29 @@ def test_debug_logging_shows_routing_weights_and_batches(tiny_config_file, tmp_p
     assert "micro-batches" in caplog.text
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_a_phase_ends_in_its_best_or_its_last_state(system, session_config, tables, tmp_path, best):
+    """Validation gets worse from the start on. Fails if either state is restored where the other is asked for."""
+    from accelerate import Accelerator
+
+    from dynamo_mtl.training.examples import ExampleSource
+    from dynamo_mtl.training.loop import run_phase
+    from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+    from dynamo_mtl.training.tracking import MetricsLog
+
+    changes = {"load_best_model_at_end": best, "max_steps": 3, "eval_every": 1}
+    config = session_config.training.model_copy(update=changes)
+    before = {n: t.clone() for n, t in system.model.bank.state_dict().items()}
+    phase = AdapterPhase(ExampleSource(system, tables), "sentiment", config)
+    scores = iter([-1.0, -2.0, -3.0, -4.0])
+    phase.validate = lambda: {"score": next(scores)}
+    log = MetricsLog(tmp_path, Accelerator())
+    score = run_phase(phase, system, config, 0, Accelerator(), log)
+    log.close()
+    unchanged = all(torch.equal(before[n], t) for n, t in system.model.bank.state_dict().items())
+    assert (score, unchanged) == ((-1.0, True) if best else (-4.0, False))
+
+
 def test_training_stops_when_validation_no_longer_improves():
     from dynamo_mtl.training.loop import _Best
 

@@ -35,7 +35,8 @@ DATA_PATH = "_data_path"
 class DataConfig(BaseModel):
     """Where the data lies and how sources are cut and mixed.
 
-    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a hub id, or ``sample``.
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a hub id (``owner/name``, or
+    ``owner/name:configuration`` where a data set has several), or ``sample``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -212,16 +213,31 @@ def read_rows(
         yield from _file_rows(file, refuse)
 
 
-def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+CONVERTED = "refs/convert/parquet"
+"""The branch of a data set on the hub where the hub itself keeps its rows as Parquet."""
+
+
+def _hub_rows(location: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+    name, _, configuration = location.partition(":")
+
+    def stream(revision: str | None) -> Any:
+        return datasets.load_dataset(name, configuration or None, split=split, revision=revision, streaming=True)
+
     try:
-        stream = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
-        for number, row in enumerate(stream):
+        try:
+            rows = stream(revision)
+        except RuntimeError as error:
+            # A data set that is a program: it is never run, but the hub has converted most of them.
+            if "scripts are no longer supported" not in str(error) or revision is not None:
+                raise
+            rows = stream(CONVERTED)
+        for number, row in enumerate(rows):
             assert isinstance(row, Mapping)
-            yield row, f"{name}, split {split}, row {number + 1}"
+            yield row, f"{location}, split {split}, row {number + 1}"
     except Exception as error:  # the hub's libraries raise many kinds
         reason = str(error).split("\n", maxsplit=1)[0]
         raise DataError(
-            f"{name}: neither a local path nor a data set that could be read from the hub "
+            f"{location}: neither a local path nor a data set that could be read from the hub "
             f"({type(error).__name__}: {reason})"
         ) from error
 

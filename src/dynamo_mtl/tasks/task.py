@@ -37,6 +37,7 @@ class TaskTraining(BaseModel):
     batch_size: int | None = Field(default=None, ge=1)
     lora_lr: float | None = Field(default=None, gt=0)
     head_lr: float | None = Field(default=None, gt=0)
+    load_best_model_at_end: bool | None = None
 
 
 class TaskConfig(BaseModel):

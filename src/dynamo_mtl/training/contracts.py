@@ -40,6 +40,8 @@ class Phase(Protocol):
     eval_every: int
     groups: list[Group]
     """Parameter groups: exactly what this phase trains."""
+    best_at_end: bool
+    """Whether it ends in its best validated state, or in its last one."""
 
     def draw(self, step: int) -> Any:
         """The batch of an update: a pure function of the seed and ``step``. May run in a worker process."""

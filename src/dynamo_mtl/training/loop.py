@@ -56,9 +56,10 @@ def run_phase(
     keeper: Keeper | None = None,
     start: LoopState | None = None,
 ) -> float:
-    """Train one phase, leave the model in its best validated state, and return that state's score.
+    """Train one phase, leave the model in its best validated state or its last one, and return that state's score.
 
-    The state before the first step takes part in the choice, so a phase cannot make a validated model worse.
+    The state before the first step takes part in the choice of the best, so such a phase cannot make a validated model
+    worse.
 
     Args:
         phase: what is trained, on what, and how it is judged.
@@ -93,10 +94,11 @@ def run_phase(
             if keeper is not None:
                 keeper.stop.wanted = int(highest(keeper.stop.wanted or 0)) or None  # one process may have been told
                 keeper.after_step(loop.step, loop.numbers, loop.tensors)
-    loop.best.restore()
+    if phase.best_at_end:
+        loop.best.restore()
     freeze_all_but(system.model, [])
     accelerator.free_memory()  # forget this phase's optimizer
-    return loop.best.score
+    return loop.best.score if phase.best_at_end else loop.best.last
 
 
 class _Loop:
@@ -192,7 +194,7 @@ class _Loop:
         return {
             "phase": self.phase.state(),
             "rates": [group["lr"] for group in self.plain.param_groups],
-            "best": {"score": self.best.score, "worse": self.best.worse},
+            "best": {"score": self.best.score, "last": self.best.last, "worse": self.best.worse},
             "scaler": scaler.state_dict() if scaler is not None else None,
             "recent": len(self.recent),
             "skipped": self.skipped,
@@ -221,7 +223,8 @@ class _Loop:
             self.plain.state[parameter] = {n: t.to(parameter.device) for n, t in moments.items()}
         for i, tensor in enumerate(self.best.state):
             tensor.copy_(state.tensors[f"best.{i}"])
-        self.best.score, self.best.worse = numbers["best"]["score"], numbers["best"]["worse"]
+        best = numbers["best"]
+        self.best.score, self.best.last, self.best.worse = best["score"], best["last"], best["worse"]
         self.skipped, self.budget = numbers["skipped"], numbers["budget"]
         device = self.system.device
         self.recent = [
@@ -271,9 +274,11 @@ class _Best:
 
     def __init__(self, parameters: list[Tensor], patience: int | None) -> None:
         self.parameters, self.patience = parameters, patience
-        self.score, self.worse, self.state = -math.inf, 0, [p.detach().clone() for p in parameters]
+        self.score = self.last = -math.inf
+        self.worse, self.state = 0, [p.detach().clone() for p in parameters]
 
     def update(self, score: float) -> None:
+        self.last = score
         if score > self.score:
             self.score, self.worse = score, 0
             for kept, parameter in zip(self.state, self.parameters, strict=True):

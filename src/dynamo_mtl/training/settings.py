@@ -87,6 +87,8 @@ class TrainingConfig(BaseModel):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do when a loss or gradient is not finite: end the run before any parameter changes, or leave the step out
     and count it."""
+    load_best_model_at_end: bool = True
+    """End phase 1 in its best validated state rather than its last one. The later phases always do."""
     save_every: int = Field(default=500, ge=1)
     """Steps between saved states of the run, from which it can go on after it was killed."""
     keep_states: int = Field(default=2, ge=1)

@@ -29,6 +29,8 @@ class AdapterPhase:
         whole = math.ceil(epochs * self.order.steps_per_epoch)
         self.steps = math.ceil(config.step_share * min(whole, own.max_steps or config.max_steps or whole))
         self.eval_every = config.eval_every
+        own_choice = own.load_best_model_at_end
+        self.best_at_end = config.load_best_model_at_end if own_choice is None else own_choice
         lora_lr, head_lr = own.lora_lr or config.lora_lr, own.head_lr or config.head_lr
         self.groups = task_groups(source.system.model, task, config, lora_lr, head_lr)
         self.validation = [e.without_shallow_windows() for e in source.validation(task, config.eval_examples)]

@@ -126,6 +126,7 @@ class FeaturePhase:
         self.order = SingleOrder(len(examples), config.router.feature_batch_size, config.seed)
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
         self.eval_every = min(config.eval_every, max(1, self.steps // 5))
+        self.best_at_end = True
         self.groups = [router_group(source.system.model, config.router_lr, config)]
 
     def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
@@ -208,6 +209,7 @@ class MixturePhase:
         self.objective = Objective(config)
         self.steps = config.router.mixture_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 2))
+        self.best_at_end = True
         self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
         self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
 

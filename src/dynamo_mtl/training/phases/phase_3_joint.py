@@ -55,6 +55,7 @@ class JointPhase:
         self.objective = Objective(config)
         self.steps = config.joint.max_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 4))
+        self.best_at_end = True
         if ranked is None:
             logger.info("%s  ranking examples by their loss", self.name)
             ranked = rank_by_loss(source, config)

@@ -31,6 +31,7 @@ class SharedPhase:
         self.updates = [updates[place] for place in order]
         self.steps = len(updates)
         self.eval_every = config.eval_every * len(self.parts)
+        self.best_at_end = config.load_best_model_at_end
         self.groups = shared_groups(source.system.model, source.system.config.tasks, config)
 
     def draw(self, step: int) -> StepBatch:
