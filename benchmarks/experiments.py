@@ -101,7 +101,7 @@ QUESTIONS = {
             "full fine-tuning, last state": (
                 "model.adapters=none",
                 "model.freeze_backbone=false",
-                *_own(REVIEWS, "training.load_best_model_at_end=false"),
+                "training.load_best_model_at_end=false",
             ),
         },
     ),

@@ -57,9 +57,21 @@ def experiment_table(path: Path) -> str:
     return markdown(["variant", names[0], "95 % interval", *names[1:]], rows)
 
 
+def detail_table(path: Path) -> str:
+    """What a result holds of each task beside its main metric."""
+    result = read_result(path)
+    columns = [(task, name) for task, main in result.main_metrics.items() for name in SCORES[task] if name != main]
+    rows = [
+        [system, *(f"{scores[task][name]:.{1 if scores[task][name] > 1 else 3}f}" for task, name in columns)]
+        for system, scores in result.systems.items()
+    ]
+    return markdown(["system", *(f"{task} {name}" for task, name in columns)], rows)
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
+    "details": detail_table,
     "experiment": experiment_table,
 }
 """What a table shows of its file."""

@@ -211,3 +211,12 @@ def test_the_two_pass_router_reads_the_last_layer_of_a_pass_without_adapters(tin
         expected = pool(last, stretches(batch, model.separator))
         assert torch.equal(model.trunk(batch).features, expected)
     assert model.router.feature_size == 5 * 32
+
+
+def test_parameters_are_counted_by_part(tiny_settings, tmp_path):
+    model = _build(tiny_settings, tmp_path).model
+    counts = model.parameter_counts()
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    tables = [model.head(n).embeddings for n in ("summarization", "code_generation", "translation")]
+    assert counts["target_vocabularies"] == sum(len(table) for table in tables) * 32
+    assert model.trained_parameters() == sum(counts.values()) - counts["backbone"]

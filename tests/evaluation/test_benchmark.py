@@ -1,5 +1,6 @@
 """Scoring of a checkpoint: misrouted answers, what the oracle is asked again, instructions where they are required."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
+from dynamo_mtl.evaluation.report import result_facts
 from dynamo_mtl.evaluation.result import FORMAT, read_result
 from dynamo_mtl.inference.predictor import Predictor, Route
 from dynamo_mtl.model.checkpoint import CONFIG
@@ -90,3 +92,13 @@ def test_a_single_task_system_is_scored(saved, tmp_path):
     alone.save(tmp_path / "phase_1", metadata, config.to_yaml())
     result = evaluate_checkpoint(saved, load_config(saved / CONFIG), "validation", ("oracle", "single_task"))
     assert result.systems["single_task"] == result.systems["oracle"]
+
+
+def test_the_share_of_trained_numbers_is_said_with_and_without_vocabularies(saved):
+    result = evaluate_checkpoint(saved, load_config(saved / CONFIG), "validation", ("trivial",))
+    counts = {"backbone": 90, "adapters": 20, "router": 3, "heads": 10, "target_vocabularies": 100}
+    # Trained: 20 + 3 + 10 = 33 of 90 + 10 = 100, and with the vocabularies 133 of 200.
+    text = result_facts(dataclasses.replace(result, parameters=counts))
+    assert " 66 % of what full fine-tuning trains, or 33 % without target vocabularies." in text
+    assert sum(result.parameters.values()) > result.parameters["backbone"] > 0
+    assert "fine-tuning" not in result_facts(dataclasses.replace(result, parameters={}))

@@ -190,6 +190,7 @@ def make_result(
         systems={name: board.scores[name] for name in SYSTEMS if name in board.scores},
         routing=routing,
         intervals=board.intervals,
+        parameters=system.model.parameter_counts(),
         signatures=signatures(),
         **more,
     )

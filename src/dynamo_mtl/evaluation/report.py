@@ -96,9 +96,20 @@ def _k_of(name: str) -> int:
 
 
 def result_facts(result: Result) -> str:
-    """What was trained, where and how long."""
+    """What was trained, where and how long, and how much of it beside full fine-tuning."""
     minutes = result.train_seconds / 60
-    return f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
+    text = f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
+    counts = result.parameters
+    if not counts:
+        return text
+    vocabularies = counts["target_vocabularies"]
+    own = counts["adapters"] + counts["router"] + counts["heads"]
+    whole = counts["backbone"] + counts["heads"]
+    share, bare = (own + vocabularies) / (whole + vocabularies), own / whole
+    return (
+        f"{text} {(own + vocabularies) / 1e6:.1f} million numbers are trained, {100 * share:.0f} % of what full "
+        f"fine-tuning trains, or {100 * bare:.0f} % without target vocabularies."
+    )
 
 
 def print_result(result: Result) -> None:

@@ -69,6 +69,8 @@ class Result:
     routing: Mapping[str, Any]
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     """95 % bootstrap intervals of the main metrics over examples, by system and task."""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Numbers in each part of the routed model; all but ``backbone`` are trained."""
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``Cost`` of each system."""
     execution: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -153,13 +153,22 @@ class DynamoModel(nn.Module):
         """Whether batches are to be planned for variable-length attention, which has half precision on GPUs only."""
         return self.encoder.word_embeddings.weight.is_cuda and self.dtype != torch.float32
 
+    def parameter_counts(self) -> dict[str, int]:
+        """How many numbers each part has; embeddings of own target vocabularies are counted apart from the heads."""
+        modules = {"backbone": self.encoder, "adapters": self.bank, "router": self.router, "heads": self.heads}
+        counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
+        tables = [head.embeddings for head in self.heads if isinstance(head, LanguageModelHead)]
+        vocabularies = sum(table.numel() for table in tables if table is not None)
+        return {**counts, "heads": counts["heads"] - vocabularies, "target_vocabularies": vocabularies}
+
     def trained_parameters(self) -> int:
         """How many numbers training changes."""
-        trained: list[nn.Module] = [self.heads]
-        trained += [self.bank] if self.config.adapters != "none" else []
-        trained += [self.router] if self.config.adapters == "routed" else []
-        trained += [self.encoder] if not self.config.freeze_backbone else []
-        return sum(p.numel() for module in trained for p in module.parameters())
+        trained = ["heads", "target_vocabularies"]
+        trained += ["adapters"] if self.config.adapters != "none" else []
+        trained += ["router"] if self.config.adapters == "routed" else []
+        trained += ["backbone"] if not self.config.freeze_backbone else []
+        counts = self.parameter_counts()
+        return sum(counts[part] for part in trained)
 
     def _precision(self) -> AbstractContextManager[object]:
         weight = self.encoder.embedding_norm.weight
