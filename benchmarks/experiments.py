@@ -1,12 +1,12 @@
 """Small experiments at equal budgets that chose the recipes of ``configs/minilm.yaml``.
 
     python benchmarks/experiments.py QUESTION [VARIANT …] --data PATH [--work runs/experiments]
-    python benchmarks/experiments.py joint [VARIANT …] --data PATH --checkpoints FOLDER
+    python benchmarks/experiments.py joint|decoding-TASK [VARIANT …] --data PATH --checkpoints FOLDER
 
 Each variant trains phase 1 of one task and scores its adapter, told the task; all variants of a question have the same
-number of updates. Those of ``joint`` train phase 3, from the phase 2 in FOLDER, with several seeds. Writes
-``results/experiments/QUESTION.json``; variants that are there and not named are kept. ``docs/experiments.md`` shows the
-files, and says what was concluded.
+number of updates. Those of ``decoding-TASK`` let the adapter of the phase 1 in FOLDER write in other ways, and those of
+``joint`` train phase 3, from the phase 2 in FOLDER, with several seeds. Writes ``results/experiments/QUESTION.json``;
+variants that are there and not named are kept. ``docs/experiments.md`` shows the files, and says what was concluded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from harness import machine
 
 from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.sources import DATA_PATH
-from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
+from dynamo_mtl.evaluation.baselines import Contender, told
+from dynamo_mtl.evaluation.benchmark import Scoreboard, evaluate_checkpoint
+from dynamo_mtl.evaluation.inputs import task_examples
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.settings import read_settings, validate
 from dynamo_mtl.training.pipeline import train
 
@@ -44,6 +48,8 @@ class Question:
     """Overrides of ``configs/minilm.yaml`` that all variants share."""
     variants: dict[str, tuple[str, ...]]
     """Name → further overrides. The first is what the others are compared with."""
+    trains: bool = True
+    """Whether each variant is trained, or a trained adapter only writes in another way."""
 
 
 def _own(task: str, *settings: str) -> tuple[str, ...]:
@@ -105,6 +111,36 @@ QUESTIONS = {
             ),
         },
     ),
+    "decoding-translation": Question(
+        GERMAN, "How many beams, and which length penalty?",
+        (),
+        {
+            "greedy": _own(GERMAN, "generation.num_beams=1"),
+            "4 beams, length penalty 0.6": _own(GERMAN, "generation.num_beams=4", "generation.length_penalty=0.6"),
+            "4 beams, length penalty 1.0": _own(GERMAN, "generation.num_beams=4", "generation.length_penalty=1.0"),
+            "4 beams, length penalty 1.4": _own(GERMAN, "generation.num_beams=4", "generation.length_penalty=1.4"),
+        },
+        trains=False,
+    ),
+    "decoding-code": Question(
+        CODE, "How many beams?",
+        (),
+        {
+            "greedy": _own(CODE, "generation.num_beams=1"),
+            "4 beams": _own(CODE, "generation.num_beams=4"),
+        },
+        trains=False,
+    ),
+    "decoding-news": Question(
+        NEWS, "How many beams, and which length penalty?",
+        _own(NEWS, "validation_examples=500"),
+        {
+            "greedy": _own(NEWS, "generation.num_beams=1"),
+            "4 beams, length penalty 1.0": _own(NEWS, "generation.num_beams=4", "generation.length_penalty=1.0"),
+            "4 beams, length penalty 2.0": _own(NEWS, "generation.num_beams=4", "generation.length_penalty=2.0"),
+        },
+        trains=False,
+    ),
 }  # fmt: skip
 
 
@@ -164,6 +200,24 @@ def _places(place: Path, data: str) -> tuple[str, ...]:
     return f"data.root={data}", f"checkpoint_dir={place / 'checkpoints'}", f"log_dir={place / 'logs'}"
 
 
+def decoding_answer(question: Question, variant: str, checkpoints: Path, data: str) -> dict[str, Any]:
+    """Score the adapter of a finished phase 1 under other settings of its decoding."""
+    overrides = [*question.base, *question.variants[variant], f"data.root={data}"]
+    device = torch.device("cpu")
+    system, metadata = load_system(checkpoints / "phase_1", device, load_config(CONFIG, overrides))
+    board = Scoreboard({question.task: task_examples(system, question.task, "validation", metadata.seed)})
+    began = time.perf_counter()
+    board.add("oracle", Contender(Predictor(system, metadata.calibration), told))
+    return {
+        "overrides": list(question.variants[variant]),
+        "scores": board.scores["oracle"][question.task],
+        "interval": board.intervals["oracle"][question.task],
+        "seconds": time.perf_counter() - began,
+        "commit": metadata.commit,
+        "seed": metadata.seed,
+    }
+
+
 def answer(question: Question, variant: str, place: Path, data: str) -> dict[str, Any]:
     """Train and score one variant."""
     config = alone(question.task, question.base + question.variants[variant], place, data)
@@ -190,11 +244,13 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help="all if none is named")
     parser.add_argument("--data", required=True, help="the folder that data.root names")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--checkpoints", type=Path, help="for joint: the folder with a finished phase_2")
+    parser.add_argument("--checkpoints", type=Path, help="for joint and decoding: a run's folder with its phases")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     place = chosen.work / chosen.question
     path = ROOT / "results" / "experiments" / f"{chosen.question}.json"
+    if chosen.checkpoints is None and not (chosen.question in QUESTIONS and QUESTIONS[chosen.question].trains):
+        parser.error(f"{chosen.question} starts from a trained run: give --checkpoints FOLDER")
     path.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
     if chosen.question == JOINT:
@@ -207,7 +263,10 @@ def main() -> None:
     question = QUESTIONS[chosen.question]
     facts = {"task": question.task, "asks": question.asks, "base": list(question.base)}
     for name in chosen.variants or question.variants:
-        known[name] = answer(question, name, place, chosen.data)
+        if question.trains:
+            known[name] = answer(question, name, place, chosen.data)
+        else:
+            known[name] = decoding_answer(question, name, chosen.checkpoints, chosen.data)
         _write(path, facts, known, question.variants)
         print(name, json.dumps(known[name]["scores"]), flush=True)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import performance
+import targets
 
 from dynamo_mtl.evaluation.pictures import systems_picture
 from dynamo_mtl.evaluation.report import (
@@ -68,11 +69,39 @@ def detail_table(path: Path) -> str:
     return markdown(["system", *(f"{task} {name}" for task, name in columns)], rows)
 
 
+def plan_table(path: Path) -> str:
+    """What a configuration needs: updates and time by stretch, then parameters and memory."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    stretches = content["stretches"]
+    times = [
+        [
+            name, f"{found['updates']:,}", f"{found['tokens_an_update']:,.0f}", f"{found['flops']:.1e}",
+            f"{found['gpu_minutes']:.1f}", f"{found['hours_here']:.1f}",
+        ]
+        for name, found in stretches.items()
+    ]  # fmt: skip
+    total = [sum(found[key] for found in stretches.values()) for key in ("flops", "gpu_minutes", "hours_here")]
+    times.append(["together", "", "", f"{total[0]:.1e}", f"{total[1]:.1f}", f"{total[2]:.1f}"])
+    header = ["stretch", "updates", "tokens an update", "FLOP", "minutes on an A100", "hours on two CPU cores"]
+    parameters = content["parameters"]
+    sizes = [
+        *([name, f"{size:.2f} GiB"] for name, size in content["gib"].items()),
+        *([f"parameters: {part}", f"{parameters[part] / 1e6:.1f} million"] for part in ("backbone", "router")),
+        *(
+            [f"parameters: {part} of all tasks", f"{sum(parameters[part].values()) / 1e6:.1f} million"]
+            for part in ("adapters", "heads")
+        ),
+    ]
+    return markdown(header, times) + "\n\n" + markdown(["what", "size"], sizes)
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
     "details": detail_table,
     "experiment": experiment_table,
+    "plan": plan_table,
+    "targets": targets.targets_table,
 }
 """What a table shows of its file."""
 TABLE = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- /table -->", flags=re.DOTALL)

@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import experiments
 import harness
 import performance
 import pytest
+import targets
 import torch
+
+from dynamo_mtl.config import load_config
 
 RESULT = Path(__file__).parent.parent / "results" / "bench-cpu.json"
 PUBLISHED = [
@@ -58,3 +62,25 @@ def test_the_published_file_has_every_race_and_draws():
         assert found["met"] is (is_above if found["target_is"] == "at least" else found["ratio"] <= found["target"])
     for picture in performance.curve_pictures(bench):
         assert picture.png().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("question", "variant"), [(q, v) for q, found in experiments.QUESTIONS.items() for v in found.variants]
+)
+def test_every_variant_of_an_experiment_is_a_valid_configuration(question, variant, tmp_path):
+    """Fails for a key that does not exist, or a task that the experiment is not about."""
+    asked = experiments.QUESTIONS[question]
+    config = experiments.alone(asked.task, asked.base + asked.variants[variant], tmp_path, "DATA")
+    assert list(config.tasks) == list(config.lora_configs) == list(config.data.paths) == [asked.task]
+
+
+@pytest.mark.parametrize("variant", experiments.JOINT_VARIANTS)
+def test_every_variant_of_phase_3_is_a_valid_configuration(variant):
+    overrides = [*experiments.JOINT_VARIANTS[variant], *experiments.SHORT]
+    assert load_config(experiments.CONFIG, overrides).tasks["qa"].validation_examples == 300
+
+
+def test_a_target_is_met_or_missed_by_a_distance():
+    assert targets.Target("x", 0.9, 0.881, 3).row() == ["x", "≥ 0.900", "0.881", "missed by 0.019"]
+    assert targets.Target("x", 1.0, 0.5, 1, at_least=False).row() == ["x", "≤ 1.0", "0.5", "met"]
+    assert targets.Target("x", 1.0, 1.25, 1, at_least=False).row()[-1] == "missed by 0.2"
