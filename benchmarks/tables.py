@@ -69,6 +69,22 @@ def detail_table(path: Path) -> str:
     return markdown(["system", *(f"{task} {name}" for task, name in columns)], rows)
 
 
+def limits_table(path: Path) -> str:
+    """Scores on parts of each task's validation data."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            task, part, str(found["n"]), f"{100 * found['share_of_target_tokens']:.0f} %",
+            ", ".join(
+                f"{name} {found['scores'][name]:.{1 if found['scores'][name] > 1 else 3}f}" for name in SCORES[task]
+            ),
+        ]
+        for task, parts in content["tasks"].items()
+        for part, found in parts.items()
+    ]  # fmt: skip
+    return markdown(["task", "examples", "n", "share of target tokens", "scores"], rows)
+
+
 def plan_table(path: Path) -> str:
     """What a configuration needs: updates and time by stretch, then parameters and memory."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -100,6 +116,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
     "details": detail_table,
     "experiment": experiment_table,
+    "limits": limits_table,
     "plan": plan_table,
     "targets": targets.targets_table,
 }
