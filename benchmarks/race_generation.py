@@ -12,7 +12,7 @@ from harness import Race, race
 from rivals import LENGTHS, Inputs, backbone_folder, routed_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
 
-from dynamo_mtl.inference.generation import generate, make_cache
+from dynamo_mtl.inference.generation import Decoder, Draft, generate, make_cache
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.heads import LanguageModelHead
@@ -35,7 +35,11 @@ def races(device: torch.device) -> dict[str, Race]:
     def with_cache() -> list[list[int]]:
         output = model(inputs.batch, record=True)
         cache = make_cache(output.recorded, inputs.batch, list(range(ROWS)), TOKENS, model.encoder.config.num_heads)
-        return [h.ids for h in generate(model, head, cache, output.weights, BOS, EOS, settings)]
+        drafts = [Draft(head, own, BOS, EOS, settings) for own in output.weights]
+        decoder = Decoder(model)
+        decoder.add(drafts, cache, range(len(model.task_names)))
+        generate(decoder)
+        return [draft.best().ids for draft in drafts]
 
     def encoder_decoder() -> Any:
         return rival.generate(

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dynamo_mtl.inference.generation import Hypothesis, generate, make_cache
+from dynamo_mtl.inference.generation import Decoder, Draft, Hypothesis, generate, make_cache
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.tasks.generation_task import GenerationConfig
@@ -49,14 +49,24 @@ def _weights(system, rows):
     return torch.softmax(torch.arange(rows * 5, dtype=torch.float32).reshape(rows, 5).sin() * 3, dim=-1)
 
 
-def _decode(system, settings, task=TASK):
+def _join(decoder, system, settings, task, rows):
+    """Let the answers to some of the sources join a decoder."""
     weights = _weights(system, len(SOURCES))
     batch = build_batch([Window(s, row) for row, s in enumerate(SOURCES)], [], system.first_position)
     with torch.inference_mode():
         output = system.model(batch, weights, record=True)
-    cache = make_cache(output.recorded, batch, [0, 1, 2], settings.max_new_tokens, 4)
-    source = _copyable(system, task, output.hidden, batch.top_starts, range(3))
-    return generate(system.model, task, cache, weights, 0, 1, settings, source=source)
+    cache = make_cache(output.recorded, batch, rows, settings.max_new_tokens, 4)
+    source = _copyable(system, task, output.hidden, batch.top_starts[torch.tensor(rows)], rows)
+    drafts = [Draft(task, weights[row], 0, 1, settings) for row in rows]
+    decoder.add(drafts, cache, range(5), source)
+    return drafts
+
+
+def _decode(system, settings, task=TASK):
+    decoder = Decoder(system.model)
+    drafts = _join(decoder, system, settings, task, [0, 1, 2])
+    generate(decoder)
+    return [draft.best() for draft in drafts]
 
 
 def _next_log_probabilities(system, row, ids, task=TASK):
@@ -133,6 +143,46 @@ def test_copied_words_are_decoded_as_a_slow_search_without_a_cache_would(ready, 
     size = ready.model.head(COPIES).vocabulary_size
     assert any(i >= size for h in got for i in h.ids)
     assert any(i < size for h in got for i in h.ids)
+
+
+def test_answers_of_any_task_join_a_running_decoder_and_leave_it(ready):
+    """Against slow searches, one by one. Fails if rows, what they may copy or their mixtures change places."""
+    plan = {
+        0: [
+            (TASK, [0, 2], GenerationConfig(max_new_tokens=9)),
+            (COPIES, [1], GenerationConfig(max_new_tokens=8, min_new_tokens=7)),
+        ],
+        2: [(COPIES, [2, 0], GenerationConfig(max_new_tokens=6, num_beams=3))],
+        3: [(TASK, [1, 0, 2], GenerationConfig(max_new_tokens=7, num_beams=2, no_repeat_ngram_size=2))],
+        14: [(COPIES, [1, 2], GenerationConfig(max_new_tokens=5, length_penalty=0.0))],
+    }
+    decoder, drafts, ended, together = Decoder(ready.model), [], [], set()
+    for step in range(30):
+        for task, rows, settings in plan.get(step, []):
+            joined = _join(decoder, ready, settings, task, rows)
+            drafts += [(draft, row) for draft, row in zip(joined, rows, strict=True)]
+        if decoder.drafts:
+            together.add(len({draft.head for draft in decoder.drafts}))
+            ended += decoder.step()
+    assert together == {1, 2}
+    assert len(ended) == len(set(ended)) == len(drafts) == 10
+    for draft, row in drafts:
+        expected = _slow_beam(ready, row, draft.settings, draft.head)
+        assert (draft.head, draft.best().ids) == (draft.head, expected.ids)
+        assert draft.best().log_probability == pytest.approx(expected.log_probability, abs=1e-4)
+
+
+def test_an_answer_that_has_ended_never_outgrows_the_cache(ready):
+    """The longest source ends at once and keeps its row. Fails if it is counted on until there is no place left."""
+    decoder = Decoder(ready.model)
+    first = _join(decoder, ready, GenerationConfig(max_new_tokens=1), TASK, [2])
+    settings = GenerationConfig(max_new_tokens=9, min_new_tokens=8)
+    others = [_join(decoder, ready, settings, TASK, [1])[0] for _ in range(4)]
+    assert decoder.step() == first
+    assert len(decoder.drafts) == 5
+    generate(decoder)
+    expected = _slow_beam(ready, 1, settings)
+    assert [draft.best().ids for draft in others] == [expected.ids] * 4
 
 
 def test_sampling_draws_first_tokens_as_often_as_the_model_says(ready):

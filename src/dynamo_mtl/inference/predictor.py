@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynamo_mtl.data.batch import split_by_tokens
 from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
-from dynamo_mtl.inference.generation import generate, make_cache
+from dynamo_mtl.inference.generation import Decoder, Draft, generate, make_cache
 from dynamo_mtl.inference.system import System, SystemConfig, load_system, read_system_config
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.calibration import Calibration
@@ -186,50 +186,42 @@ class Predictor:
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
         output = model(packed.batch, weights, top_k=top_k, record=generates, trunk=trunk)
         answers: dict[int, Answer] = {}
+        decoder = Decoder(model)
+        drafts: dict[int, Draft] = {}
         for view in packed.views:
-            members = view.examples.tolist()
-            answers.update(
-                zip(members, self._answers(packed, view, output, [sources[i] for i in members]), strict=True)
-            )
+            task, members = self.system.tasks[view.task], view.examples.tolist()
+            if isinstance(task, GenerationTask):
+                drafts.update(zip(members, self._begin(decoder, task, packed.batch, view, output), strict=True))
+            else:
+                own = [sources[i] for i in members]
+                made = task.answers(model.head(view.task), output.hidden, view, own)
+                answers.update(zip(members, made, strict=True))
+        generate(decoder)
+        for i, draft in drafts.items():
+            task, best = self.system.tasks[draft.head], draft.best()
+            assert isinstance(task, GenerationTask)
+            answers[i] = task.answer(best.ids, best.log_probability / max(1, best.tokens), sources[i])
         return [Prediction(chosen[i], answers[i], routes[i], rejected[i]) for i in range(len(sources))]
 
-    def _answers(
-        self, packed: PackedExamples, view: TaskView, output: Output, sources: Sequence[EncodedSource]
-    ) -> list[Answer]:
-        task = self.system.tasks[view.task]
-        if not isinstance(task, GenerationTask):
-            return task.answers(self.system.model.head(view.task), output.hidden, view, sources)
-        settings = task.config.generation
-        is_first = torch.isin(packed.batch.examples, view.examples) & (packed.batch.top_lengths > 0)
+    def _begin(
+        self, decoder: Decoder, task: GenerationTask, batch: Batch, view: TaskView, output: Output
+    ) -> list[Draft]:
+        """Let the answers of a generation task's examples join a decoder."""
+        settings, model = task.config.generation, self.system.model
+        is_first = torch.isin(batch.examples, view.examples) & (batch.top_lengths > 0)
         windows = is_first.nonzero().flatten().tolist()
-        heads = self.system.model.encoder.config.num_heads
-        cache = make_cache(output.recorded, packed.batch, windows, settings.max_new_tokens, heads)
+        cache = make_cache(output.recorded, batch, windows, settings.max_new_tokens, model.encoder.config.num_heads)
         weights = output.weights[view.examples]
-        head = self.system.model.head(view.task)
+        head, vocabulary = model.head(view.task), task.vocabulary
         assert isinstance(head, LanguageModelHead)
-        hypotheses = generate(
-            self.system.model,
-            view.task,
-            cache,
-            weights,
-            task.vocabulary.start,
-            task.vocabulary.end,
-            settings,
-            active=_active(weights),
-            source=task.copyable(head, output.hidden, view),
-        )
-        return [
-            task.answer(h.ids, h.log_probability / max(1, h.tokens), source)
-            for h, source in zip(hypotheses, sources, strict=True)
-        ]
+        drafts = [Draft(view.task, own, vocabulary.start, vocabulary.end, settings) for own in weights]
+        active = (weights > 0).any(dim=0).nonzero().flatten().tolist()
+        decoder.add(drafts, cache, active, task.copyable(head, output.hidden, view))
+        return drafts
 
 
 def _routes(decided: Tensor) -> list[Route]:
     return [Route(row[:-1], row[-1]) for row in decided.tolist()]
-
-
-def _active(weights: Tensor) -> list[int]:
-    return (weights > 0).any(dim=0).nonzero().flatten().tolist()
 
 
 class DynamoInference:

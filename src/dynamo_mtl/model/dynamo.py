@@ -97,6 +97,17 @@ class Trunk:
         return Trunk(self.hidden.index_select(0, tokens), self.features.index_select(0, examples), recorded)
 
 
+@dataclass(frozen=True)
+class HeadRows:
+    """Rows of a decoding step that write in one head's vocabulary."""
+
+    head: str
+    rows: Tensor | None
+    """``(n,)`` their numbers; None for all rows."""
+    source: Copyable | None
+    """What each of them may copy, where the head copies."""
+
+
 class DynamoModel(nn.Module):
     """One frozen backbone, an adapter and a head for every task, and a router over the adapters."""
 
@@ -256,30 +267,40 @@ class DynamoModel(nn.Module):
             return self.encoder.run(hidden, attention, 0, self.tap_layer)
 
     def decode_step(
-        self, head: str, ids: Tensor, positions: Tensor, cache: Cache, mix: Mix, source: Copyable | None = None
-    ) -> Tensor:
+        self, groups: Sequence[HeadRows], ids: Tensor, positions: Tensor, cache: Cache, mix: Mix
+    ) -> list[Tensor]:
         """Feed one target token a row and return logits of the next.
 
         Args:
-            head: whose vocabulary it is.
+            groups: the heads, whose vocabularies the ids are of, and their rows; together all rows.
             ids: ``(rows,)``.
             positions: ``(rows,)`` rows of the position table.
             cache: keys and values so far.
             mix: adapters of each row.
-            source: what each row may copy, where the head copies.
 
         Returns:
-            ``(rows, vocabulary)``, or ``(rows, vocabulary + words)`` where the head copies.
+            For each group ``(its rows, vocabulary)``, or ``(its rows, vocabulary + words)`` where the head copies.
         """
-        module = self.head(head)
-        assert isinstance(module, LanguageModelHead)
-        pieces = source.pieces_of(ids - module.vocabulary_size) if source is not None else None
+        vectors = [self._embed_rows(group, ids) for group in groups]
+        if groups[0].rows is None:
+            embedded = vectors[0]
+        else:
+            embedded = torch.empty(len(ids), vectors[0].shape[1], dtype=self.dtype, device=ids.device)
+            for group, own in zip(groups, vectors, strict=True):
+                embedded[group.rows] = own
         with self._precision():
-            hidden = self.encoder.embed(self.embed_target(head, ids, pieces), positions)
+            hidden = self.encoder.embed(embedded, positions)
             hidden = self.encoder.run(hidden, cache, 0, self.tap_layer)
             hidden = self.encoder.run(hidden, cache, self.tap_layer, self.encoder.config.num_layers, mix)
         cache.advance()
-        return module(hidden, source)
+        return [self.head(g.head)(hidden if g.rows is None else hidden[g.rows], g.source) for g in groups]
+
+    def _embed_rows(self, group: HeadRows, ids: Tensor) -> Tensor:
+        own = ids if group.rows is None else ids[group.rows]
+        module = self.head(group.head)
+        assert isinstance(module, LanguageModelHead)
+        pieces = group.source.pieces_of(own - module.vocabulary_size) if group.source is not None else None
+        return self.embed_target(group.head, own, pieces)
 
     def embed_target(self, head: str, ids: Tensor, pieces: Tensor | None = None) -> Tensor:
         """Word vectors ``(tokens, hidden)`` of target tokens, see ``LanguageModelHead.embed``."""

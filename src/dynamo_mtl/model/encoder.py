@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dynamo_mtl.model.fused import gelu_over, linear
 from dynamo_mtl.model.packing import AttentionPlan, attention
@@ -196,13 +197,22 @@ class Cache:
         keys, values = self.storage[layer]
         return attention(parts[:, 0, :, None], keys, values, self.mask).reshape(len(joint), -1)
 
+    def joined(self, other: Cache) -> Cache:
+        """The rows of both."""
+        capacity = max(self.storage.shape[4], other.storage.shape[4])
+        wide = [F.pad(c.storage, (0, 0, 0, capacity - c.storage.shape[4])) for c in (self, other)]
+        return Cache(torch.cat(wide, dim=2), torch.cat([self.lengths, other.lengths]))
+
     def advance(self) -> None:
         """Count the token that all layers have seen."""
         self.lengths = self.lengths + 1
         self._update_mask()
 
-    def select(self, rows: Tensor) -> None:
-        """Keep, drop, repeat or reorder rows: ``rows`` ``(new rows,)`` are old row numbers."""
-        self.storage = self.storage.index_select(2, rows)
+    def select(self, rows: Tensor, capacity: int) -> None:
+        """Keep, drop, repeat or reorder rows: ``rows`` ``(new rows,)`` are old row numbers.
+
+        What lies beyond ``capacity`` places is cut off.
+        """
+        self.storage = self.storage[..., :capacity, :].index_select(2, rows)
         self.lengths = self.lengths.index_select(0, rows)
         self._update_mask()

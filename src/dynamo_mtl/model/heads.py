@@ -41,9 +41,25 @@ class Copyable:
         """Keep, drop, repeat or reorder rows."""
         return Copyable(*(part.index_select(0, rows) for part in (self.keys, self.words, self.pieces)))
 
+    def joined(self, other: Copyable) -> Copyable:
+        """The rows of both."""
+        pairs = ((self.keys, other.keys), (self.words, other.words), (self.pieces, other.pieces))
+        return Copyable(*(_stacked(*pair, fill) for pair, fill in zip(pairs, (0, -1, 0), strict=True)))
+
     def pieces_of(self, words: Tensor) -> Tensor:
         """Backbone tokens ``(rows,)`` of one word a row, by number; any token where the number is negative."""
         return self.pieces.gather(1, words.clamp_min(0)[:, None])[:, 0]
+
+
+def _stacked(first: Tensor, second: Tensor, fill: int) -> Tensor:
+    """Rows of both, the shorter ones filled up along dimension 1."""
+    longest = max(first.shape[1], second.shape[1])
+
+    def long(part: Tensor) -> Tensor:
+        missing = longest - part.shape[1]
+        return F.pad(part, (0, 0) * (part.dim() - 2) + (0, missing), value=fill)
+
+    return torch.cat([long(first), long(second)])
 
 
 class ClassificationHead(nn.Module):
