@@ -12,7 +12,7 @@ from harness import Race, race
 from rivals import LENGTHS, Inputs, backbone_folder, routed_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
 
-from dynamo_mtl.inference.generation import Decoder, Draft, generate, make_cache
+from dynamo_mtl.inference.generation import Decoder, Draft, make_cache
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.heads import LanguageModelHead
@@ -38,7 +38,8 @@ def races(device: torch.device) -> dict[str, Race]:
         drafts = [Draft(head, own, BOS, EOS, settings) for own in output.weights]
         decoder = Decoder(model)
         decoder.add(drafts, cache, range(len(model.task_names)))
-        generate(decoder)
+        while decoder.drafts:
+            decoder.step()
         return [draft.best().ids for draft in drafts]
 
     def encoder_decoder() -> Any:

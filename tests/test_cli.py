@@ -95,7 +95,7 @@ def test_predict_survives_any_text(model, text, capsys):
 
 
 def test_lone_surrogates_are_answered(model):
-    from dynamo_mtl.inference.predictor import DynamoInference
+    from dynamo_mtl.inference.pipeline import DynamoInference
 
     result = DynamoInference(model).predict("\ud800 bad \udfff", context="a \ud800 b", task_hint="qa")
     assert set(result["qa"]) == {"answer", "score", "start", "end"}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dynamo_mtl.config import load_config
 from dynamo_mtl.data.sources import DataConfig, open_table
 from dynamo_mtl.errors import DynamoError
-from dynamo_mtl.inference.predictor import DynamoInference
+from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import build_system, load_system, make_tasks
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import BackboneError, CheckpointError, ConfigError, DynamoError
-from dynamo_mtl.inference.predictor import DynamoInference
+from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.backbone import load_backbone
 from dynamo_mtl.model.metadata import Metadata

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.inference.predictor import DynamoInference
+    from dynamo_mtl.inference.pipeline import DynamoInference
 
 # How many compiled products oneDNN keeps, read when it makes the first one. Its own number, 1,024, is too small for
 # training, where batches have many shapes.
@@ -21,7 +21,7 @@ __all__ = ["DynamoInference", "load_config"]
 
 def __getattr__(name: str) -> Any:
     if name == "DynamoInference":
-        from dynamo_mtl.inference.predictor import DynamoInference
+        from dynamo_mtl.inference.pipeline import DynamoInference
 
         return DynamoInference
     if name == "load_config":

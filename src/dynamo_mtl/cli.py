@@ -210,7 +210,7 @@ def predict(
 ) -> None:
     """Route and answer one text."""
     _start_logging(verbose, quiet=True)
-    from dynamo_mtl.inference.predictor import DynamoInference
+    from dynamo_mtl.inference.pipeline import DynamoInference
 
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")

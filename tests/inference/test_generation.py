@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dynamo_mtl.inference.generation import Decoder, Draft, Hypothesis, generate, make_cache
+from dynamo_mtl.inference.generation import Decoder, Draft, Hypothesis, make_cache
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.tasks.generation_task import GenerationConfig
@@ -65,7 +65,8 @@ def _join(decoder, system, settings, task, rows):
 def _decode(system, settings, task=TASK):
     decoder = Decoder(system.model)
     drafts = _join(decoder, system, settings, task, [0, 1, 2])
-    generate(decoder)
+    while decoder.drafts:
+        decoder.step()
     return [draft.best() for draft in drafts]
 
 
@@ -180,7 +181,8 @@ def test_an_answer_that_has_ended_never_outgrows_the_cache(ready):
     others = [_join(decoder, ready, settings, TASK, [1])[0] for _ in range(4)]
     assert decoder.step() == first
     assert len(decoder.drafts) == 5
-    generate(decoder)
+    while decoder.drafts:
+        decoder.step()
     expected = _slow_beam(ready, 1, settings)
     assert [draft.best().ids for draft in others] == [expected.ids] * 4
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dynamo_mtl.errors import RejectedError
-from dynamo_mtl.inference.predictor import DynamoInference, Predictor, TextInput
+from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.metadata import Metadata

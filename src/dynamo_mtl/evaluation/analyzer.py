@@ -26,7 +26,7 @@ from dynamo_mtl.evaluation.pictures import (
     similarity_picture,
     usage_picture,
 )
-from dynamo_mtl.inference.predictor import DynamoInference
+from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import SystemConfig
 from dynamo_mtl.metrics.routing import (
     CALIBRATION_BINS,

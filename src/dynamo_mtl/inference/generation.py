@@ -285,9 +285,3 @@ def _advance(group: _Group, log_probabilities: Tensor) -> None:
         ]
         candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
         draft.extend(candidates)
-
-
-def generate(decoder: Decoder) -> None:
-    """Write on until all drafts have ended."""
-    while decoder.drafts:
-        decoder.step()

@@ -1,0 +1,272 @@
+"""A trained model as programs use it: ``DynamoInference`` takes texts of any tasks and answers in familiar shapes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
+from dynamo_mtl.inference.generation import Decoder
+from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question, Route, TextInput
+from dynamo_mtl.inference.system import SystemConfig, load_system, read_system_config
+from dynamo_mtl.settings import validate
+from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
+
+TEXT_KEYS = ("text", "question")
+INPUT_KEYS = (*TEXT_KEYS, "context", "instruction", "task_hint")
+"""What an input says that is a mapping."""
+Given = str | Mapping[str, str | None]
+
+
+class DynamoInference:
+    """A trained model, ready to be asked, also from several threads.
+
+    >>> model = DynamoInference("./checkpoints/final_model", "./config.yaml")  # doctest: +SKIP
+    >>> result = model.predict("I love this movie!", task_hint="sentiment")  # doctest: +SKIP
+    >>> result["sentiment"]["label"]  # doctest: +SKIP
+    'positive'
+    >>> model(["I love this movie!", "Translate to German: a dog"])[1]["translation_text"]  # doctest: +SKIP
+    'ein Hund'
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, config: str | Path | SystemConfig | None = None, device: str | None = None
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: folder written by training.
+            config: settings to use instead of those stored in the checkpoint, or the file that holds them.
+            device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = config if isinstance(config, SystemConfig | None) else read_system_config(Path(config))
+        self.system, self.metadata = load_system(Path(checkpoint), place, settings)
+        self.predictor = Predictor(self.system, self.metadata.calibration)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks that it was trained for."""
+        return list(self.system.tasks)
+
+    def __call__(
+        self,
+        inputs: Given | Iterable[Given],
+        *,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        batch_size: int = 64,
+        **generation: Any,
+    ) -> Any:
+        """Answer one input or many, of any tasks in any mix, in the shapes that ``transformers``' pipelines made known.
+
+        Args:
+            inputs: a text; a mapping with ``text`` or ``question``, and perhaps ``context``, ``instruction`` and
+                ``task_hint``; or many of them. A list or tuple gives a list, any other iterable an iterator that reads
+                ``batch_size`` inputs ahead.
+            task_hint: the task that must answer inputs that name none.
+            top_k: how many adapters to mix; as configured if None.
+            batch_size: inputs that are answered together.
+            generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
+
+        Returns:
+            For every input its answer, such as ``{"label", "score"}``, ``{"answer", "score", "start", "end"}`` or
+            ``{"translation_text", "score"}``, with ``task`` and ``routing`` (see ``predict``) beside it.
+
+        Raises:
+            ConfigError: an input that is none, no such task or setting.
+            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
+        """
+        settings = self._decoding(generation)
+        self._check(task_hint, top_k)
+        if isinstance(inputs, str | Mapping):
+            one = cast("Given", inputs)
+            return self._answer([self._question(one, task_hint, top_k, settings)])[0]
+        if not isinstance(inputs, Iterable):
+            raise ConfigError(f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}")
+        answers = (
+            answer
+            for batch in _batches(inputs, batch_size)
+            for answer in self._answer([self._question(one, task_hint, top_k, settings) for one in batch])
+        )
+        return list(answers) if isinstance(inputs, list | tuple) else answers
+
+    def predict(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        return_routing_info: bool = False,
+        **generation: Any,
+    ) -> dict[str, Any]:
+        """Answer one text.
+
+        Args:
+            text: what to work on; for question answering the question.
+            context: the passage that a question is about.
+            instruction: what to do with the text, in words.
+            task_hint: the task that must answer; the router chooses if None.
+            top_k: how many adapters to mix; as configured if None.
+            return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and whether the input
+                was ``rejected`` as likely to be one of no task: the router is not sure, or knows nothing like it.
+            generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
+
+        Returns:
+            ``{task: answer}``, with ``routing_info`` if asked for.
+
+        Raises:
+            ConfigError: no such task or setting.
+            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
+        """
+        self._check(task_hint, top_k)
+        given = {"text": text, "context": context, "instruction": instruction}
+        question = self._question(given, task_hint, top_k, self._decoding(generation))
+        prediction = self.predictor.answer([question])[0]
+        self._refuse(prediction)
+        result: dict[str, Any] = {prediction.task: prediction.answer}
+        if return_routing_info:
+            result["routing_info"] = self._routing_info(prediction)
+        return result
+
+    def stream(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        **generation: Any,
+    ) -> Iterator[str]:
+        """Answer one text with a task that writes text, piece by piece; together the pieces are the whole answer.
+
+        Takes what ``predict`` takes. Decoding is greedy unless ``sampling_temperature`` is given: of several beams, the
+        best is known only at the end.
+
+        Raises:
+            ConfigError: as ``predict`` does; several beams; or a task that writes no text.
+            RejectedError: as ``predict`` does.
+        """
+        self._check(task_hint, top_k)
+        settings = self._decoding({"num_beams": 1, **generation})
+        if any(setting.num_beams > 1 for setting in settings.values()):
+            raise ConfigError("num_beams: an answer of several beams is known only at its end; stream with num_beams=1")
+        given = {"text": text, "context": context, "instruction": instruction}
+        question = self._question(given, task_hint, top_k, settings)
+        decoder = Decoder(self.system.model)
+        pending = self.predictor.begin([question], decoder)[0]
+        self._refuse(pending)
+        if pending.draft is None:
+            writers = [name for name, task in self.system.tasks.items() if isinstance(task, GenerationTask)]
+            raise ConfigError(f"task '{pending.task}' writes no text to stream; those that do: {', '.join(writers)}")
+        return self._pieces(pending, decoder)
+
+    def route(self, text: str, *, context: str | None = None, instruction: str | None = None) -> dict[str, Any]:
+        """Say where a text belongs, without answering it: only the layers below the adapters run.
+
+        Returns:
+            ``task``, or None if none should answer; ``predicted_task``, the likeliest one in any case; ``confidence``
+            and ``probabilities``, both calibrated; ``familiarity``, the share of known inputs that are at least as
+            unusual; ``thresholds`` of confidence and familiarity, below which an input is rejected.
+        """
+        route = self.predictor.route([TextInput(text, context, instruction)])[0]
+        info, calibration = self._route_info(route), self.predictor.calibration
+        task = None if route.is_rejected(calibration) else info["predicted_task"]
+        thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}
+        return {"task": task, **info, "thresholds": thresholds}
+
+    def _check(self, task_hint: str | None, top_k: int | None) -> None:
+        if task_hint is not None and task_hint not in self.system.tasks:
+            raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
+        if top_k is not None and not 1 <= top_k <= len(self.system.tasks):
+            raise ConfigError(f"top_k: found {top_k}; use 1 to {len(self.system.tasks)}, the number of tasks")
+
+    def _decoding(self, overrides: Mapping[str, Any]) -> dict[str, GenerationConfig]:
+        """Task → its decoding settings with ``overrides``."""
+        if not overrides:
+            return {}
+        return {
+            name: validate(GenerationConfig, {**task.config.generation.model_dump(), **overrides}, "generation")
+            for name, task in self.system.tasks.items()
+            if isinstance(task, GenerationTask)
+        }
+
+    def _question(
+        self,
+        given: Given,
+        task_hint: str | None,
+        top_k: int | None,
+        settings: Mapping[str, GenerationConfig],
+    ) -> Question:
+        if not isinstance(given, str | Mapping):
+            raise ConfigError(f"an input should be a text or a mapping, found {type(given).__name__}")
+        values = {"text": given} if isinstance(given, str) else dict(given)
+        for key, value in values.items():
+            if key not in INPUT_KEYS:
+                raise ConfigError(f"input: no key '{key}'; {did_you_mean(key, INPUT_KEYS)}")
+            if not isinstance(value, str | None):
+                raise ConfigError(f"input: {key} should be a text, found {type(value).__name__}")
+        texts = [values[key] for key in TEXT_KEYS if values.get(key) is not None]
+        if len(texts) != 1:
+            raise ConfigError(f"input: expected one of text and question, found {', '.join(values) or 'nothing'}")
+        hint = values.get("task_hint") or task_hint
+        self._check(hint, top_k)
+        source = self.system.source.encode(str(texts[0]), values.get("context"), values.get("instruction"))
+        return Question(source, hint, None, top_k, settings)
+
+    def _answer(self, questions: list[Question]) -> list[dict[str, Any]]:
+        predictions = self.predictor.answer(questions)
+        for prediction in predictions:
+            self._refuse(prediction)
+        return [{**p.answer, "task": p.task, "routing": self._routing_info(p)} for p in predictions]
+
+    def _pieces(self, pending: Pending, decoder: Decoder) -> Iterator[str]:
+        draft, task = pending.draft, self.system.tasks[pending.task]
+        assert draft is not None
+        assert isinstance(task, GenerationTask)
+        shown = ""
+        while decoder.drafts:
+            self.predictor.step(decoder)
+            ids = draft.beams[0][1] if draft.beams else draft.best().ids
+            text = self.predictor.written(pending, ids, 0.0)[task.answer_key]
+            # The last characters may still change: one that has only some of its bytes, or a blank that is cut off.
+            ready = text if not draft.beams else text.rstrip("\ufffd \n\t")
+            if ready.startswith(shown) and ready != shown:
+                yield ready[len(shown) :]
+                shown = ready
+
+    def _refuse(self, routed: Prediction | Pending) -> None:
+        """Raise for a rejected input, if the model is configured to."""
+        if not routed.rejected or self.system.config.router.on_rejection != "error":
+            return
+        info, needed = self._route_info(routed.route), self.predictor.calibration
+        raise RejectedError(
+            f"no task should answer: the likeliest, {info['predicted_task']}, has a confidence of "
+            f"{info['confidence']:.3f} where {needed.threshold:.3f} is needed, and the input a familiarity of "
+            f"{info['familiarity']:.3f} where {needed.familiarity:.3f} is; give a task_hint or an instruction"
+        )
+
+    def _routing_info(self, prediction: Prediction) -> dict[str, Any]:
+        return {**self._route_info(prediction.route), "rejected": prediction.rejected}
+
+    def _route_info(self, route: Route) -> dict[str, Any]:
+        best = route.probabilities.index(route.confidence)
+        return {
+            "predicted_task": self.task_names[best],
+            "confidence": route.confidence,
+            "familiarity": route.familiarity,
+            "probabilities": dict(zip(self.task_names, route.probabilities, strict=True)),
+        }
+
+
+def _batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    remaining = iter(inputs)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
