@@ -69,7 +69,7 @@ def detail_table(path: Path) -> str:
     return markdown(["system", *(f"{task} {name}" for task, name in columns)], rows)
 
 
-def limits_table(path: Path) -> str:
+def parts_table(path: Path) -> str:
     """Scores on parts of each task's validation data."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [
@@ -116,7 +116,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
     "details": detail_table,
     "experiment": experiment_table,
-    "limits": limits_table,
+    "parts": parts_table,
     "plan": plan_table,
     "targets": targets.targets_table,
 }
