@@ -7,6 +7,7 @@ objective through the mixture of frozen adapters, so that the router feels what 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.data.mixture import SingleOrder
+from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
@@ -123,7 +124,12 @@ class FeaturePhase:
         features, self.routes = trunk_features(source.system, examples, config.token_budget)
         self.features = features.half()  # layer-normalised states, so half the memory costs nothing
         logger.info("%s  %d features cached", self.name, len(examples))
-        self.order = SingleOrder(len(examples), config.router.feature_batch_size, config.seed)
+        # Long texts use up their tokens soon: drawn in proportion, a task of a few hundred would hardly be seen.
+        tasks = np.array([source.system.route_of(task) for task, _ in self.origins])
+        self.rows = [np.flatnonzero(tasks == task) for task in range(len(source.system.tasks))]
+        sizes, batch_size = tuple(map(len, self.rows)), config.router.feature_batch_size
+        exponent = source.system.config.data.sampling_exponent
+        self.order = MixedOrder(sizes, batch_size, math.ceil(len(examples) / batch_size), exponent, config.seed)
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
         self.eval_every = min(config.eval_every, max(1, self.steps // 5))
         self.best_at_end = True
@@ -146,14 +152,18 @@ class FeaturePhase:
     def members(self, step: int) -> dict[str, list[int]]:
         """Task → rows whose texts a step draws."""
         found: dict[str, list[int]] = {}
-        for number in self.order.batch(step):
+        for number in self._numbers(step):
             task, row = self.origins[number]
             found.setdefault(task, []).append(row)
         return found
 
+    def _numbers(self, step: int) -> list[int]:
+        """The cached inputs of a step."""
+        return [int(self.rows[task][place]) for task, place in self.order.batch(step)]
+
     def draw(self, step: int) -> FeatureBatch:
         """Features of a step, each with its twin if it has one."""
-        rows = self.order.batch(step)
+        rows = self._numbers(step)
         twinned = [place for place, row in enumerate(rows) if row in self.twins]
         pairs = [(place, len(rows) + number) for number, place in enumerate(twinned)]
         rows = rows + [self.twins[rows[place]] for place in twinned]
