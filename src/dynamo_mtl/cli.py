@@ -230,6 +230,33 @@ def predict(
         typer.echo(f"  {probability:6.3f}  {task}")
 
 
+@app.command()
+def serve(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer over HTTP, with a page to play with, until SIGTERM or Ctrl-C. Clients send the key in DYNAMO_API_KEY."""
+    _start_logging(verbose)
+    from dynamo_mtl.config import PLACES, load_config
+    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
+
+    try:
+        from dynamo_mtl.serving.server import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is missing; install the server with: pip install 'dynamo-mtl[serve]'"
+        ) from None
+    read_metadata(checkpoint)
+    config = load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])
+    raise SystemExit(run(checkpoint, config, config.serving, insecure, device))
+
+
 @data_app.command("check")
 def check_data(
     config: Annotated[Path, typer.Argument(help="Configuration file.")],

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.compare import CompareConfig
+from dynamo_mtl.serving.settings import ServingConfig
 from dynamo_mtl.settings import apply_overrides, read_settings, validate
 from dynamo_mtl.training.settings import PipelineConfig
 
@@ -16,12 +17,14 @@ class DynamoConfig(PipelineConfig):
     """Everything that a configuration file can say."""
 
     compare: CompareConfig = CompareConfig()
+    serving: ServingConfig = ServingConfig()
     visualization_dir: str = "./visualizations"
     """Where ``dynamo evaluate`` draws its picture."""
 
 
-PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null")
-"""Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written."""
+PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null", "serving={}")
+"""Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written,
+nor who can ask."""
 
 
 EXTENDS = "extends"

@@ -168,6 +168,14 @@ class Decoder:
         self._plan()
 
     @torch.inference_mode()
+    def drop(self, drafts: Sequence[Draft]) -> None:
+        """Give up some of ``self.drafts``: they leave at once."""
+        for draft in drafts:
+            draft.beams = []
+        if drafts:
+            self._arrange(drop_idle=True)
+
+    @torch.inference_mode()
     def step(self) -> list[Draft]:
         """Write one token of every draft. Returns those that have ended with it."""
         assert self._cache is not None

@@ -81,17 +81,17 @@ class DynamoInference:
             ConfigError: an input that is none, no such task or setting.
             RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
         """
-        settings = self._decoding(generation)
+        settings = self.decoding(generation)
         self._check(task_hint, top_k)
         if isinstance(inputs, str | Mapping):
             one = cast("Given", inputs)
-            return self._answer([self._question(one, task_hint, top_k, settings)])[0]
+            return self._answer([self.question(one, task_hint, top_k, settings)])[0]
         if not isinstance(inputs, Iterable):
             raise ConfigError(f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}")
         answers = (
             answer
             for batch in _batches(inputs, batch_size)
-            for answer in self._answer([self._question(one, task_hint, top_k, settings) for one in batch])
+            for answer in self._answer([self.question(one, task_hint, top_k, settings) for one in batch])
         )
         return list(answers) if isinstance(inputs, list | tuple) else answers
 
@@ -127,9 +127,9 @@ class DynamoInference:
         """
         self._check(task_hint, top_k)
         given = {"text": text, "context": context, "instruction": instruction}
-        question = self._question(given, task_hint, top_k, self._decoding(generation))
+        question = self.question(given, task_hint, top_k, self.decoding(generation))
         prediction = self.predictor.answer([question])[0]
-        self._refuse(prediction)
+        self.refuse(prediction)
         result: dict[str, Any] = {prediction.task: prediction.answer}
         if return_routing_info:
             result["routing_info"] = self._routing_info(prediction)
@@ -155,14 +155,14 @@ class DynamoInference:
             RejectedError: as ``predict`` does.
         """
         self._check(task_hint, top_k)
-        settings = self._decoding({"num_beams": 1, **generation})
+        settings = self.decoding({"num_beams": 1, **generation})
         if any(setting.num_beams > 1 for setting in settings.values()):
             raise ConfigError("num_beams: an answer of several beams is known only at its end; stream with num_beams=1")
         given = {"text": text, "context": context, "instruction": instruction}
-        question = self._question(given, task_hint, top_k, settings)
+        question = self.question(given, task_hint, top_k, settings)
         decoder = Decoder(self.system.model)
         pending = self.predictor.begin([question], decoder)[0]
-        self._refuse(pending)
+        self.refuse(pending)
         if pending.draft is None:
             writers = [name for name, task in self.system.tasks.items() if isinstance(task, GenerationTask)]
             raise ConfigError(f"task '{pending.task}' writes no text to stream; those that do: {', '.join(writers)}")
@@ -182,29 +182,48 @@ class DynamoInference:
         thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}
         return {"task": task, **info, "thresholds": thresholds}
 
+    def shown(self, prediction: Prediction) -> dict[str, Any]:
+        """An answer as a call gives it."""
+        return {**prediction.answer, "task": prediction.task, "routing": self._routing_info(prediction)}
+
     def _check(self, task_hint: str | None, top_k: int | None) -> None:
         if task_hint is not None and task_hint not in self.system.tasks:
             raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
         if top_k is not None and not 1 <= top_k <= len(self.system.tasks):
             raise ConfigError(f"top_k: found {top_k}; use 1 to {len(self.system.tasks)}, the number of tasks")
 
-    def _decoding(self, overrides: Mapping[str, Any]) -> dict[str, GenerationConfig]:
-        """Task → its decoding settings with ``overrides``."""
+    def decoding(self, overrides: Mapping[str, Any]) -> dict[str, GenerationConfig]:
+        """Settings of ``Question.generation``: task → its decoding settings with ``overrides``.
+
+        Raises:
+            ConfigError: no such setting, or a value that it cannot have.
+        """
         if not overrides:
             return {}
-        return {
+        settings = {
             name: validate(GenerationConfig, {**task.config.generation.model_dump(), **overrides}, "generation")
             for name, task in self.system.tasks.items()
             if isinstance(task, GenerationTask)
         }
+        room = self.system.model.encoder.config.longest_sequence - self.system.config.data.max_source_length - 1
+        if any(setting.max_new_tokens > room for setting in settings.values()):
+            raise ConfigError(
+                f"generation.max_new_tokens: at most {room}; the backbone has no positions for more beside a source"
+            )
+        return settings
 
-    def _question(
+    def question(
         self,
         given: Given,
         task_hint: str | None,
         top_k: int | None,
         settings: Mapping[str, GenerationConfig],
     ) -> Question:
+        """An input of a call, encoded.
+
+        Raises:
+            ConfigError: it is none, or there is no such task.
+        """
         if not isinstance(given, str | Mapping):
             raise ConfigError(f"an input should be a text or a mapping, found {type(given).__name__}")
         values = {"text": given} if isinstance(given, str) else dict(given)
@@ -224,8 +243,8 @@ class DynamoInference:
     def _answer(self, questions: list[Question]) -> list[dict[str, Any]]:
         predictions = self.predictor.answer(questions)
         for prediction in predictions:
-            self._refuse(prediction)
-        return [{**p.answer, "task": p.task, "routing": self._routing_info(p)} for p in predictions]
+            self.refuse(prediction)
+        return [self.shown(prediction) for prediction in predictions]
 
     def _pieces(self, pending: Pending, decoder: Decoder) -> Iterator[str]:
         draft, task = pending.draft, self.system.tasks[pending.task]
@@ -242,7 +261,7 @@ class DynamoInference:
                 yield ready[len(shown) :]
                 shown = ready
 
-    def _refuse(self, routed: Prediction | Pending) -> None:
+    def refuse(self, routed: Prediction | Pending) -> None:
         """Raise for a rejected input, if the model is configured to."""
         if not routed.rejected or self.system.config.router.on_rejection != "error":
             return

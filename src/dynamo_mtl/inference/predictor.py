@@ -180,6 +180,11 @@ class Predictor:
         with self._lock:
             return decoder.step()
 
+    def drop(self, drafts: Sequence[Draft], decoder: Decoder) -> None:
+        """Stop writing some drafts of a decoder."""
+        with self._lock:
+            decoder.drop(drafts)
+
     def finish(self, pending: Pending) -> Prediction:
         """The answer of an input whose draft, if it has one, has ended."""
         answer = pending.answer

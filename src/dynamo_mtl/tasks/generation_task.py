@@ -32,7 +32,7 @@ class GenerationConfig(BaseModel):
     max_new_tokens: int = Field(default=64, ge=1)
     min_new_tokens: int = Field(default=0, ge=0)
     num_beams: int = Field(default=1, ge=1)
-    sampling_temperature: float | None = Field(default=None, gt=0)
+    sampling_temperature: float | None = Field(default=None, ge=1e-3)
     """Draw every token from the distribution at this temperature, not the likeliest one. Needs ``num_beams: 1``."""
     length_penalty: float = 1.0
     """A finished beam's log-probability is divided by its length to this power: above 1 favours longer answers."""

@@ -1,0 +1,353 @@
+"""The application: routes, and how a request becomes inputs of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from dynamo_mtl.errors import DynamoError, RejectedError
+from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.predictor import Prediction, Question
+from dynamo_mtl.serving.engine import Abandoned, DeadlineExceeded, Engine, Job, Overloaded, Unavailable
+from dynamo_mtl.serving.metrics import Metrics
+from dynamo_mtl.serving.pages import api_page
+from dynamo_mtl.serving.requests import (
+    Failure,
+    Input,
+    PredictRequest,
+    RequestError,
+    RouteRequest,
+    read_body,
+    read_json,
+    validated,
+)
+from dynamo_mtl.serving.security import LIVE, Guard, failure
+from dynamo_mtl.serving.settings import ServingConfig
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+PAGES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
+READY_SECONDS = 1.0
+"""How long a forward pass that worked is taken as a proof that the next one will."""
+GRACE_SECONDS = 1.0
+"""Past its deadline, how long an answer is waited for that may just be on its way."""
+CLIENT_GONE = 499
+"""Written to the log and the metrics, never sent: nobody is there to read it."""
+T = TypeVar("T")
+
+
+class Server:
+    """A model, the engine that runs it, and what its routes do.
+
+    Attributes:
+        is_draining: told to stop: what was accepted is finished, anything else refused.
+    """
+
+    def __init__(
+        self, model: DynamoInference, config: ServingConfig, on_death: Callable[[], None] = lambda: None
+    ) -> None:
+        """Args: what answers; limits; told, from another thread, when the engine dies."""
+        self.model, self.config = model, config
+        self.is_draining = False
+        self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
+        self.engine = Engine(model.predictor, config, self.metrics.observe_pass, on_death)
+        self._routing = 0
+        """Requests for routes alone that are worked on."""
+        self._worked = float("-inf")
+        self._probe: asyncio.Task[bool] | None = None
+
+    async def predict(self, request: Request) -> Response:
+        """Answer inputs of any tasks, in any mix."""
+        self._refuse_if_draining()
+        self.engine.check_room(1)
+        asked = cast("PredictRequest", await self._read(request, PredictRequest))
+        items = asked.items
+        for place, hint in (
+            ("task_hint", asked.task_hint),
+            *((f"inputs.{i}.task_hint", one.task_hint) for i, one in enumerate(items)),
+        ):
+            if hint is not None and hint not in self.model.task_names:
+                raise RequestError(
+                    422, "validation", f"{place}: no such task; known: {', '.join(self.model.task_names)}"
+                )
+        self.engine.check_room(len(items))
+        questions = await asyncio.to_thread(self._encoded, items, asked.task_hint, asked.top_k, asked.parameters.given)
+        limit = self.config.deadline_seconds
+        seconds = min(limit, asked.deadline_seconds or limit)
+        jobs = self.engine.submit(questions, seconds)
+        try:
+            # The engine looks at deadlines between its passes; it is not waited for if one of them hangs.
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                await self._unless_gone(request, _settled(jobs))
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        finally:
+            for job in jobs:
+                job.give_up()
+        shown = [self._shown(job, str(request.state.request_id)) for job in jobs]
+        if not isinstance(asked.inputs, list):
+            content, status, headers = shown[0]
+            return JSONResponse(content, status, headers)
+        late = [one for one in shown if one[1] in (503, 504)]
+        if late:
+            return JSONResponse(late[0][0], late[0][1], late[0][2])
+        return JSONResponse([content for content, _, _ in shown])
+
+    async def route(self, request: Request) -> Response:
+        """Say where inputs belong, without answering them."""
+        self._refuse_if_draining()
+        if self._routing >= self.config.max_routing:
+            raise Overloaded(1)
+        self._routing += 1
+        try:
+            asked = await self._read(request, RouteRequest)
+            found = await asyncio.to_thread(self._routes, asked.items)
+        finally:
+            self._routing -= 1
+        return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
+
+    async def tasks(self, _: Request) -> Response:
+        """The tasks, and what each one needs and gives."""
+        system = self.model.system
+        return JSONResponse(
+            [
+                {
+                    "name": name,
+                    "type": system.config.tasks[name].type or name,
+                    "needs_context": task.needs_context,
+                    "requires_instruction": system.config.tasks[name].requires_instruction,
+                }
+                for name, task in system.tasks.items()
+            ]
+        )
+
+    async def info(self, _: Request) -> Response:
+        """What is served, and within which limits."""
+        metadata = self.model.metadata
+        return JSONResponse(
+            {
+                "version": version("dynamo-mtl"),
+                "tasks": self.model.task_names,
+                "backbone": metadata.backbone,
+                "weight_hash": metadata.weight_hash,
+                "device": str(self.model.system.device),
+                "limits": self.config.model_dump(exclude={"host", "port", "num_threads"}),
+            }
+        )
+
+    async def live(self, _: Request) -> Response:
+        """Whether the process answers."""
+        return JSONResponse({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether the model answers: a real forward pass, at most one a second."""
+        self._refuse_if_draining()
+        if not self.engine.is_alive:
+            raise Unavailable("the engine died")
+        if time.monotonic() - self._worked > READY_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(asyncio.to_thread(self._works))
+            if not await asyncio.shield(self._probe):
+                raise Unavailable("the model does not answer")
+        return JSONResponse({"status": "ready"})
+
+    async def metrics_text(self, _: Request) -> Response:
+        """Counters in the format that Prometheus reads."""
+        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Take a request into the metrics."""
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+
+    def _works(self) -> bool:
+        try:
+            self.model.route("ready")
+        except Exception:
+            logger.exception("the model does not answer")
+            return False
+        self._worked = time.monotonic()
+        return True
+
+    def _refuse_if_draining(self) -> None:
+        if self.is_draining:
+            raise Unavailable("the server is stopping")
+
+    async def _read(self, request: Request, kind: type[RouteRequest]) -> RouteRequest:
+        body = await read_body(request, self.config)
+        return validated(kind, read_json(body), self.config)
+
+    def _encoded(
+        self, items: Sequence[Input], task_hint: str | None, top_k: int | None, parameters: dict[str, Any]
+    ) -> list[Question]:
+        settings = self.model.decoding(parameters)
+        return [self.model.question(item.model_dump(exclude_none=True), task_hint, top_k, settings) for item in items]
+
+    def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
+        return [
+            self.model.route(item.text or item.question or "", context=item.context, instruction=item.instruction)
+            for item in items
+        ]
+
+    async def _unless_gone(self, request: Request, answer: Awaitable[T]) -> T:
+        """Wait for an answer, but no longer than the client does.
+
+        Raises:
+            Abandoned: the client went away.
+        """
+        waiting, gone = asyncio.ensure_future(answer), asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            raise Abandoned()
+        finally:
+            waiting.cancel()
+            gone.cancel()
+
+    def _shown(self, job: Job, request_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """What a client reads of one input: content, status, headers."""
+        reason = job.future.exception()
+        if reason is None:
+            prediction: Prediction = job.future.result()
+            try:
+                self.model.refuse(prediction)
+            except RejectedError as error:
+                reason = error
+            else:
+                self.metrics.answers.labels(prediction.task).inc()
+                self.metrics.rejected.inc(prediction.rejected)
+                return self.model.shown(prediction), 200, {}
+        if isinstance(reason, RejectedError):
+            self.metrics.rejected.inc()
+        elif not isinstance(reason, DeadlineExceeded | Unavailable):
+            self.metrics.failed.inc()
+        said = as_failure(reason)
+        content = {"error": said.message, "error_type": said.error_type, "request_id": request_id}
+        return content, said.status, said.headers
+
+
+def as_failure(reason: BaseException) -> RequestError:
+    """How a client is told what went wrong."""
+    match reason:
+        case RequestError():
+            found = reason
+        case Overloaded():
+            says = "the server is full; try again after the time in Retry-After"
+            found = RequestError(429, "overloaded", says, {"Retry-After": str(reason.retry_after)})
+        case Unavailable():
+            found = RequestError(503, "unavailable", str(reason), {"Retry-After": "5"})
+        case DeadlineExceeded():
+            found = RequestError(504, "deadline", "the answer was not there in time; ask for less, or try again later")
+        case RejectedError():
+            found = RequestError(422, "rejected", str(reason))
+        case Abandoned():
+            found = RequestError(CLIENT_GONE, "unavailable", "the client went away")
+        case _:
+            says = "this input could not be answered; the log has more under the request's id"
+            found = RequestError(500, "internal", says)
+    return found
+
+
+async def _disconnected(request: Request) -> None:
+    """Return once the client has gone; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _settled(jobs: Sequence[Job]) -> None:
+    """Return once every job has ended, in whatever way."""
+    await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs), return_exceptions=True)
+
+
+def make_app(server: Server, key: str | None = None) -> FastAPI:
+    """The application of a server.
+
+    Args:
+        server: what answers. Its engine is started and stopped by whoever runs the application.
+        key: what clients must send as ``Authorization: Bearer KEY``; nothing if None.
+    """
+    app = FastAPI(
+        title="DYNAMO",
+        version=version("dynamo-mtl"),
+        description="Texts of any tasks in, routed answers out.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(Guard, key=key, done=server.count)],
+    )
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failure, "description": says}
+        for status, says in {
+            400: "not JSON", 401: "no key or a wrong one", 408: "the body came too slowly", 413: "the body is too long",
+            415: "not application/json", 422: "a value that cannot be used, or an input of no task",
+            429: "full: come back after Retry-After seconds", 500: "the input could not be answered",
+            503: "stopping, or not ready", 504: "not answered in time",
+        }.items()
+    }  # fmt: skip
+
+    def body(model: type[RouteRequest]) -> dict[str, Any]:
+        schema = model.model_json_schema()
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    for path, handler, model in (
+        ("/v1/predict", server.predict, PredictRequest),
+        ("/v1/route", server.route, RouteRequest),
+    ):
+        app.add_api_route(path, handler, methods=["POST"], openapi_extra=body(model), responses=errors)
+    for path, handler in (
+        ("/v1/tasks", server.tasks),
+        (LIVE, server.live),
+        ("/health/ready", server.ready),
+        ("/info", server.info),
+        ("/metrics", server.metrics_text),
+    ):
+        app.add_api_route(path, handler, methods=["GET"])
+
+    async def schema(_: Request) -> Response:
+        """This interface, as OpenAPI."""
+        return JSONResponse(app.openapi())
+
+    async def docs(_: Request) -> Response:
+        """This interface, for people."""
+        return HTMLResponse(api_page(app.openapi()))
+
+    async def page(request: Request) -> Response:
+        """The playground."""
+        return FileResponse(STATIC / PAGES[request.url.path])
+
+    app.add_api_route("/openapi.json", schema, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    for path in PAGES:
+        app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
+
+    async def known(request: Request, reason: Exception) -> Response:
+        if isinstance(reason, HTTPException):
+            kinds = {404: "not_found", 405: "method"}
+            said = RequestError(
+                reason.status_code, kinds.get(reason.status_code, "validation"), str(reason.detail).lower(),
+                dict(reason.headers or {}),
+            )  # fmt: skip
+        elif isinstance(reason, DynamoError) and not isinstance(reason, RejectedError):
+            said = RequestError(422, "validation", str(reason))
+        else:
+            said = as_failure(reason)
+        if isinstance(reason, Abandoned):
+            server.metrics.abandoned.inc()
+        return failure(said.status, said.error_type, said.message, str(request.state.request_id), said.headers)
+
+    for kind in (RequestError, HTTPException, DynamoError, Overloaded, Unavailable, DeadlineExceeded, Abandoned):
+        app.add_exception_handler(kind, known)
+    return app

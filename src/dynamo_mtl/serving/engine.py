@@ -1,0 +1,311 @@
+"""The engine: one thread that runs the model for everybody who asks.
+
+Inputs that wait are routed together, up to a budget of tokens; what writes text joins the running decoder between two
+steps and leaves it when it is done. Whoever gave up is dropped before the next pass or step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from dynamo_mtl.inference.generation import Decoder
+from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question
+from dynamo_mtl.serving.settings import ServingConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):  # noqa: N818 (what it is called)
+    """There is no room; worth another try after ``retry_after`` seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the server is full")
+        self.retry_after = retry_after
+
+
+class Unavailable(Exception):  # noqa: N818
+    """The engine is stopping, or it died."""
+
+
+class DeadlineExceeded(Exception):  # noqa: N818
+    """The answer was not there in time."""
+
+
+class Abandoned(Exception):  # noqa: N818
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """An input on its way through the engine."""
+
+    question: Question
+    deadline: float
+    """On the clock of ``time.monotonic``."""
+    future: Future[Prediction] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+    pending: Pending | None = None
+    """What it has become, once it was routed."""
+    is_abandoned: bool = False
+
+    def __post_init__(self) -> None:
+        """Whoever waits in an event loop and stops must not cancel what the engine is about to settle."""
+        self.future.set_running_or_notify_cancel()
+
+    def give_up(self) -> None:
+        """Say that nobody waits any more; may be called from any thread, also when it is done."""
+        self.is_abandoned = True
+
+    @property
+    def lost(self) -> Exception | None:
+        """Why it must not be worked on any more, if so."""
+        if self.is_abandoned:
+            return Abandoned()
+        if time.monotonic() > self.deadline:
+            return DeadlineExceeded()
+        return None
+
+
+class Engine:
+    """Runs a model in a thread of its own.
+
+    Attributes:
+        failure: what the thread died of, if it did.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        config: ServingConfig,
+        observe: Callable[[int, int], None] = lambda inputs, writing: None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Args: what is run; limits; told of every pass, how many inputs joined and how many write; told of a death."""
+        self.predictor, self.config = predictor, config
+        self.failure: BaseException | None = None
+        self._observe, self._on_death = observe, on_death
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._inside: set[Job] = set()
+        self._tokens = 0
+        self._stopping = False
+        self._rate = _Rate()
+        self._decoder = Decoder(predictor.system.model)
+        self._writing: dict[object, Job] = {}
+        """Draft → its job."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    @property
+    def in_flight(self) -> int:
+        """Inputs that wait or are worked on."""
+        return len(self._inside)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Source tokens of ``in_flight``."""
+        return self._tokens
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works, and takes inputs."""
+        return self._thread.is_alive() and self.failure is None and not self._stopping
+
+    def check_room(self, inputs: int) -> None:
+        """See whether that many inputs would be taken, before they are read.
+
+        Raises:
+            Overloaded: there is no room for them.
+            Unavailable: the engine is stopping, or it died.
+        """
+        if not self.is_alive:
+            raise Unavailable("the engine died" if self.failure else "the server is stopping")
+        if len(self._inside) + inputs > self.config.max_requests:
+            raise Overloaded(self._rate.seconds(len(self._inside)))
+
+    def submit(self, questions: Sequence[Question], seconds: float | None = None) -> list[Job]:
+        """Take the inputs of one request, all or none.
+
+        Args:
+            questions: encoded inputs.
+            seconds: how long their answers may take; as configured if None.
+
+        Raises:
+            Overloaded: there is no room for them.
+            Unavailable: the engine is stopping, or it died.
+        """
+        deadline = time.monotonic() + (seconds or self.config.deadline_seconds)
+        tokens = sum(question.tokens for question in questions)
+        with self._changed:
+            self.check_room(len(questions))
+            # An empty engine takes whatever the other limits let through.
+            if self._inside and self._tokens + tokens > self.config.max_queued_tokens:
+                raise Overloaded(self._rate.seconds(len(self._inside)))
+            jobs = [Job(question, deadline) for question in questions]
+            self._waiting.extend(jobs)
+            self._inside.update(jobs)
+            self._tokens += tokens
+            self._changed.notify_all()
+        return jobs
+
+    def stop(self, seconds: float) -> None:
+        """Take nothing more, finish what is there within ``seconds``, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        for job in list(self._inside):
+            self._fail(job, Unavailable("the server stopped"))
+
+    def _run(self) -> None:
+        try:
+            while (jobs := self._take()) is not None:
+                self._begin(jobs)
+                self._drop_lost()
+                if self._decoder.drafts:
+                    self._step()
+        except BaseException as error:
+            logger.exception("the engine died")
+            self.failure = error
+            for job in list(self._inside):
+                self._fail(job, Unavailable("the engine died"))
+            self._on_death()
+
+    def _take(self) -> list[Job] | None:
+        """Inputs of the next pass; None once the engine is to stop and nothing is left."""
+        config = self.config
+        with self._changed:
+            while not self._waiting and not self._writing:
+                if self._stopping:
+                    return None
+                self._changed.wait()
+            if not self._writing:
+                end = time.monotonic() + config.max_wait_ms / 1000
+                while self._room() and not self._stopping and (left := end - time.monotonic()) > 0:
+                    self._changed.wait(left)
+            for job in list(self._waiting):
+                if (reason := job.lost) is not None:
+                    self._waiting.remove(job)
+                    self._fail(job, reason)
+            taken: list[Job] = []
+            tokens = 0
+            while self._waiting and len(self._writing) + len(taken) < config.max_writing:
+                tokens += self._waiting[0].question.tokens
+                if taken and tokens > config.token_budget:
+                    break
+                taken.append(self._waiting.popleft())
+            return taken
+
+    def _room(self) -> bool:
+        """Whether another input would still fit into the next pass."""
+        waiting = sum(job.question.tokens for job in self._waiting)
+        return waiting < self.config.token_budget and len(self._waiting) < self.config.max_writing
+
+    def _begin(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
+        self._observe(len(jobs), len(self._writing))
+        try:
+            pending = self.predictor.begin([job.question for job in jobs], self._decoder)
+        except Exception:
+            logger.exception("a pass over %d inputs failed; each is tried by itself", len(jobs))
+            # Some may have joined the decoder before it failed.
+            strangers = [draft for draft in self._decoder.drafts if draft not in self._writing]
+            self.predictor.drop(strangers, self._decoder)
+            self._try_alone(jobs)
+            return
+        for job, own in zip(jobs, pending, strict=True):
+            job.pending = own
+            if own.draft is None:
+                self._finish(job)
+            else:
+                self._writing[own.draft] = job
+
+    def _step(self) -> None:
+        try:
+            ended = self.predictor.step(self._decoder)
+        except Exception:
+            logger.exception("a step over %d answers failed; each is tried by itself", len(self._writing))
+            jobs = list(self._writing.values())
+            self._writing.clear()
+            self._decoder = Decoder(self.predictor.system.model)
+            self._try_alone(jobs)
+            return
+        for draft in ended:
+            self._finish(self._writing.pop(draft))
+
+    def _drop_lost(self) -> None:
+        """Stop writing what nobody waits for."""
+        lost = {draft: (job, reason) for draft, job in self._writing.items() if (reason := job.lost) is not None}
+        if lost:
+            self.predictor.drop([draft for draft in self._decoder.drafts if draft in lost], self._decoder)
+            for draft, (job, reason) in lost.items():
+                del self._writing[draft]
+                self._fail(job, reason)
+
+    def _try_alone(self, jobs: Sequence[Job]) -> None:
+        """Answer inputs one by one, so that one that cannot be answered fails by itself."""
+        for job in jobs:
+            if (reason := job.lost) is not None:
+                self._fail(job, reason)
+                continue
+            try:
+                prediction = self.predictor.answer([job.question])[0]
+            except Exception as error:
+                self._fail(job, error)
+            else:
+                self._succeed(job, prediction)
+
+    def _finish(self, job: Job) -> None:
+        assert job.pending is not None
+        try:
+            prediction = self.predictor.finish(job.pending)
+        except Exception as error:
+            self._fail(job, error)
+        else:
+            self._succeed(job, prediction)
+
+    def _succeed(self, job: Job, prediction: Prediction) -> None:
+        self._leave(job)
+        self._rate.count()
+        if not job.future.done():
+            job.future.set_result(prediction)
+
+    def _fail(self, job: Job, reason: Exception) -> None:
+        self._leave(job)
+        if not job.future.done():
+            job.future.set_exception(reason)
+
+    def _leave(self, job: Job) -> None:
+        with self._changed:
+            if job in self._inside:
+                self._inside.remove(job)
+                self._tokens -= job.question.tokens
+
+
+class _Rate:
+    """Answers a second, over the last ones."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=200)
+
+    def count(self) -> None:
+        """An answer was given."""
+        self._times.append(time.monotonic())
+
+    def seconds(self, inputs: int) -> int:
+        """Whole seconds until that many inputs are answered: at least 1, at most 60."""
+        if len(self._times) < 2:
+            return 1
+        span = max(self._times[-1] - self._times[0], 1e-3)
+        return min(60, max(1, round(inputs * span / (len(self._times) - 1))))

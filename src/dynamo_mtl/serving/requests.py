@@ -1,0 +1,248 @@
+"""What clients send: bodies read with limits, JSON read strictly, every fault said in a sentence that quotes nothing.
+
+An error never repeats what was sent: it may be somebody's private text, or made to hurt whoever reads the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import ClientDisconnect, Request
+
+from dynamo_mtl.serving.settings import ServingConfig
+
+
+class RequestError(Exception):
+    """A request that cannot be answered as it is."""
+
+    def __init__(self, status: int, error_type: str, message: str, headers: dict[str, str] | None = None) -> None:
+        """Args: HTTP status; a word for programs; a sentence for people; further headers."""
+        super().__init__(message)
+        self.status, self.error_type, self.message, self.headers = status, error_type, message, headers or {}
+
+
+class Input(BaseModel):
+    """One input that is more than a text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = Field(default=None, description="What to work on.")
+    question: str | None = Field(default=None, description="In place of `text`: what is asked about the context.")
+    context: str | None = Field(default=None, description="The passage that a question is about.")
+    instruction: str | None = Field(default=None, description="What to do with the text, in words.")
+    task_hint: str | None = Field(default=None, description="The task that must answer; the router chooses if null.")
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Input:
+        if (self.text is None) == (self.question is None):
+            raise ValueError("expected one of text and question")
+        return self
+
+    @property
+    def characters(self) -> int:
+        """Of everything that is read."""
+        return sum(len(part or "") for part in (self.text, self.question, self.context, self.instruction))
+
+
+class Parameters(BaseModel):
+    """Decoding settings of one request, for the tasks that write text; the model's own if not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    min_new_tokens: int | None = Field(default=None, ge=0)
+    num_beams: int | None = Field(default=None, ge=1)
+    sampling_temperature: float | None = Field(default=None, ge=1e-3, le=100)
+    length_penalty: float | None = Field(default=None, ge=-10, le=10)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=100)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the client said."""
+        return self.model_dump(exclude_none=True)
+
+
+class RouteRequest(BaseModel):
+    """One input or several, of any tasks in any mix."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    inputs: str | Input | Annotated[list[str | Input], Field(min_length=1)] = Field(
+        description="A text, or an object with `text` or `question`, or a list of them.",
+        examples=["A wonderful film.", [{"question": "Who sang?", "context": "Ada sang."}, "Translate: a dog"]],
+    )
+
+    @property
+    def items(self) -> list[Input]:
+        """The inputs, as objects."""
+        given = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        return [Input(text=one) if isinstance(one, str) else one for one in given]
+
+
+class PredictRequest(RouteRequest):
+    """Inputs to answer."""
+
+    task_hint: str | None = Field(default=None, description="The task that must answer inputs that name none.")
+    top_k: int | None = Field(default=None, ge=1, description="How many adapters to mix; the model's choice if null.")
+    parameters: Parameters = Parameters()
+    deadline_seconds: float | None = Field(
+        default=None, gt=0, description="When the answer is of no use any more; at most the server's own deadline."
+    )
+
+
+class Failure(BaseModel):
+    """What every error looks like."""
+
+    error: str = Field(description="A sentence for people. It never repeats what was sent.")
+    error_type: Literal[
+        "authentication", "not_found", "method", "media_type", "too_large", "too_slow", "json", "validation",
+        "overloaded", "unavailable", "deadline", "rejected", "internal",
+    ]  # fmt: skip
+    """A word for programs."""
+    request_id: str
+
+
+async def read_body(request: Request, config: ServingConfig) -> bytes:
+    """The body, counted while it arrives.
+
+    Raises:
+        RequestError: it is not plain JSON by its headers (415), too long (413), or does not arrive in time (408).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise RequestError(415, "media_type", "the body should be application/json; set the header Content-Type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "media_type", "the body should not be compressed; leave out Content-Encoding")
+    limit = config.max_body_bytes
+    too_large = RequestError(413, "too_large", f"the body has more than {limit} bytes; send fewer inputs at a time")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:18]) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(config.body_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        # The rest may still come: the connection cannot be used again.
+        message = f"the body did not arrive within {config.body_seconds:g} seconds"
+        raise RequestError(408, "too_slow", message, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise RequestError(400, "json", "the body is incomplete") from None
+    return bytes(body)
+
+
+def read_json(body: bytes) -> Any:
+    """JSON as the standard has it: no repeated keys, no numbers beyond floats, no half characters.
+
+    Raises:
+        RequestError: anything else (400), or what it holds cannot be used (422).
+    """
+    try:
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_int,
+        )
+    except RequestError:
+        raise
+    except UnicodeDecodeError:
+        raise RequestError(400, "json", "the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(400, "json", f"the body is not JSON: {error.msg}, at character {error.pos}") from None
+    except RecursionError:
+        raise RequestError(400, "json", "the body is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RequestError(422, "validation", "the body has an object with a key that is repeated")
+    return found
+
+
+def _constant(_: str) -> float:
+    raise RequestError(400, "json", "the body is not JSON: NaN and Infinity are no numbers there")
+
+
+def _float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise RequestError(422, "validation", "the body has a number that is too large")
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 18:
+        raise RequestError(422, "validation", "the body has a number that is too large")
+    return int(digits)
+
+
+def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> RouteRequest:
+    """A request, within the limits.
+
+    Raises:
+        RequestError: 422, naming the place and what would be right.
+    """
+    try:
+        found = model.model_validate(value)
+    except ValidationError as error:
+        raise RequestError(422, "validation", _sentence(error, model)) from None
+    items = found.items
+    if len(items) > config.max_items:
+        raise _invalid(f"inputs: {len(items)} of them; send at most {config.max_items} at a time")
+    for number, item in enumerate(items):
+        where = f"inputs.{number}" if isinstance(found.inputs, list) else "inputs"
+        if item.characters > config.max_characters:
+            raise _invalid(f"{where}: {item.characters} characters; at most {config.max_characters} are read")
+        for name in Input.model_fields:
+            if not _encodes(getattr(item, name) or ""):
+                raise _invalid(f"{where}.{name}: has half of a surrogate pair, which is no character")
+    if isinstance(found, PredictRequest):
+        if not _encodes(found.task_hint or ""):
+            raise _invalid("task_hint: has half of a surrogate pair, which is no character")
+        for name, limit in (
+            ("max_new_tokens", config.max_new_tokens),
+            ("min_new_tokens", config.max_new_tokens),
+            ("num_beams", config.max_beams),
+        ):
+            if (getattr(found.parameters, name) or 0) > limit:
+                raise _invalid(f"parameters.{name}: at most {limit} here")
+    return found
+
+
+def _invalid(message: str) -> RequestError:
+    return RequestError(422, "validation", message)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault, by its place among the known names, without what was sent."""
+    # Of a union, the fault that lies deepest belongs to the kind that was meant.
+    errors = error.errors(include_input=False, include_url=False)
+    found = max(errors, key=lambda e: (len(e["loc"]), e["type"] in ("value_error", "extra_forbidden")))
+    known = {*model.model_fields, *Input.model_fields, *Parameters.model_fields}
+    path = [part for part in found["loc"] if isinstance(part, int) or part in known]
+    place = ".".join(map(str, path)) or "body"
+    if found["type"] == "extra_forbidden":
+        section = {"inputs": Input, "parameters": Parameters}.get(str(found["loc"][0]), model)
+        holder = ".".join(map(str, path)) if section is not model else "body"
+        return f"{holder}: has an unknown key; known: {', '.join(section.model_fields)}"
+    if path[:1] == ["inputs"] and not any(part in Input.model_fields for part in path[1:]):
+        says = found["msg"].removeprefix("Value error, ") if found["type"] == "value_error" else None
+        return f"{place}: {says or 'should be a text, an object with text or question, or a list of them'}"
+    return f"{place}: {found['msg'][:1].lower()}{found['msg'][1:]}"

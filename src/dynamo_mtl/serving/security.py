@@ -1,0 +1,125 @@
+"""What stands around every route: the key, the headers, the log line, and the last resort for errors."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dynamo_mtl.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+LIVE = "/health/live"
+"""The one route without a key: it says nothing but that the process answers."""
+KEY_VARIABLE = "DYNAMO_API_KEY"
+SHORTEST_KEY = 16
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def check_exposure(host: str, key: str | None, insecure: bool) -> None:
+    """See that nobody else can ask without a key.
+
+    Raises:
+        ConfigError: the address can be reached from outside and there is no key, or the key is too short to be one.
+    """
+    if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE}: should be {SHORTEST_KEY} printable ASCII characters or more")
+    if key is None and host not in LOOPBACK and not insecure:
+        raise ConfigError(
+            f"serving.host: {host} can be reached from other machines; set {KEY_VARIABLE}, or say --insecure"
+        )
+
+
+def failure(
+    status: int, error_type: str, message: str, request_id: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The one shape of an error."""
+    content = {"error": message, "error_type": error_type, "request_id": request_id}
+    return JSONResponse(content, status, headers)
+
+
+class Guard:
+    """Middleware: key first, then the application; whatever escapes it is said without details."""
+
+    def __init__(self, app: ASGIApp, key: str | None, done: Callable[[str, int, float], None]) -> None:
+        """Args: what is guarded; the key, if one is needed; told of route, status and seconds of every request."""
+        self.app, self.key, self.done = app, key, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            if self._is_allowed(scope):
+                await self.app(scope, receive, send_on)
+            else:
+                wanted = {"WWW-Authenticate": 'Bearer, Basic realm="DYNAMO"'}
+                refusal = failure(
+                    401, "authentication", "send the header Authorization: Bearer KEY", request_id, wanted
+                )
+                await refusal(scope, receive, send_on)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise  # the answer is half sent: all that is left is to cut it off
+            await failure(500, "internal", "the server made a mistake; its log has more under this id", request_id)(
+                scope, receive, send_on
+            )
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "other")
+            self.done(route, status, seconds)
+            logger.info("%s %s %d %.1f ms %s", scope["method"][:10], route, status, 1000 * seconds, request_id)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        if self.key is None or scope["path"] == LIVE:
+            return True
+        given = _credentials(Headers(scope=scope).get("authorization", ""))
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.key.encode())
+
+
+def _credentials(header: str) -> str:
+    """The key of a header: a bearer's, or the password of a browser's dialogue, under any name."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode("utf-8", "replace").partition(":")[2]
+        except (binascii.Error, ValueError):
+            return ""
+    return ""

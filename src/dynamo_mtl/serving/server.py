@@ -1,0 +1,121 @@
+"""One process that serves a checkpoint until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.system import SystemConfig
+from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
+from dynamo_mtl.serving.settings import ServingConfig
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 1024
+"""Beyond them, uvicorn itself answers 503."""
+DEAD = 1
+"""Exit code when the engine died."""
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn that goes on listening while it drains, so that new clients are told instead of cut off."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self.server = server
+        self.exit_code = 0
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Note the loop that runs it."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, leave at the second."""
+        if self.server.is_draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        logger.info("%s: finishing %d inputs", signal.Signals(sig).name, self.server.engine.in_flight)
+        self.server.is_draining = True
+        self._loop.call_soon_threadsafe(self._start_draining)
+
+    def die(self) -> None:
+        """The engine died: answer what still comes with an error for a moment, then leave."""
+        self.exit_code = DEAD
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_draining)
+
+    def _start_draining(self) -> None:
+        self._drain = asyncio.create_task(self._drained())
+
+    async def _drained(self) -> None:
+        end = asyncio.get_running_loop().time() + self.server.config.drain_seconds
+        while self.server.engine.in_flight and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)  # answers that are done are still on their way out
+        self.should_exit = True
+
+
+def serve(
+    checkpoint: Path, system: SystemConfig, config: ServingConfig, insecure: bool = False, device: str | None = None
+) -> int:
+    """Serve a checkpoint until SIGTERM or Ctrl-C.
+
+    Returns:
+        The exit code: 0, or 1 if the engine died.
+
+    Raises:
+        ConfigError: an address that others can reach without a key, or one that cannot be listened on.
+        DynamoError: the checkpoint cannot be loaded.
+    """
+    key = os.environ.get(KEY_VARIABLE) or None
+    check_exposure(config.host, key, insecure)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    listening = _listen(config.host, config.port)
+    try:
+        model = DynamoInference(checkpoint, system, device)
+        listener: _Listener | None = None
+        server = Server(model, config, lambda: listener.die() if listener is not None else None)
+        model.route("warm up")
+        settings = uvicorn.Config(
+            make_app(server, key), log_config=None, access_log=False, server_header=False, lifespan="off",
+            limit_concurrency=CONNECTIONS, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        listener = _Listener(settings, server)
+        host, port = listening.getsockname()[:2]
+        server.engine.start()
+        logger.info("serving %s on http://%s:%d", checkpoint, host, port)
+        listener.run(sockets=[listening])
+        server.engine.stop(config.drain_seconds if listener.exit_code == 0 else 0.0)
+        return listener.exit_code
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    with ExitStack() as failing:
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            listening = failing.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+        except OSError as error:
+            says = f"cannot listen on {host}:{port} ({error.strerror})"
+            raise ConfigError(f"serving.host, serving.port: {says}") from error
+        failing.pop_all()
+    return listening

@@ -1,0 +1,65 @@
+"""A served tiny model, and clients of it."""
+
+import contextlib
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.model.metadata import Metadata
+from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.serving.settings import ServingConfig
+
+
+@pytest.fixture
+def checkpoint(system, session_config, tmp_path):
+    """The small system, untrained, with heads whose answers differ from text to text."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name in ("summarization", "code_generation", "translation"):
+            system.model.head(name).embeddings.normal_(std=0.4)
+            system.model.head(name).bias.normal_(std=0.3)
+    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(tmp_path / "model", metadata, session_config.to_yaml())
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def model(checkpoint):
+    """It, as programs use it."""
+    return DynamoInference(checkpoint, device="cpu")
+
+
+@pytest.fixture
+def serve(model):
+    """Start a server on a free port of this machine; gives it and a client. Takes settings, and a key."""
+    with contextlib.ExitStack() as stack:
+
+        def start(key=None, **settings):
+            server = Server(model, ServingConfig(**{"deadline_seconds": 20.0, **settings}))
+            server.engine.start()
+            config = uvicorn.Config(
+                make_app(server, key), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off"
+            )
+            running = uvicorn.Server(config)
+            thread = threading.Thread(target=running.run, daemon=True)
+            thread.start()
+            while not running.started:
+                time.sleep(0.01)
+            port = running.servers[0].sockets[0].getsockname()[1]
+
+            def stop():
+                running.should_exit = True
+                thread.join(10)
+                server.engine.stop(5)
+
+            stack.callback(stop)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30))
+            return server, client
+
+        yield start

@@ -1,0 +1,72 @@
+"""S2: whatever is sent, no answer is a 5xx or shows a traceback, and the server goes on."""
+
+import json
+import os
+import random
+import string
+
+PATHS = [
+    "/v1/predict",
+    "/v1/route",
+    "/v1/tasks",
+    "/info",
+    "/metrics",
+    "/health/ready",
+    "/",
+    "/docs",
+    "//",
+    "/..%2f",
+    "/%00",
+]
+METHODS = ["POST"] * 6 + ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]
+KEYS = [
+    "inputs", "text", "question", "context", "instruction", "task_hint", "top_k", "parameters", "max_new_tokens",
+    "num_beams", "sampling_temperature", "min_new_tokens", "deadline_seconds", "no_repeat_ngram_size", "x",
+]  # fmt: skip
+TEXTS = ["", " ", "A film.", "\x00", "\u202e", "</s><mask>", "\ud800", "x" * 500, "🙂" * 40, "sentiment", "translation"]
+NUMBERS = [0, 1, 2, -1, 10**17, 1.5, -0.0, 1e308, 1e-320, True, None]
+
+
+def _value(rng, depth=0):
+    kind = rng.random()
+    if kind < 0.4 or depth > 3:
+        return rng.choice(TEXTS)
+    if kind < 0.6:
+        return rng.choice(NUMBERS)
+    if kind < 0.75:
+        return [_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {rng.choice(KEYS): _value(rng, depth + 1) for _ in range(rng.randrange(4))}
+
+
+def _request(rng):
+    """A body that is nearly right, or bytes of any kind."""
+    if rng.random() < 0.7:
+        given = {"inputs": _value(rng, 1), **{rng.choice(KEYS): _value(rng, 2) for _ in range(rng.randrange(3))}}
+        body = json.dumps(given).encode()
+        if rng.random() < 0.2:
+            place = rng.randrange(len(body))
+            body = body[:place] + bytes([rng.randrange(256)]) + body[place + 1 :]
+    else:
+        body = bytes(rng.randrange(256) for _ in range(rng.randrange(60)))
+    headers = {"Content-Type": "application/json"} if rng.random() < 0.8 else {}
+    if rng.random() < 0.2:
+        name = rng.choice(["Content-Type", "Content-Encoding", "Authorization", "Accept", "X-" + rng.choice(KEYS)])
+        headers[name] = "".join(rng.choice(string.printable[:94]) for _ in range(rng.randrange(1, 30)))
+    return rng.choice(METHODS), rng.choice(PATHS[:2] * 6 + PATHS), body, headers
+
+
+def test_s2_no_request_makes_the_server_fail(serve):
+    """``make fuzz`` sends 10,000."""
+    cases = int(os.environ.get("FUZZ_REQUESTS", "400"))
+    server, client = serve()
+    statuses = set()
+    for seed in range(cases):
+        method, path, body, headers = _request(random.Random(seed))
+        response = client.request(method, path, content=body, headers=headers)
+        assert response.status_code < 500, (seed, response.text)
+        assert "Traceback" not in response.text, seed
+        assert response.status_code < 400 or method == "HEAD" or response.json()["error_type"], seed
+        statuses.add(response.status_code)
+    assert {200, 400, 404, 405, 415, 422} <= statuses
+    assert client.get("/health/ready").status_code == 200
+    assert server.engine.in_flight == 0
