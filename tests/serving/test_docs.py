@@ -1,0 +1,51 @@
+"""What docs/serving.md says of the server."""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from dynamo_mtl.cli import app
+from dynamo_mtl.serving.security import KEY_VARIABLE
+from dynamo_mtl.serving.settings import ServingConfig
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line)
+    for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8"))
+    for line in page.splitlines()
+    if line.startswith(("curl ", "dynamo serve ", "pip install 'dynamo"))
+]
+
+
+def test_the_commands_do_what_they_say(serve, checkpoint, monkeypatch):
+    _, client = serve()
+    seen = []
+    monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for command in COMMANDS:
+        if command[0] == "curl":
+            path = command[command.index("-s") + 1].removeprefix("localhost:8000")
+            name, value = command[command.index("-H") + 1].split(": ")
+            answer = client.post(path, content=command[command.index("-d") + 1], headers={name: value})
+            assert len(answer.json()) == len(json.loads(command[command.index("-d") + 1])["inputs"]) == 2
+        elif command[0] == "dynamo":
+            assert CliRunner().invoke(app, ["serve", str(checkpoint), *command[3:]]).exit_code == 0
+        else:
+            assert re.search(r"\[(\w+)\]", command[-1])[1] in extras
+    assert len(seen) == 2
+    assert seen[0][2].port == ServingConfig().port == 8000
+
+
+def test_the_page_has_every_route_and_only_settings_that_there_are(serve):
+    _, client = serve()
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert re.search(rf"`{method.upper()} {path}`", PAGE), path
+    named = set(re.findall(r"`(?:serving\.)?(max_\w+|token_budget|num_threads|\w+_seconds)`", PAGE))
+    assert named - {"max_new_tokens"} <= set(ServingConfig.model_fields)
+    assert KEY_VARIABLE in PAGE
