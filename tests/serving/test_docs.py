@@ -25,6 +25,7 @@ COMMANDS = [
 def test_the_commands_do_what_they_say(serve, checkpoint, monkeypatch):
     _, client = serve()
     seen = []
+    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)  # its stream ends with the command
     monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for command in COMMANDS:
