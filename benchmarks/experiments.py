@@ -1,12 +1,12 @@
 """Small experiments at equal budgets that chose the recipes of ``configs/minilm.yaml``.
 
     python benchmarks/experiments.py QUESTION [VARIANT …] --data PATH [--work runs/experiments]
-    python benchmarks/experiments.py joint|decoding-TASK [VARIANT …] --data PATH --checkpoints FOLDER
+    python benchmarks/experiments.py decoding-TASK [VARIANT …] --data PATH --checkpoints FOLDER
 
 Each variant trains phase 1 of one task and scores its adapter, told the task; all variants of a question have the same
-number of updates. Those of ``decoding-TASK`` let the adapter of the phase 1 in FOLDER write in other ways, and those of
-``joint`` train phase 3, from the phase 2 in FOLDER, with several seeds. Writes ``results/experiments/QUESTION.json``;
-variants that are there and not named are kept. ``docs/experiments.md`` shows the files, and says what was concluded.
+number of updates. Those of ``decoding-TASK`` let the adapter of the phase 1 in FOLDER write in other ways.
+Writes ``results/experiments/QUESTION.json``; variants that are there and not named are kept. ``docs/experiments.md``
+shows the files, and says what was concluded.
 """
 
 from __future__ import annotations
@@ -144,59 +144,17 @@ QUESTIONS = {
 }  # fmt: skip
 
 
-JOINT = "joint"
-SEEDS = (0, 1, 2)
-SHORT = tuple(
-    override
-    for task in (REVIEWS, QA, NEWS, CODE, GERMAN)
-    for override in (
-        f"tasks.{task}.validation_examples=300",
-        *([f"tasks.{task}.generation.num_beams=1"] if task in (NEWS, CODE, GERMAN) else []),
-    )
-)
-"""300 examples a task, greedily decoded: enough to see what a phase does to all five."""
-TERMS = ("load_balance", "efficiency", "consistency", "temperature", "z_loss")
-JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
-    "as configured": (),
-    **{f"without {term}": (f"training.{term}_weight=0.0",) for term in TERMS},
-    "no curriculum": ("training.joint.initial_competence=1.0",),
-    "learning rates × 4": ("training.joint.lr_factor=0.2",),
-    "200 steps, learning rates × 4": ("training.joint.lr_factor=0.2", "training.joint.max_steps=200"),
-}
-
-
-def joint_answer(variant: str, seed: int, checkpoints: Path, place: Path, data: str) -> dict[str, Any]:
-    """Train phase 3 from a finished phase 2, and score the router's choice and the known tasks after both."""
-    overrides = [*JOINT_VARIANTS[variant], *SHORT, f"training.seed={seed}", *_places(place, data)]
-    config = load_config(CONFIG, overrides)
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(checkpoints / "phase_2", place / "checkpoints" / "phase_2")
-    folder = train(config, [3])
-    result = evaluate_checkpoint(folder, config, "validation", ["dynamo", "oracle"])
-    return {
-        "scores": dict(result.systems),
-        "routing": result.routing,
-        "validations": _validations(place / "logs" / "metrics.jsonl"),
-        "commit": result.commit,
-    }
-
-
-def _validations(log: Path) -> list[dict[str, Any]]:
-    """The validations of a run: losses of the tasks and how it routes, by step."""
-    records = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    return [record for record in records if "validation_score" in record]
-
-
 def alone(task: str, overrides: tuple[str, ...], place: Path, data: str) -> DynamoConfig:
     """The configuration of one task by itself, that writes under ``place``."""
-    raw: dict[str, Any] = read_settings(CONFIG, [*overrides, *_places(place, data)])
+    raw: dict[str, Any] = read_settings(CONFIG, [*overrides, *places(place, data)])
     raw["data"] = {k: v for k, v in raw["data"].items() if not k.endswith(DATA_PATH) or k == f"{task}{DATA_PATH}"}
     for section in ("tasks", "lora_configs"):
         raw[section] = {name: own for name, own in raw[section].items() if name == task}
     return validate(DynamoConfig, raw, str(CONFIG))
 
 
-def _places(place: Path, data: str) -> tuple[str, ...]:
+def places(place: Path, data: str) -> tuple[str, ...]:
+    """Overrides that read the data of a folder and write under another."""
     return f"data.root={data}", f"checkpoint_dir={place / 'checkpoints'}", f"log_dir={place / 'logs'}"
 
 
@@ -240,26 +198,19 @@ def answer(question: Question, variant: str, place: Path, data: str) -> dict[str
 def main() -> None:
     """Parse the command line, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=[*QUESTIONS, JOINT])
+    parser.add_argument("question", choices=list(QUESTIONS))
     parser.add_argument("variants", nargs="*", help="all if none is named")
     parser.add_argument("--data", required=True, help="the folder that data.root names")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--checkpoints", type=Path, help="for joint and decoding: a run's folder with its phases")
+    parser.add_argument("--checkpoints", type=Path, help="for decoding: a run's folder with its phases")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     place = chosen.work / chosen.question
     path = ROOT / "results" / "experiments" / f"{chosen.question}.json"
-    if chosen.checkpoints is None and not (chosen.question in QUESTIONS and QUESTIONS[chosen.question].trains):
+    if chosen.checkpoints is None and not QUESTIONS[chosen.question].trains:
         parser.error(f"{chosen.question} starts from a trained run: give --checkpoints FOLDER")
     path.parent.mkdir(parents=True, exist_ok=True)
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
-    if chosen.question == JOINT:
-        facts = {"asks": "What do phase 3 and each term of its objective change?", "base": list(SHORT)}
-        for name in chosen.variants or JOINT_VARIANTS:
-            runs = {seed: joint_answer(name, seed, chosen.checkpoints, place, chosen.data) for seed in SEEDS}
-            known[name] = {"overrides": list(JOINT_VARIANTS[name]), "seeds": runs}
-            _write(path, facts, known, JOINT_VARIANTS)
-        return
     question = QUESTIONS[chosen.question]
     facts = {"task": question.task, "asks": question.asks, "base": list(question.base)}
     for name in chosen.variants or question.variants:

@@ -85,6 +85,24 @@ def parts_table(path: Path) -> str:
     return markdown(["task", "examples", "n", "share of target tokens", "scores"], rows)
 
 
+def seeds_table(path: Path) -> str:
+    """What a variant changes, or reaches where nothing was measured before it: mean, least and most of its seeds."""
+    variants = json.loads(path.read_text(encoding="utf-8"))["variants"]
+    runs = {name: list(found["seeds"].values()) for name, found in variants.items()}
+    values = next(iter(runs.values()))[0]["after"]
+    names = [name for name in values if name.startswith(("accuracy_", "loss_")) or name == "routing_loss"]
+    rows: list[list[str]] = []
+    for variant, seeds in runs.items():
+        cells = [variant]
+        for name in names:
+            found = [seed["after"][name] - seed.get("before", {}).get(name, 0.0) for seed in seeds]
+            sign = "+" if "before" in seeds[0] else ""
+            mean = sum(found) / len(found)
+            cells.append(f"{mean:{sign}.4f} ({min(found):{sign}.4f} to {max(found):{sign}.4f})")
+        rows.append(cells)
+    return markdown(["variant", *(name.replace("_", " ") for name in names)], rows)
+
+
 def plan_table(path: Path) -> str:
     """What a configuration needs: updates and time by stretch, then parameters and memory."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -118,6 +136,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "experiment": experiment_table,
     "parts": parts_table,
     "plan": plan_table,
+    "seeds": seeds_table,
     "targets": targets.targets_table,
 }
 """What a table shows of its file."""

@@ -1,0 +1,145 @@
+"""What phase 3, and each term of the objective, change: on real data, from the checkpoints of a finished run.
+
+    python benchmarks/experiments_routing.py terms|joint --data PATH --checkpoints FOLDER [--config FILE]
+
+``terms`` trains the router of phase 2 anew on cached features, without one term at a time; ``joint`` goes on from
+phase 2 with variants of phase 3, and notes where each ends, not the best state on the way. Every variant is trained
+with the same seeds. Both read the validation values of training itself: routing of held-out inputs, and losses of tasks
+under the router's own choice. Writes ``results/experiments/terms.json`` or ``joint.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from experiments import CONFIG, ROOT, places
+from harness import machine
+
+from dynamo_mtl.config import DynamoConfig, load_config
+from dynamo_mtl.data.mixture import MixedOrder
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.model.router import Router
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.objective import Objective
+from dynamo_mtl.training.optimizer import router_group
+from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
+from dynamo_mtl.training.pipeline import load_tables, source_revision, train
+from dynamo_mtl.training.tracking import MetricsLog
+
+SEEDS = (0, 1, 2)
+TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
+"""Those with a weight by default, beside the routing loss; ``temperature`` is 0 unless the temperature is learned."""
+WITHOUT_TERMS = tuple(f"training.{term}_weight=0.0" for term in TERMS)
+JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
+    "as configured": (),
+    "routing and task loss alone": WITHOUT_TERMS,
+    "no curriculum": ("training.joint.initial_competence=1.0",),
+    "learning rates × 4": ("training.joint.lr_factor=0.2",),
+}
+TERM_VARIANTS: dict[str, tuple[str, ...]] = {
+    "all terms": (),
+    **{f"without {term}": (f"training.{term}_weight=0.0",) for term in TERMS},
+    "routing loss alone": WITHOUT_TERMS,
+}
+
+
+def validations(log: Path) -> list[dict[str, float]]:
+    """The validation values of a run by step, without their prefix."""
+    records = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [
+        {name.removeprefix("validation_"): value for name, value in record.items() if name != "phase"}
+        for record in records
+        if "validation_score" in record
+    ]
+
+
+def joint_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
+    """Phase 3 by variant and seed: validation before it and after its last step."""
+    for variant, overrides in JOINT_VARIANTS.items():
+        for seed in SEEDS:
+            shutil.rmtree(place, ignore_errors=True)
+            config = load_config(config_file, [*overrides, f"training.seed={seed}", *places(place, data)])
+            shutil.copytree(checkpoints / "phase_2", place / "checkpoints" / "phase_2")
+            train(config, [3])
+            found = validations(place / "logs" / "metrics.jsonl")
+            write(variant, overrides, seed, {"before": found[0], "after": found[-1]})
+
+
+def term_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
+    """The router on cached features by variant and seed: validation in its best state, which is the one kept."""
+    shutil.rmtree(place, ignore_errors=True)
+    base = load_config(config_file, list(places(place, data)))
+    system, _ = load_system(checkpoints / "phase_1", torch.device("cpu"), base, with_router=False, for_training=True)
+    source = ExampleSource(system, load_tables(base, system.tasks))
+    held_out = validation_features(source, base.training)
+    cached = FeaturePhase(source, base.training, held_out)
+    for variant, overrides in TERM_VARIANTS.items():
+        for seed in SEEDS:
+            config = load_config(config_file, [*overrides, *places(place / variant / str(seed), data)])
+            write(variant, overrides, seed, {"after": _train_router(cached, source, config, seed)})
+
+
+def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoConfig, seed: int) -> dict[str, float]:
+    """Train on features that are there, from a router drawn with ``seed``, in the order of ``seed``."""
+    torch.manual_seed(seed)
+    model = source.system.model
+    model.router = Router(config.router, model.router.feature_size, len(source.system.tasks))
+    phase = copy.copy(cached)
+    phase.config, phase.objective = config.training, Objective(config.training)
+    phase.groups = [router_group(model, config.training.router_lr, config.training)]
+    data, batch_size = config.data, config.training.router.feature_batch_size
+    sizes = tuple(map(len, phase.rows))
+    phase.order = MixedOrder(sizes, batch_size, phase.order.steps_per_epoch, data.sampling_exponent, seed)
+    accelerator = Accelerator(cpu=True)
+    log = MetricsLog(Path(config.log_dir), accelerator)
+    run_phase(phase, source.system, config.training, 0, accelerator, log)
+    log.close()
+    return phase.validate()
+
+
+def main() -> None:
+    """Parse the command line, train, write after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=["terms", "joint"])
+    parser.add_argument("--data", required=True, help="the folder that data.root names")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="a run's folder with its phases")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="that the run was trained with")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"))
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path = ROOT / "results" / "experiments" / f"{chosen.question}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    variants: dict[str, Any] = {}
+    began = time.perf_counter()
+
+    def write(variant: str, overrides: tuple[str, ...], seed: int, found: dict[str, Any]) -> None:
+        nonlocal began
+        entry = variants.setdefault(variant, {"overrides": list(overrides), "seeds": {}})
+        entry["seeds"][seed] = {**found, "seconds": time.perf_counter() - began}
+        began = time.perf_counter()
+        content = {
+            "config": chosen.config.name,
+            "variants": variants,
+            "commit": source_revision(),
+            "machine": machine(torch.device("cpu")),
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(variant, seed, json.dumps(found), flush=True)
+
+    runs = {"terms": term_runs, "joint": joint_runs}[chosen.question]
+    runs(chosen.config, chosen.checkpoints, chosen.work / chosen.question, chosen.data, write)
+
+
+if __name__ == "__main__":
+    main()
