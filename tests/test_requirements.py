@@ -16,7 +16,8 @@ SETS = {
     "base": PROJECT["dependencies"],
     "track": PROJECT["dependencies"] + EXTRAS["track"],
     "serve": PROJECT["dependencies"] + EXTRAS["serve"],
-    "dev": PROJECT["dependencies"] + EXTRAS["track"] + EXTRAS["serve"] + EXTRAS["dev"][1:],
+    "ray": PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["ray"][1:],
+    "dev": PROJECT["dependencies"] + EXTRAS["track"] + EXTRAS["serve"] + EXTRAS["ray"][1:] + EXTRAS["dev"][1:],
     "minilm": EXTRAS["minilm"],
 }
 

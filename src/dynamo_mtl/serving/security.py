@@ -34,14 +34,23 @@ SECURITY_HEADERS = {
 }
 
 
+def check_key(key: str | None) -> None:
+    """See that a key can be one.
+
+    Raises:
+        ConfigError: it is too short to be one, or cannot stand in a header.
+    """
+    if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+        raise ConfigError(f"{KEY_VARIABLE}: should be {SHORTEST_KEY} printable ASCII characters or more")
+
+
 def check_exposure(host: str, key: str | None, insecure: bool) -> None:
     """See that nobody else can ask without a key.
 
     Raises:
-        ConfigError: the address can be reached from outside and there is no key, or the key is too short to be one.
+        ConfigError: the address can be reached from outside and there is no key, or the key cannot be one.
     """
-    if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
-        raise ConfigError(f"{KEY_VARIABLE}: should be {SHORTEST_KEY} printable ASCII characters or more")
+    check_key(key)
     if key is None and host not in LOOPBACK and not insecure:
         raise ConfigError(
             f"serving.host: {host} can be reached from other machines; set {KEY_VARIABLE}, or say --insecure"
