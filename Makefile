@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart test test-cluster check format clean torture fuzz reliability bench tables lock audit
+.PHONY: install quickstart serve-demo test test-cluster check format clean torture fuzz reliability bench tables lock audit
 
 install: .venv/.installed
 
@@ -21,11 +21,19 @@ quickstart: install
 	$(BIN)/dynamo evaluate runs/quickstart/checkpoints/final_model --systems dynamo,oracle,trivial \
 		--output runs/quickstart/result.json --pictures runs/quickstart
 
+# A served model of the sample corpus to play with: the one of `make quickstart`, which is made if it is not there.
+DEMO := runs/quickstart/checkpoints/final_model
+serve-demo: install
+	test -f $(DEMO)/dynamo.json || $(BIN)/dynamo train configs/quickstart.yaml
+	$(BIN)/dynamo serve $(DEMO)
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
 
 test: check
 	$(BIN)/python -m pytest

@@ -6,6 +6,8 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import yaml
+from clients import KEY
 from typer.testing import CliRunner
 
 from dynamo_mtl.cli import app
@@ -48,5 +50,32 @@ def test_the_page_has_every_route_and_only_settings_that_there_are(serve):
         for method in methods:
             assert re.search(rf"`{method.upper()} {path}`", PAGE), path
     named = set(re.findall(r"`(?:serving\.)?(max_\w+|token_budget|num_threads|\w+_seconds)`", PAGE))
-    assert named - {"max_new_tokens"} <= set(ServingConfig.model_fields)
+    assert named - {"max_new_tokens", "max_ongoing_requests"} <= set(ServingConfig.model_fields)
     assert KEY_VARIABLE in PAGE
+
+
+def test_the_container_runs_the_command_on_files_that_it_was_given(checkpoint, monkeypatch):
+    """Fails if the image starts a command that is not there, lacks a file, or listens elsewhere than compose says."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    command = [
+        word
+        for line in lines
+        if line.startswith(("ENTRYPOINT ", "CMD "))
+        for word in json.loads(line.partition(" ")[2])
+    ]
+    seen = []
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)
+    monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
+    assert command[:3] == ["dynamo", "serve", "/model"]
+    assert CliRunner().invoke(app, ["serve", str(checkpoint), *command[3:]]).exit_code == 0
+    config = seen[0][2]
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["dynamo"]
+    assert service["ports"] == [f"127.0.0.1:8000:{config.port}"]
+    assert service["volumes"][0].endswith(":/model:ro")
+    assert KEY_VARIABLE in service["environment"]
+    assert float(service["stop_grace_period"].removesuffix("s")) > config.drain_seconds
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert all((ROOT / name).exists() and f"!{name}" in allowed for name in copied)
+    assert set(copied) >= {"constraints.txt", "pyproject.toml", "README.md", "src"}

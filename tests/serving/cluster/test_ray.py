@@ -1,7 +1,10 @@
 """Two replicas on a local Ray: ``make test-cluster``."""
 
+import importlib
+import shlex
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -127,3 +130,14 @@ def test_what_cannot_be_deployed_is_said(checkpoint, monkeypatch, arguments, say
     with pytest.raises(DynamoError) as caught:
         application({"checkpoint": str(checkpoint), **arguments})
     assert says in str(caught.value)
+
+
+def test_the_documented_command_deploys(checkpoint, monkeypatch):
+    """Fails if docs/serving.md names a module or an argument that is not there."""
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    command = next(shlex.split(line) for line in page.splitlines() if line.startswith("serve run "))
+    module, name = command[2].split(":")
+    arguments = dict(word.split("=", 1) for word in command[3:])
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    deployed = getattr(importlib.import_module(module), name)({**arguments, "checkpoint": str(checkpoint)})
+    assert deployed._bound_deployment.num_replicas == int(arguments["num_replicas"]) == 2
