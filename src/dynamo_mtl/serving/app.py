@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -66,7 +68,10 @@ class Server:
         self._routing = 0
         """Requests for routes alone that are worked on."""
         self._worked = float("-inf")
-        self._probe: asyncio.Task[bool] | None = None
+        self._probe: asyncio.Future[bool] | None = None
+        # Passes beside the engine's get one thread each. With more, there would be more threads than cores, and OpenMP
+        # would put all of them to sleep between two operations, which takes the engine's passes twice as long.
+        self._beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
 
     async def predict(self, request: Request) -> Response:
         """Answer inputs of any tasks, in any mix."""
@@ -113,7 +118,7 @@ class Server:
         self._routing += 1
         try:
             asked = await self._read(request, RouteRequest)
-            found = await asyncio.to_thread(self._routes, asked.items)
+            found = await asyncio.get_running_loop().run_in_executor(self._beside, self._routes, asked.items)
         finally:
             self._routing -= 1
         return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
@@ -158,7 +163,7 @@ class Server:
             raise Unavailable("the engine died")
         if time.monotonic() - self._worked > READY_SECONDS:
             if self._probe is None or self._probe.done():
-                self._probe = asyncio.create_task(asyncio.to_thread(self._works))
+                self._probe = asyncio.get_running_loop().run_in_executor(self._beside, self._works)
             if not await asyncio.shield(self._probe):
                 raise Unavailable("the model does not answer")
         return JSONResponse({"status": "ready"})

@@ -73,10 +73,10 @@ class Job:
 
 
 class Engine:
-    """Runs a model in a thread of its own.
+    """Runs a model, in the thread that calls ``run`` or in one of its own.
 
     Attributes:
-        failure: what the thread died of, if it did.
+        failure: what it died of, if it did.
     """
 
     def __init__(
@@ -99,11 +99,12 @@ class Engine:
         self._decoder = Decoder(predictor.system.model)
         self._writing: dict[object, Job] = {}
         """Draft → its job."""
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._begun, self._ended = threading.Event(), threading.Event()
 
     def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
+        """Begin to work, in a thread of its own."""
+        self._begun.set()
+        threading.Thread(target=self.run, name="engine", daemon=True).start()
 
     @property
     def in_flight(self) -> int:
@@ -118,7 +119,7 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         """Whether it works, and takes inputs."""
-        return self._thread.is_alive() and self.failure is None and not self._stopping
+        return self._begun.is_set() and not self._ended.is_set() and self.failure is None and not self._stopping
 
     def check_room(self, inputs: int) -> None:
         """See whether that many inputs would be taken, before they are read.
@@ -158,16 +159,23 @@ class Engine:
         return jobs
 
     def stop(self, seconds: float) -> None:
-        """Take nothing more, finish what is there within ``seconds``, and end the thread."""
+        """Take nothing more, finish what is there within ``seconds``, and end."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        if self._begun.is_set():
+            self._ended.wait(seconds)
         for job in list(self._inside):
             self._fail(job, Unavailable("the server stopped"))
 
-    def _run(self) -> None:
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``run`` is over."""
+        return self._ended.is_set()
+
+    def run(self) -> None:
+        """Work until it is stopped."""
+        self._begun.set()
         try:
             while (jobs := self._take()) is not None:
                 self._begin(jobs)
@@ -180,6 +188,8 @@ class Engine:
             for job in list(self._inside):
                 self._fail(job, Unavailable("the engine died"))
             self._on_death()
+        finally:
+            self._ended.set()
 
     def _take(self) -> list[Job] | None:
         """Inputs of the next pass; None once the engine is to stop and nothing is left."""

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -98,13 +99,41 @@ def serve(
         )  # fmt: skip
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
-        server.engine.start()
         logger.info("serving %s on http://%s:%d", checkpoint, host, port)
-        listener.run(sockets=[listening])
-        server.engine.stop(config.drain_seconds if listener.exit_code == 0 else 0.0)
+        _run(listener, server, listening)
         return listener.exit_code
     finally:
         listening.close()
+
+
+def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
+    """The engine in this thread, which must be the main one, and the listener in another.
+
+    OpenMP lets the workers of the main thread wait in a loop for the next operation. Once there are more threads than
+    cores, as with workers of another thread, it puts them to sleep in between: a pass then takes twice as long.
+    """
+
+    def listen() -> None:
+        try:
+            listener.run(sockets=[listening])
+        except BaseException:
+            listener.exit_code = DEAD
+            raise
+        finally:
+            server.engine.stop(server.config.drain_seconds if listener.exit_code == 0 else 0.0)
+            if not server.engine.has_ended:
+                logger.error("a pass does not end; leaving without it")
+                os._exit(listener.exit_code)  # nothing else ends a thread that is inside of a pass
+
+    before = {sig: signal.signal(sig, listener.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
+    thread = threading.Thread(target=listen, name="listener")
+    try:
+        thread.start()
+        server.engine.run()
+        thread.join()
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:
