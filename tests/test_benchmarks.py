@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import experiments
+import experiments_routing
 import harness
 import performance
 import pytest
@@ -74,10 +75,18 @@ def test_every_variant_of_an_experiment_is_a_valid_configuration(question, varia
     assert list(config.tasks) == list(config.lora_configs) == list(config.data.paths) == [asked.task]
 
 
-@pytest.mark.parametrize("variant", experiments.JOINT_VARIANTS)
-def test_every_variant_of_phase_3_is_a_valid_configuration(variant):
-    overrides = [*experiments.JOINT_VARIANTS[variant], *experiments.SHORT]
-    assert load_config(experiments.CONFIG, overrides).tasks["qa"].validation_examples == 300
+@pytest.mark.parametrize(
+    "overrides", [*experiments_routing.JOINT_VARIANTS.values(), *experiments_routing.TERM_VARIANTS.values()]
+)
+def test_every_variant_of_routing_is_a_valid_configuration(overrides):
+    """Fails for a term or a setting that does not exist; every override arrives."""
+    training = load_config(experiments.CONFIG, overrides).training.model_dump()
+    for override in overrides:
+        key, _, value = override.removeprefix("training.").partition("=")
+        found = training
+        for part in key.split("."):
+            found = found[part]
+        assert found == float(value)
 
 
 def test_a_target_is_met_or_missed_by_a_distance():

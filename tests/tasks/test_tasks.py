@@ -200,3 +200,13 @@ def test_answers_may_come_as_json_in_a_table_and_not_before_the_text():
     row["answers"] = [{"text": "def", "answer_start": -3}]
     with pytest.raises(DataError, match="does not stand at character -3"):
         _task("qa").read(row, "here")
+
+
+def test_of_several_answers_the_best_that_is_well_formed_is_given(system):
+    """Fails if the first is taken as it is, or if one that parses is preferred over a better one that does too."""
+    code, german = system.tasks["code_generation"], system.tasks["translation"]
+    broken, fine, worse = ({"generated_text": text} for text in ("x = (", "if x :", "x = 1"))
+    assert code.choose([broken, fine, worse]) is fine
+    assert code.choose([broken]) is broken
+    anything = [{"translation_text": text} for text in ("x = (", "ein Hund")]
+    assert german.choose(iter(anything)) is anything[0]

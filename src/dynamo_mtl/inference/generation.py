@@ -105,9 +105,13 @@ class Draft:
             done = True
         self.beams = [] if done else beams
 
+    def ranked(self) -> list[Hypothesis]:
+        """What was found, the best first, once the search has ended."""
+        return sorted(self.finished, key=lambda h: -h.score(self.settings.length_penalty))
+
     def best(self) -> Hypothesis:
-        """The answer, once the search has ended."""
-        return max(self.finished, key=lambda h: h.score(self.settings.length_penalty))
+        """The best of what was found, once the search has ended."""
+        return self.ranked()[0]
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,10 @@ class Predictor:
         """The answer of an input whose draft, if it has one, has ended."""
         answer = pending.answer
         if pending.draft is not None:
-            best = pending.draft.best()
-            answer = self.written(pending, best.ids, best.log_probability / max(1, best.tokens))
+            task, found = self.system.tasks[pending.task], pending.draft.ranked()
+            assert isinstance(task, GenerationTask)
+            texts = (self.written(pending, h.ids, h.log_probability / max(1, h.tokens)) for h in found)
+            answer = task.choose(texts)
         assert answer is not None
         return Prediction(pending.task, answer, pending.route, pending.rejected)
 

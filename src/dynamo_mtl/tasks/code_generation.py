@@ -24,7 +24,10 @@ def _tests(row: Mapping[str, Any], where: str) -> str | None:
 
 
 class CodeGeneration(GenerationTask):
-    """Python code; indentation and line breaks survive exactly, scoring collapses runs of blanks."""
+    """Python code; indentation and line breaks survive exactly, scoring collapses runs of blanks.
+
+    Of several beams, the likeliest that is valid Python is the answer.
+    """
 
     type = "code_generation"
     answer_key = "generated_text"
@@ -36,6 +39,9 @@ class CodeGeneration(GenerationTask):
     wordings = read_wordings("code_generation")
     main_metric = "bleu"
     trivial_name = "code of the most similar training description"
+
+    def is_well_formed(self, text: str) -> bool:
+        return parses(text)
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         return Example(

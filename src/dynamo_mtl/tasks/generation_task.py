@@ -6,6 +6,7 @@ tokens are fed, each predicts the next one, the last predicts the end.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -157,6 +158,21 @@ class GenerationTask(Task):
         """An answer from decoded ids; ``score`` is the mean log-probability of its tokens."""
         words = self._words(source)
         return {self.answer_key: self.vocabulary.decode(ids, words and words.numbers), "score": score}
+
+    def is_well_formed(self, text: str) -> bool:
+        """Whether a text can be an answer at all."""
+        return True
+
+    def choose(self, found: Iterable[Answer]) -> Answer:
+        """The best of several answers to one input that is well-formed; the best of all if none is.
+
+        Args:
+            found: at least one, the best first; read only as far as needed.
+        """
+        remaining = iter(found)
+        best = next(remaining)
+        answers = itertools.chain([best], remaining)
+        return next((answer for answer in answers if self.is_well_formed(str(answer[self.answer_key]))), best)
 
     def texts(self, answers: Sequence[Answer | None]) -> list[str]:
         """The answers' texts; empty for an answer of another type."""
