@@ -1,6 +1,8 @@
 """The process: how it starts, whom it lets in, and how it ends."""
 
+import ctypes
 import os
+import platform
 import re
 import signal
 import socket
@@ -9,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -59,6 +62,18 @@ def _running(program, checkpoint, *overrides):
         process.wait()
         reader.join(5)
         process.stderr.close()
+
+
+def test_a_signal_that_another_thread_gets_stops_an_idle_server(checkpoint):
+    """Fails if a handler is to run in the main thread, which waits for an input and does not wake up."""
+    with _running("from dynamo_mtl.cli import main; main()", checkpoint) as (process, address, _):
+        assert httpx.get(f"{address}/health/ready", timeout=30).status_code == 200
+        time.sleep(0.2)
+        others = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        other = max(number for number in others if number != process.pid)
+        tgkill = 234 if platform.machine() == "x86_64" else 131
+        assert ctypes.CDLL(None, use_errno=True).syscall(tgkill, process.pid, other, signal.SIGTERM) == 0
+        assert process.wait(10) == 0
 
 
 def test_s6_told_to_stop_it_finishes_what_it_accepted_and_refuses_the_rest(checkpoint):

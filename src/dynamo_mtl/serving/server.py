@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import torch
 import uvicorn
@@ -36,23 +36,28 @@ class _Listener(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self.server = server
+        self.told: socket.socket | None = None
+        """Where the numbers of signals arrive, as bytes."""
         self.exit_code = 0
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Note the loop that runs it."""
+        """Note the loop that runs it, and let it watch for signals."""
         self._loop = asyncio.get_running_loop()
+        if self.told is not None:
+            self._loop.add_reader(self.told, self._read_signals, self.told)
         await super().startup(sockets)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def _read_signals(self, told: socket.socket) -> None:
         """Drain at the first signal, leave at the second."""
-        if self.server.is_draining or self._loop is None:
-            self.should_exit = self.force_exit = True
-            return
-        logger.info("%s: finishing %d inputs", signal.Signals(sig).name, self.server.engine.in_flight)
-        self.server.is_draining = True
-        self._loop.call_soon_threadsafe(self._start_draining)
+        for number in told.recv(64):
+            if self.server.is_draining:
+                self.should_exit = self.force_exit = True
+                return
+            logger.info("%s: finishing %d inputs", signal.Signals(number).name, self.server.engine.in_flight)
+            self.server.is_draining = True
+            self._start_draining()
 
     def die(self) -> None:
         """The engine died: answer what still comes with an error for a moment, then leave."""
@@ -125,15 +130,33 @@ def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
                 logger.error("a pass does not end; leaving without it")
                 os._exit(listener.exit_code)  # nothing else ends a thread that is inside of a pass
 
-    before = {sig: signal.signal(sig, listener.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
     thread = threading.Thread(target=listen, name="listener")
-    try:
+    with _signals() as listener.told:
         thread.start()
         server.engine.run()
         thread.join()
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """Where SIGTERM and Ctrl-C arrive as bytes, from whichever thread the system gives them to.
+
+    Handlers run in the main thread only, which does not wake up for a signal that another thread got: it would wait for
+    the next input.
+    """
+    reading, writing = socket.socketpair()
+    for end in (reading, writing):
+        end.setblocking(False)
+    descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    before = {sig: signal.signal(sig, lambda number, frame: None) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield reading
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
+        signal.set_wakeup_fd(descriptor)
+        reading.close()
+        writing.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
