@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null", "serving=
 """Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written,
 nor who can ask."""
 
+
+BRANCH = 64
+"""Hidden size of the router's branch of an added task."""
+FEW_SHOT_TRAINING = {"max_steps": 60, "num_epochs": 60, "batch_size": 16, "load_best_model_at_end": False}
+"""Phase 1 of a task with a handful of examples, which are hardly enough to choose a best state by."""
 
 EXTENDS = "extends"
 """Names the configuration file, beside this one, whose settings hold where this one says nothing."""
@@ -62,3 +68,43 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in over.items()
     }
     return {**base, **both}
+
+
+@dataclass(frozen=True)
+class AddedTask:
+    """A task that is to be added to a trained model."""
+
+    name: str
+    type: str
+    data: str
+    """A path, a hub id, or ``sample``."""
+    few_shot: bool = False
+    """Whether there are only some 16 examples: the router gets a prototype of them instead of a trained branch."""
+    lora: Mapping[str, Any] | None = None
+    """Settings of its adapter; those of its type if None."""
+
+
+def extended_config(path: Path, added: AddedTask, overrides: Sequence[str] = ()) -> DynamoConfig:
+    """A checkpoint's configuration with one task more, its last one.
+
+    Args:
+        path: the checkpoint's ``config.yaml``.
+        added: the task.
+        overrides: of any setting, such as ``tasks.NAME.training.max_steps=500``.
+
+    Raises:
+        ConfigError: a task of that name is there already, or unusable settings.
+    """
+    settings = read_settings(path)
+    tasks, data = settings["tasks"], settings["data"]
+    if added.name in tasks:
+        raise ConfigError(f"--name: the model has a task '{added.name}' already; choose another name")
+    few = {"training": FEW_SHOT_TRAINING} if added.few_shot else {}
+    tasks[added.name] = {"type": added.type, **few}
+    local = Path(added.data).expanduser()
+    data["paths"][added.name] = str(local.resolve()) if local.exists() else added.data
+    if added.lora is not None:
+        settings["lora_configs"][added.name] = dict(added.lora)
+    settings["router"].setdefault("branches", []).append(0 if added.few_shot else BRANCH)
+    apply_overrides(settings, [*PLACES, *overrides])
+    return validate(DynamoConfig, settings, str(path))

@@ -9,6 +9,7 @@ from dynamo_mtl.evaluation.misroutes import score_misroutes
 from dynamo_mtl.evaluation.rejection import score_rejection
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.metrics.routing import auroc
+from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training import known_inputs as known
 from dynamo_mtl.training.examples import ExampleSource
@@ -98,7 +99,7 @@ def test_kinds_of_text_do_not_count_as_noise_where_instructions_cross_them():
         values[:, 7:9] = torch.tensor([100.0, -100.0])  # keeps the normalisation of a row from undoing the rest
         return values
 
-    inputs = known.KnownInputs(features(10.0 * origins), routes, origins, torch.arange(240) < 120)
+    inputs = KnownInputs(features(10.0 * origins), routes, origins, torch.arange(240) < 120)
     novelty = inputs.fit(0)
     familiar, unknown = novelty(features(10.0 * origins)), novelty(features(torch.full((50,), 5.0)))
     assert auroc(familiar.numpy(), unknown.numpy()) > 0.95

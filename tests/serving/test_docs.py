@@ -27,7 +27,7 @@ COMMANDS = [
 def test_the_commands_do_what_they_say(serve, checkpoint, monkeypatch):
     _, client = serve()
     seen = []
-    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)  # its stream ends with the command
+    monkeypatch.setattr("dynamo_mtl.cli.inference.start_logging", lambda verbose: None)
     monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for command in COMMANDS:
@@ -65,7 +65,7 @@ def test_the_container_runs_the_command_on_files_that_it_was_given(checkpoint, m
     ]
     seen = []
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)
+    monkeypatch.setattr("dynamo_mtl.cli.inference.start_logging", lambda verbose: None)
     monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
     assert command[:3] == ["dynamo", "serve", "/model"]
     assert CliRunner().invoke(app, ["serve", str(checkpoint), *command[3:]]).exit_code == 0

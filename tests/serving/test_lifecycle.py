@@ -142,14 +142,14 @@ def test_a_checkpoint_does_not_say_where_it_is_served(checkpoint, monkeypatch):
     assert "host: 127.0.0.1" in text
     path.write_text(text.replace("host: 127.0.0.1", "host: 0.0.0.0"), encoding="utf-8")
     seen = []
-    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)  # its stream ends with the command
+    monkeypatch.setattr("dynamo_mtl.cli.inference.start_logging", lambda verbose: None)
     monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
     assert CliRunner().invoke(app, ["serve", str(checkpoint), "serving.port=1"]).exit_code == 0
     assert (seen[0][2].host, seen[0][2].port) == ("127.0.0.1", 1)
 
 
 def test_a_taken_port_is_one_sentence(checkpoint, monkeypatch):
-    monkeypatch.setattr("dynamo_mtl.cli._start_logging", lambda verbose: None)  # its stream ends with the command
+    monkeypatch.setattr("dynamo_mtl.cli.inference.start_logging", lambda verbose: None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.model.heads import SpanHead
+from dynamo_mtl.model.heads import TokenHead
 from dynamo_mtl.tasks.encoding import SourceEncoder, collate
 from dynamo_mtl.tasks.generation_task import nearest_examples
 from dynamo_mtl.tasks.qa import QuestionAnswering, QuestionAnsweringConfig
@@ -23,7 +23,9 @@ def _task(kind, **settings_):
 
 
 def test_types_are_discovered():
-    assert set(task_types()) == {"sentiment", "qa", "summarization", "code_generation", "translation"}
+    assert set(task_types()) == {
+        "sentiment", "classification", "qa", "ner", "summarization", "code_generation", "translation",
+    }  # fmt: skip
 
 
 def test_labels_may_be_numbers_or_names_but_not_out_of_range():
@@ -76,7 +78,7 @@ def test_qa_labels_and_answers_are_characters_of_the_original_text(tiny_roberta)
             # No answer in a window: its first token must win there.
             hidden[view.tokens[window, first], 0] = 9.0
             hidden[view.tokens[window, last], 1] = 9.0
-        head = SpanHead(2)
+        head = TokenHead(2, 2)
         with torch.no_grad():
             head.out.weight.copy_(torch.eye(2))
             head.out.bias.zero_()

@@ -253,7 +253,9 @@ class Predictor:
         packed = self._collate(sources, chosen)
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
         top_k = max(counts) if all(q.weights is None for q in questions) else None
-        output = model(packed.batch, weights, top_k=top_k, record=generates, trunk=trunk)
+        # Where all go to one adapter, the others are left out: nothing then depends on which others there are.
+        active = [names.index(chosen[0])] if top_k == 1 and len(set(chosen)) == 1 else None
+        output = model(packed.batch, weights, active, top_k, record=generates, trunk=trunk)
         pending = [Pending(*parts) for parts in zip(questions, chosen, routes, rejected, strict=True)]
         for view in packed.views:
             task, own = self.system.tasks[view.task], [pending[i] for i in view.examples.tolist()]

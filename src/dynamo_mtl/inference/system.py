@@ -92,6 +92,11 @@ class SystemConfig(BaseModel):
                 raise ConfigError(f"tasks: the name {name!r} should have 1 to 64 letters, digits, _ or -")
         if self.router.top_k > len(self.tasks):
             raise ConfigError(f"router.top_k: found {self.router.top_k}, but there are only {len(self.tasks)} tasks")
+        if len(self.router.branches) >= len(self.tasks):
+            raise ConfigError(
+                f"router.branches: found {len(self.router.branches)} for {len(self.tasks)} tasks; only those that were "
+                "added later have one"
+            )
         if self.data.window_overlap * 2 > self.data.max_source_length:
             raise ConfigError(
                 f"data.window_overlap: found {self.data.window_overlap}, at most half of data.max_source_length "
@@ -187,22 +192,32 @@ def build_system(config: SystemConfig, examples: Callable[[Task], Iterable[Examp
     """
     backbone = load_backbone(config.model.base_model_name, config.model.revision)
     tasks = make_tasks(config)
-    byte_level = backbone.encoder.config.model_type in BYTE_LEVEL
-    starts: dict[str, torch.Tensor] = {}
-    for name, task in tasks.items():
-        if isinstance(task, GenerationTask):
-            choose_vocabulary(task, backbone.tokenizer, byte_level, examples)
-            if task.vocabulary.own:
-                table = backbone.encoder.word_embeddings.weight
-                starts[name] = mean_embeddings(task.vocabulary, backbone.tokenizer, table)
+    starts = {name: _fresh_vocabulary(task, backbone, examples) for name, task in tasks.items()}
     system = _assemble(config, tasks, backbone, device)
     for name, start in starts.items():
+        _start_embeddings(system, name, start)
+    return system
+
+
+def _fresh_vocabulary(
+    task: Task, backbone: Backbone, examples: Callable[[Task], Iterable[Example]]
+) -> torch.Tensor | None:
+    """Choose a task's target vocabulary. Returns what its embeddings start from, if it has some of its own."""
+    if not isinstance(task, GenerationTask):
+        return None
+    choose_vocabulary(task, backbone.tokenizer, backbone.encoder.config.model_type in BYTE_LEVEL, examples)
+    if not task.vocabulary.own:
+        return None
+    return mean_embeddings(task.vocabulary, backbone.tokenizer, backbone.encoder.word_embeddings.weight)
+
+
+def _start_embeddings(system: System, name: str, start: torch.Tensor | None) -> None:
+    if start is not None:
         head = system.model.head(name)
         assert isinstance(head, LanguageModelHead)
         assert head.embeddings is not None
         with torch.no_grad():
             head.embeddings.copy_(start)
-    return system
 
 
 def load_system(
@@ -230,16 +245,8 @@ def load_system(
         config = _without_copying(config)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
     tasks = make_tasks(config)
-    for name, task in tasks.items():
-        if isinstance(task, GenerationTask):
-            path = folder / "vocabularies" / f"{name}.json"
-            if not path.exists():
-                task.vocabulary = backbone_vocabulary(backbone.tokenizer)
-                continue
-            try:
-                task.vocabulary = own_vocabulary(Tokenizer.from_str(path.read_text(encoding="utf-8")))
-            except Exception as error:  # the library raises bare exceptions
-                raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    for task in tasks.values():
+        _load_vocabulary(task, folder, backbone)
     system = _assemble(config, tasks, backbone, device)
     load_checkpoint(folder, metadata, system.model, backbone.weight_hash, with_router)
     if not for_training:
@@ -247,10 +254,68 @@ def load_system(
     return system, metadata
 
 
-def read_system_config(path: Path) -> SystemConfig:
-    """The part of a configuration file that a trained model depends on; other sections are left to training."""
-    raw = read_settings(path)
-    return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, str(path))
+def load_extended(
+    folder: Path, config: SystemConfig, examples: Callable[[Task], Iterable[Example]], device: torch.device
+) -> tuple[System, Metadata]:
+    """A trained system with a task more, of which everything is fresh: adapter, head, vocabulary, router branch.
+
+    Args:
+        folder: checkpoint of the tasks before.
+        config: its configuration with the added task as its last one.
+        examples: training examples of the added task.
+        device: where the model will be.
+
+    Raises:
+        CheckpointError: as ``load_system`` does.
+    """
+    metadata = open_checkpoint(folder)
+    backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
+    tasks = make_tasks(config)
+    *before, added = tasks
+    for name in before:
+        _load_vocabulary(tasks[name], folder, backbone)
+    start = _fresh_vocabulary(tasks[added], backbone, examples)
+    system = _assemble(config, tasks, backbone, device)
+    _start_embeddings(system, added, start)
+    load_checkpoint(folder, metadata, system.model, backbone.weight_hash, added=added)
+    system.model.encoder.to(system.model.dtype)
+    return system, metadata
+
+
+def _load_vocabulary(task: Task, folder: Path, backbone: Backbone) -> None:
+    if not isinstance(task, GenerationTask):
+        return
+    path = folder / "vocabularies" / f"{task.name}.json"
+    if not path.exists():
+        task.vocabulary = backbone_vocabulary(backbone.tokenizer)
+        return
+    try:
+        task.vocabulary = own_vocabulary(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"{path}: cannot be read as a vocabulary ({error})") from error
+
+
+def reassemble(system: System, config: SystemConfig, tasks: Mapping[str, Task]) -> System:
+    """A fresh system over the backbone of another one.
+
+    Args:
+        system: whose backbone.
+        config: of the fresh system.
+        tasks: by their names in it, tasks with the same settings, whose vocabularies it takes over.
+    """
+    fresh = make_tasks(config)
+    for name, task in fresh.items():
+        before = tasks[name]
+        if isinstance(task, GenerationTask) and isinstance(before, GenerationTask):
+            task.vocabulary = before.vocabulary
+    return _assemble(config, fresh, system.backbone, system.device)
+
+
+def read_system_config(place: Path | Mapping[str, Any]) -> SystemConfig:
+    """The part of a configuration, or of its file, that a trained model depends on; other sections are left out."""
+    raw = read_settings(place) if isinstance(place, Path) else place
+    where = str(place) if isinstance(place, Path) else CONFIG
+    return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, where)
 
 
 def _without_copying(config: SystemConfig) -> SystemConfig:

@@ -1,7 +1,8 @@
 """A saved model: a folder that other programs can read.
 
     config.yaml · dynamo.json · adapters/<task>/ (a PEFT folder) · heads/<task>.safetensors · router.safetensors
-    vocabularies/<task>.json · tokenizer files · manifest.json · after full fine-tuning also backbone.safetensors
+    novelty.safetensors · known_inputs.safetensors · vocabularies/<task>.json · tokenizer files · manifest.json
+    after full fine-tuning also backbone.safetensors
 
 Everything is safetensors, JSON or YAML, never code. ``storage.py`` says how the folder is written and verified.
 """
@@ -13,34 +14,25 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.dynamo import DynamoModel
-from dynamo_mtl.model.encoder import SITES
-from dynamo_mtl.model.lora import Adapter
+from dynamo_mtl.model.known_inputs import read_known_inputs
 from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
+from dynamo_mtl.model.peft_format import load_adapter, read_tensors, save_adapter
 from dynamo_mtl.storage import verify_folder, write_folder
 
 CONFIG = "config.yaml"
 NOVELTY = "novelty.safetensors"
+KNOWN = "known_inputs.safetensors"
 CARD = "README.md"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
-# Our site → the module path that published encoders and PEFT use.
-_PEFT_PATHS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
 
 
 def save_checkpoint(
@@ -74,11 +66,14 @@ def save_checkpoint(
         (staging / CONFIG).write_text(config, encoding="utf-8")
         (staging / CARD).write_text(_model_card(model, metadata), encoding="utf-8")
         for name in model.task_names:
-            _save_adapter(staging / "adapters" / name, model.bank[name], model, metadata.backbone)
+            place, layers = staging / "adapters" / name, model.encoder.config.num_layers
+            save_adapter(place, model.bank[name], model.tap_layer, layers, metadata.backbone)
             save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
         save_file(_tensors(model.router), staging / "router.safetensors")
         if model.novelty.is_fitted:
             save_file(_tensors(model.novelty), staging / NOVELTY)
+        if model.known is not None:
+            save_file(model.known.tensors(), staging / KNOWN)
         if not model.config.freeze_backbone:
             save_file(_tensors(model.encoder), staging / "backbone.safetensors")
         for name, vocabulary in vocabularies.items():
@@ -131,41 +126,6 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _save_adapter(folder: Path, adapter: Adapter, model: DynamoModel, backbone: str) -> None:
-    folder.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    for layer in range(model.tap_layer, model.encoder.config.num_layers):
-        for site in adapter.config.sites:
-            pair = adapter.pair(layer, site)
-            assert pair is not None
-            path = f"base_model.model.encoder.layer.{layer}.{_PEFT_PATHS[site]}"
-            for letter, tensor in zip("AB", pair, strict=True):
-                tensors[f"{path}.lora_{letter}.weight"] = tensor.detach().cpu().contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = _peft_config(adapter, model, backbone)
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _peft_config(adapter: Adapter, model: DynamoModel, backbone: str) -> dict[str, Any]:
-    # A full pattern: the bare name "output.dense" would also match the attention's output, and layers below the tap.
-    layers = "|".join(str(layer) for layer in range(model.tap_layer, model.encoder.config.num_layers))
-    paths = "|".join(_PEFT_PATHS[site].replace(".", r"\.") for site in SITES if site in adapter.config.sites)
-    return {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": backbone,
-        "revision": None,
-        "r": adapter.config.rank,
-        "lora_alpha": adapter.config.alpha,
-        "lora_dropout": adapter.config.dropout,
-        "use_rslora": adapter.config.use_rslora,
-        "target_modules": rf".*encoder\.layer\.({layers})\.({paths})",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-
-
 def open_checkpoint(folder: Path) -> Metadata:
     """Read ``dynamo.json`` and verify every file of the folder.
 
@@ -179,31 +139,42 @@ def open_checkpoint(folder: Path) -> Metadata:
 
 
 def load_checkpoint(
-    folder: Path, metadata: Metadata, model: DynamoModel, weight_hash: str, with_router: bool = True
+    folder: Path,
+    metadata: Metadata,
+    model: DynamoModel,
+    weight_hash: str,
+    with_router: bool = True,
+    added: str | None = None,
 ) -> None:
     """Load adapters, heads and, unless told not to, the router into a model of the same tasks and backbone.
+
+    The model may have one task more, its last one: ``added``, of which everything stays as it is.
 
     Raises:
         CheckpointError: other tasks, another backbone, a missing file or tensors that do not fit.
     """
-    if metadata.tasks != model.task_names:
+    expected = [name for name in model.task_names if name != added]
+    if metadata.tasks != expected:
         raise CheckpointError(
-            f"{folder}: was trained for the tasks {', '.join(metadata.tasks)}, not {', '.join(model.task_names)}"
+            f"{folder}: was trained for the tasks {', '.join(metadata.tasks)}, not {', '.join(expected)}"
         )
     if metadata.weight_hash != weight_hash:
         raise CheckpointError(
             f"{folder}: was trained over other backbone weights ({metadata.backbone}, {metadata.weight_hash[:12]}) "
             f"than those found ({weight_hash[:12]})"
         )
-    for name in model.task_names:
+    for name in expected:
         load_task(folder, model, name)
     if with_router:
-        _load(model.router, folder / "router.safetensors")
+        fresh = None if added is None else f"branches.{len(model.router.branches) - 1}."
+        _load(model.router, folder / "router.safetensors", fresh)
         if (folder / NOVELTY).is_file():  # phase 1 knows no inputs yet
             try:
-                model.novelty.take(_read(folder / NOVELTY))
+                model.novelty.take(read_tensors(folder / NOVELTY))
             except ValueError as error:
                 raise CheckpointError(f"{folder / NOVELTY}: {error}") from error
+        if (folder / KNOWN).is_file():
+            _load_known(model, folder / KNOWN)
     if not model.config.freeze_backbone:
         _load(model.encoder, folder / "backbone.safetensors")
 
@@ -211,56 +182,24 @@ def load_checkpoint(
 def load_task(folder: Path, model: DynamoModel, name: str) -> None:
     """Load one task's adapter and head from a checkpoint."""
     _load(model.head(name), folder / "heads" / f"{name}.safetensors")
-    _check_scaling(folder / "adapters" / name / "adapter_config.json", model.bank[name])
-    path = folder / "adapters" / name / "adapter_model.safetensors"
-    tensors = _read(path)
-    adapter = model.bank[name]
-    for layer in range(model.tap_layer, model.encoder.config.num_layers):
-        for site in adapter.config.sites:
-            pair = adapter.pair(layer, site)
-            assert pair is not None
-            for letter, parameter in zip("AB", pair, strict=True):
-                key = f"base_model.model.encoder.layer.{layer}.{_PEFT_PATHS[site]}.lora_{letter}.weight"
-                tensor = tensors.pop(key, None)
-                if tensor is None or tensor.shape != parameter.shape:
-                    found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
-                    raise CheckpointError(f"{path}: {key} should have shape {tuple(parameter.shape)}, found {found}")
-                with torch.no_grad():
-                    parameter.copy_(tensor)
-    if tensors:
-        raise CheckpointError(f"{path}: unexpected tensor {next(iter(tensors))}")
+    load_adapter(folder / "adapters" / name, model.bank[name], model.tap_layer, model.encoder.config.num_layers)
 
 
-def _check_scaling(path: Path, adapter: Adapter) -> None:
-    """Refuse an adapter that was trained with another scaling: its tensors would fit and its answers be wrong."""
+def _load(module: torch.nn.Module, path: Path, fresh: str | None = None) -> None:
+    """Load a module's tensors, all but those whose names begin with ``fresh``."""
+    tensors = read_tensors(path)
+    if fresh is not None:
+        tensors.update({name: own for name, own in module.state_dict().items() if name.startswith(fresh)})
     try:
-        stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    config = adapter.config
-    for key, value in (("r", config.rank), ("lora_alpha", config.alpha), ("use_rslora", config.use_rslora)):
-        if stored.get(key) != value:
-            raise CheckpointError(
-                f"{path}: was trained with {key} {stored.get(key)!r}, the configuration says {value!r}"
-            )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, all of them fp32 and finite: what else it holds, training did not write."""
-    try:
-        tensors = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise CheckpointError(f"{path}: {name} should be float32, found {str(tensor.dtype).removeprefix('torch.')}")
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds values that are not finite")
-    return tensors
-
-
-def _load(module: torch.nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(_read(path))
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit the configuration: {' '.join(str(error).split())}") from error
+
+
+def _load_known(model: DynamoModel, path: Path) -> None:
+    try:
+        tensors = read_tensors(path, (torch.float16, torch.int16, torch.uint8))
+        known = read_known_inputs(tensors, model.router.feature_size, len(model.task_names))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    model.known = known

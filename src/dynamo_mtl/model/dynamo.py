@@ -25,6 +25,7 @@ from dynamo_mtl.model.backbone import Backbone
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.encoder import Cache, PackedAttention
 from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead, build_head
+from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
 from dynamo_mtl.model.novelty import Novelty
 from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
@@ -132,6 +133,8 @@ class DynamoModel(nn.Module):
         layers_read = self.tap_layer + 1 if config.router_input == "trunk" else 1
         self.router = Router(router, POOLED * layers_read * shape.hidden_size, len(loras))
         self.novelty = Novelty(self.router.feature_size)
+        self.known: KnownInputs | None = None
+        """What the router learned from, in part; None before it has learned."""
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:

@@ -49,6 +49,11 @@ class EncoderConfig:
         """Most tokens that a sequence, source and target together, can have."""
         return self.max_positions - self.first_position
 
+    def site_shape(self, site: str) -> tuple[int, int]:
+        """Width of what goes into a linear layer of ``SITES``, and of what comes out."""
+        inputs = self.intermediate_size if site == "output" else self.hidden_size
+        return inputs, self.intermediate_size if site == "intermediate" else self.hidden_size
+
 
 class Attention(Protocol):
     """How queries meet keys: packed rectangles, or one step against a cache."""

@@ -16,9 +16,9 @@ from dynamo_mtl.model.packing import round_up
 class HeadConfig:
     """Which head a task needs, and its sizes."""
 
-    kind: Literal["classification", "span", "language_model"]
+    kind: Literal["classification", "token", "language_model"]
     labels: int = 0
-    """Classes of a classification head."""
+    """Classes of a classification or token head."""
     vocabulary: int | None = None
     """Own target vocabulary of a language-model head; None ties it to the backbone's word embeddings."""
     copies: bool = False
@@ -77,15 +77,15 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(inner))
 
 
-class SpanHead(nn.Module):
-    """Start and end scores of every token."""
+class TokenHead(nn.Module):
+    """Scores of every token: its classes, or whether an answer starts or ends there."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, labels: int) -> None:
         super().__init__()
-        self.out = nn.Linear(hidden, 2)
+        self.out = nn.Linear(hidden, labels)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(tokens, hidden)`` → ``(tokens, 2)`` in fp32."""
+        """``(tokens, hidden)`` → ``(tokens, labels)`` in fp32."""
         return self.out(hidden.float())
 
 
@@ -189,13 +189,13 @@ class LanguageModelHead(nn.Module):
         return torch.cat([logits, self.pointer(hidden, source)], dim=1)
 
 
-Head = ClassificationHead | SpanHead | LanguageModelHead
+Head = ClassificationHead | TokenHead | LanguageModelHead
 
 
 def build_head(config: HeadConfig, hidden: int, backbone_embeddings: nn.Embedding, eps: float) -> Head:
     """Make the head that ``config`` describes, freshly initialised."""
     if config.kind == "classification":
         return ClassificationHead(hidden, config.labels, config.dropout)
-    if config.kind == "span":
-        return SpanHead(hidden)
+    if config.kind == "token":
+        return TokenHead(hidden, config.labels)
     return LanguageModelHead(hidden, config.vocabulary, backbone_embeddings, eps, config.copies)

@@ -95,8 +95,7 @@ class Adapter(nn.Module):
         self.up = nn.ParameterDict()
         for layer in range(tap_layer, encoder.num_layers):
             for site in config.sites:
-                inputs = encoder.intermediate_size if site == "output" else encoder.hidden_size
-                outputs = encoder.intermediate_size if site == "intermediate" else encoder.hidden_size
+                inputs, outputs = encoder.site_shape(site)
                 down = torch.empty(config.rank, inputs)
                 nn.init.kaiming_uniform_(down, a=math.sqrt(5))
                 self.down[_key(layer, site)] = nn.Parameter(down)

@@ -12,8 +12,9 @@ from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.calibration import Calibration
 
 METADATA = "dynamo.json"
-FORMAT_VERSION = 3
-"""Version 1 had no manifest of its files, and is read without being verified; up to version 2 no task copied words."""
+FORMAT_VERSION = 4
+"""Version 1 had no manifest of its files, and is read without being verified; up to version 2 no task copied words; up
+to version 3 nothing of the inputs was kept, and no task was added later."""
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,27 @@ class Novelty(nn.Module):
         levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
         self.distances = torch.quantile(self(features), levels)
 
+    def whiten(self, features: Tensor) -> Tensor:
+        """``(n, features)`` → ``(n, components)``, of unit variance within known tasks."""
+        return (nn.functional.layer_norm(features.float(), features.shape[1:]) - self.center) @ self.projection
+
+    @torch.no_grad()
+    def extend(self, features: Tensor, held_out: Tensor) -> None:
+        """Make inputs of another task known too: ``(n, features)`` to compare with, and others to calibrate by.
+
+        Directions and scales stay, so that the distances of what was known before can only become smaller.
+        """
+        before = len(self.references)
+        self.references = torch.cat([self.references, self.whiten(features)])
+        levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
+        # The added task counts for as much as its share of what is known.
+        count = max(1, round(len(self.distances) * len(features) / max(1, before)))
+        added = torch.quantile(self(held_out), torch.linspace(0, 1, count, device=features.device))
+        self.distances = torch.quantile(torch.cat([self.distances, added]), levels)
+
     def forward(self, features: Tensor) -> Tensor:
         """``(n, features)`` → ``(n,)`` distances from what is known."""
-        normal = nn.functional.layer_norm(features.float(), features.shape[1:])
-        states = (normal - self.center) @ self.projection
+        states = self.whiten(features)
         nearest = torch.cdist(states, self.references).topk(min(NEIGHBOUR, len(self.references)), largest=False)
         return nearest.values[:, -1].contiguous()
 

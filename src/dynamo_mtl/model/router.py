@@ -1,4 +1,8 @@
-"""The router: an MLP on pooled trunk features that says which adapter an input needs."""
+"""The router: an MLP on pooled trunk features that says which adapter an input needs.
+
+A task that is added to a trained model gets a branch of its own beside the MLP, which says only whether an input
+belongs to that task or to any before it. Whatever the branch says, the older tasks keep their shares among themselves.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,9 @@ class RouterConfig(BaseModel):
     """Learn the temperature around its schedule (``temperature_weight`` pulls it back)."""
     min_temperature: float = Field(default=0.05, gt=0)
     max_temperature: float = Field(default=10.0, gt=0)
+    branches: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Of each task that was added to a trained model, the last ones: the hidden size of its branch; 0 for a single row,
+    a prototype. Written by ``dynamo add-task``."""
     top_k: int = Field(default=1, ge=1)
     """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
     coverage: float = Field(default=0.99, gt=0, le=1)
@@ -123,12 +130,38 @@ def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(weights).scatter(1, index, value / value.sum(dim=1, keepdim=True))
 
 
+class Branch(nn.Module):
+    """Log-odds that an input belongs to a task that was added later, and to none before it.
+
+    Attributes:
+        mlp: one hidden layer over normalised features, or, with a size of 0, a row alone.
+    """
+
+    def __init__(self, features: int, size: int, dropout: float) -> None:
+        super().__init__()
+        # Dropout on the features too: there are many more of them than remembered inputs.
+        start: list[nn.Module] = [nn.LayerNorm(features, elementwise_affine=False), nn.Dropout(dropout)]
+        hidden = [nn.Linear(features, size), nn.GELU(), nn.Dropout(dropout)] if size else []
+        self.mlp = nn.Sequential(*start, *hidden, nn.Linear(size or features, 1))
+        self.is_prototype = not size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(examples, features)`` → ``(examples, 1)``."""
+        return self.mlp(features)
+
+
 class Router(nn.Module):
-    """MLP over normalised features; the softmax is taken in fp32 with a bounded temperature."""
+    """MLP over normalised features; the softmax is taken in fp32 with a bounded temperature.
+
+    With the logits z of the tasks so far and the log-odds d of an added task's branch, the added task has the logit
+    ``T · (log Σ_k exp(z_k / T) + d)`` under the temperature T: its share is ``sigmoid(d)``, and the shares of the
+    others are what they were, times ``1 - sigmoid(d)``.
+    """
 
     def __init__(self, config: RouterConfig, features: int, adapters: int) -> None:
         super().__init__()
         self.config = config
+        adapters -= len(config.branches)
         self.feature_size = features
         layers: list[nn.Module] = [nn.LayerNorm(features)]
         width = features
@@ -136,9 +169,34 @@ class Router(nn.Module):
             layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(config.dropout)]
             width = size
         self.mlp = nn.Sequential(*layers, nn.Linear(width, adapters))
+        self.branches = nn.ModuleList(Branch(features, size, config.dropout) for size in config.branches)
         start = torch.tensor(config.temperature).log()
         self.log_temperature = nn.Parameter(start.clone())
         self.register_buffer("scheduled_log_temperature", start.clone())
+
+    def without(self, adapter: int) -> Router:
+        """A router without one of the outputs; the others keep their shares among themselves."""
+        linear = self.mlp[-1]
+        assert isinstance(linear, nn.Linear)
+        base, sizes = linear.out_features, list(self.config.branches)
+        tensors = dict(self.state_dict())
+        if adapter < base:
+            kept = [row for row in range(base) if row != adapter]
+            last = f"mlp.{len(self.mlp) - 1}."
+            tensors.update({f"{last}{part}": tensors[f"{last}{part}"][kept] for part in ("weight", "bias")})
+            base -= 1
+        else:
+            gone = adapter - base
+            del sizes[gone]
+            branches = {name: tensors.pop(name) for name in list(tensors) if name.startswith("branches.")}
+            for name, tensor in branches.items():
+                _, number, rest = name.split(".", maxsplit=2)
+                if int(number) != gone:
+                    tensors[f"branches.{int(number) - (int(number) > gone)}.{rest}"] = tensor
+        config = self.config.model_copy(update={"branches": sizes})
+        router = Router(config, self.feature_size, base + len(sizes))
+        router.load_state_dict(tensors)
+        return router
 
     @property
     def temperature(self) -> Tensor:
@@ -158,5 +216,8 @@ class Router(nn.Module):
 
     def forward(self, features: Tensor) -> Routing:
         """``(examples, features)`` → logits and weights ``(examples, adapters)``."""
-        logits = self.mlp(features)
-        return Routing(logits, torch.softmax(logits / self.temperature, dim=-1))
+        logits, temperature = self.mlp(features), self.temperature
+        for branch in self.branches:
+            before = torch.logsumexp(logits / temperature, dim=1, keepdim=True)
+            logits = torch.cat([logits, temperature * (before + branch(features))], dim=1)
+        return Routing(logits, torch.softmax(logits / temperature, dim=-1))

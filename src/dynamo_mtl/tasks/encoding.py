@@ -48,6 +48,8 @@ class EncodedSource:
     body: str
     cut: bool = False
     """Whether something did not fit into the windows."""
+    lead: int = 0
+    """Characters of an instruction, and the blank behind it, in front of the text in ``body``."""
 
 
 class SourceEncoder:
@@ -79,7 +81,8 @@ class SourceEncoder:
             if end >= len(encoding.ids):
                 break
             start += capacity - min(self.overlap, capacity // 2)
-        return EncodedSource(windows, body, cut=end < len(encoding.ids))
+        lead_characters = len(clean(instruction)) + 1 if instruction and context is None else 0
+        return EncodedSource(windows, body, end < len(encoding.ids), lead_characters)
 
 
 @dataclass(frozen=True)

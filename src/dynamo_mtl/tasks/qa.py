@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.spans import span_scores
-from dynamo_mtl.model.heads import Head, HeadConfig, SpanHead
+from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
 from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
@@ -68,7 +68,7 @@ class QuestionAnswering(Task):
         return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("span")
+        return HeadConfig("token", labels=2)  # whether an answer starts or ends there
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         text, start = json.loads(example.target)[0]
@@ -88,7 +88,7 @@ class QuestionAnswering(Task):
 
     def _logits(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         """Start and end logits ``(windows, longest, 2)``, -inf where there is no token."""
-        assert isinstance(head, SpanHead)
+        assert isinstance(head, TokenHead)
         first, last = int(view.tokens[0, 0]), int(view.tokens.max()) + 1
         logits = head(hidden[first:last])[view.tokens.clamp_min(first) - first]
         return logits.masked_fill(~view.mask[:, :, None], float("-inf"))

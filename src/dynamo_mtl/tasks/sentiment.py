@@ -1,91 +1,23 @@
-"""Sentiment: a label for a text (SST-2 and its like)."""
+"""Sentiment: whether a text is for or against (SST-2 and its like)."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
-from dynamo_mtl.errors import DataError
-from dynamo_mtl.metrics.classification import classification_scores
-from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
-from dynamo_mtl.model.lora import LoraConfig
-from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
-from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+from dynamo_mtl.tasks.classification import Classification, ClassificationConfig
 from dynamo_mtl.tasks.wordings import read_wordings
 
 
-class SentimentConfig(TaskConfig):
-    """Labels are numbers in the data; their names are what users read."""
+class SentimentConfig(ClassificationConfig):
+    """Two labels, unless there are others."""
 
     labels: list[str] = Field(default=["negative", "positive"], min_length=2)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout in the head."""
 
 
-class Sentiment(Task):
-    """Single-label classification of a text."""
+class Sentiment(Classification):
+    """Classification with the columns and wordings of reviews."""
 
     type = "sentiment"
     Config = SentimentConfig
-    lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
     column_names = {"text": ("text", "sentence", "review"), "label": ("label", "sentiment")}
     wordings = read_wordings("sentiment")
-    main_metric = "accuracy"
-    trivial_name = "majority label"
-    config: SentimentConfig
-
-    def read(self, row: Mapping[str, Any], where: str) -> Example:
-        label = self.column(row, "label", where)
-        names = self.config.labels
-        if isinstance(label, str):
-            label = names.index(label) if label in names else int(label) if label.strip().isdecimal() else label
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
-            raise DataError(
-                f"{where}: label {label!r} of task '{self.name}' is out of range; "
-                f"use 0 to {len(names) - 1} or one of {', '.join(names)}",
-                "label out of range",
-            )
-        return Example(self.text_column(row, "text", where), None, str(label))
-
-    def label(self, example: Example) -> str | None:
-        return self.config.labels[int(example.target)]
-
-    def head_config(self) -> HeadConfig:
-        return HeadConfig("classification", labels=len(self.config.labels), dropout=self.config.classifier_dropout)
-
-    def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        return replace(self.unanswered(source, route), labels={"label": [int(example.target)]})
-
-    def _logits(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
-        assert isinstance(head, ClassificationHead)
-        tokens = hidden[view.tokens]
-        mask = view.mask[:, :, None].to(tokens.dtype)
-        return head(tokens[:, 0], (tokens * mask).sum(dim=1) / mask.sum(dim=1))
-
-    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
-        smoothing = self.config.label_smoothing if head.training else 0.0
-        logits = self._logits(head, hidden, view)
-        return F.cross_entropy(logits, view.labels["label"], reduction="none", label_smoothing=smoothing)
-
-    def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
-        probabilities = torch.softmax(self._logits(head, hidden, view), dim=-1).tolist()
-        best = [max(range(len(row)), key=row.__getitem__) for row in probabilities]
-        return [{"label": self.config.labels[b], "score": row[b]} for b, row in zip(best, probabilities, strict=True)]
-
-    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
-        # Another task of this type may have other labels; its answer is wrong here.
-        numbers = {label: number for number, label in enumerate(self.config.labels)}
-        predictions = [None if a is None else numbers.get(a["label"]) for a in answers]
-        return classification_scores(predictions, [int(e.target) for e in examples])
-
-    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
-        majority = Counter(int(e.target) for e in train).most_common(1)[0][0]
-        return [{"label": self.config.labels[majority], "score": 1.0}] * len(examples)

@@ -1,9 +1,8 @@
-"""A sample of the inputs that training knows, as router features: what ``Novelty`` compares with."""
+"""Router features of training inputs, and the sample of them that says what is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,37 +11,12 @@ from torch import Tensor
 from dynamo_mtl.data.batch import run_in_groups
 from dynamo_mtl.inference.scoring import InputProgress
 from dynamo_mtl.inference.system import System
-from dynamo_mtl.model.novelty import Novelty
+from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.processes import add_up, here
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.settings import TrainingConfig
-
-
-@dataclass(frozen=True)
-class KnownInputs:
-    """Training texts, each bare, with an instruction, and with one of another task."""
-
-    features: Tensor
-    """``(n, router.feature_size)``."""
-    routes: Tensor
-    """``(n,)`` adapters that they belong to."""
-    origins: Tensor
-    """``(n,)`` adapters of the tasks that their texts come from."""
-    is_bare: Tensor
-    """``(n,)``."""
-
-    def fit(self, seed: int, unknown: int | None = None) -> Novelty:
-        """Learn what is known; ``unknown`` is a task of which nothing is: no text, and no instruction."""
-        novelty = Novelty(self.features.shape[1]).to(self.features.device)
-        kept = (
-            torch.ones_like(self.is_bare) if unknown is None else (self.routes != unknown) & (self.origins != unknown)
-        )
-        # Crossed inputs apart from others of their task: what two kinds of text differ in must not count as noise.
-        groups = self.routes * (1 + int(self.origins.max())) + self.origins
-        novelty.fit(self.features[kept], groups[kept], self.is_bare[kept], seed)
-        return novelty
 
 
 @torch.no_grad()
@@ -63,8 +37,8 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
     return add_up(features), torch.tensor([e.route for e in examples], device=system.device)
 
 
-def known_inputs(source: ExampleSource, config: TrainingConfig) -> KnownInputs:
-    """Draw ``router.novelty_examples`` training texts of each task and compute their features."""
+def known_inputs(source: ExampleSource, config: TrainingConfig, tasks: Sequence[str] | None = None) -> KnownInputs:
+    """Draw ``router.novelty_examples`` training texts of each task, or of some tasks, and compute their features."""
     rng = np.random.default_rng([config.seed, 4])
     system = source.system
     examples: list[EncodedExample] = []
@@ -76,7 +50,7 @@ def known_inputs(source: ExampleSource, config: TrainingConfig) -> KnownInputs:
         origins.append(system.route_of(origin))
         is_bare.append(bare)
 
-    for task in system.tasks:
+    for task in tasks or system.tasks:
         rows = rng.permutation(len(source.tables[task].train))[: config.router.novelty_examples]
         for row in rows:
             text = source.row(task, int(row))

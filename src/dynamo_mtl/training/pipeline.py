@@ -213,7 +213,9 @@ def _run(
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
             if stage.phase == 2:
-                source.system.model.novelty = known_inputs(source, config.training).fit(config.training.seed)
+                known = known_inputs(source, config.training)
+                source.system.model.novelty = known.fit(config.training.seed)
+                source.system.model.known = known.sample(config.training.router.memory_examples, config.training.seed)
             if stage.phase > 1 and config.model.adapters == "routed":
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])

@@ -22,6 +22,8 @@ class RouterPhaseConfig(BaseModel):
     feature_batch_size: int = Field(default=64, ge=1)
     novelty_examples: int = Field(default=800, ge=1)
     """Training texts of each task that say what is known: inputs unlike them are rejected."""
+    memory_examples: int = Field(default=300, ge=1)
+    """Inputs of each task whose features stay in the checkpoint, so that a task can be added without the data."""
     mixture_steps: int = Field(default=50, ge=0)
     """Steps of the whole objective through the mixture of frozen adapters."""
 

@@ -1,0 +1,31 @@
+"""The command ``dynamo``. Each verb imports what it needs when it runs, so that ``dynamo --help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dynamo_mtl.cli import checkpoints, evaluation, inference, training
+from dynamo_mtl.cli.shared import app
+from dynamo_mtl.errors import EXIT_CODE, DynamoError
+
+__all__ = ["app", "checkpoints", "evaluation", "inference", "main", "training"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors of the input are one sentence and exit code 2."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except DynamoError as error:
+        if not error.told:
+            typer.echo(f"error: {error}", err=True)
+        raise SystemExit(EXIT_CODE) from None
+    finally:
+        _leave_job()
+
+
+def _leave_job() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,102 @@
+"""Commands that change a trained model: a task more, a task less, another name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, start_logging, writable_file
+
+Name = Annotated[str, typer.Option(help="Name of the task.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of the new model; the checkpoint's with a suffix if not given.")
+]
+
+
+@app.command("add-task")
+def add_task(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    *,
+    name: Name,
+    type_: Annotated[str, typer.Option("--type", help="Type of the task.")],
+    data: Annotated[str, typer.Option(help="Folder or file with its data, or the id of a hub data set.")],
+    output: Output = None,
+    few_shot: Annotated[
+        bool, typer.Option("--few-shot", help="For some 16 examples: the router gets a prototype of them.")
+    ] = False,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA folder that its adapter starts from.")] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse an adapter of which some part cannot be taken over.")] = True,
+    report: Annotated[Path | None, typer.Option(help="JSON file for routing and answers before and after.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Examples of each task in the report.")] = 1000,
+    verbose: Verbose = False,
+) -> None:
+    """Add a task to a trained model: its adapter, its head, and a branch of the router. The others stay as they are."""
+    start_logging(verbose)
+    from dynamo_mtl.config import AddedTask, extended_config
+    from dynamo_mtl.evaluation.added_task import added_task_report, report_lines
+    from dynamo_mtl.inference.editing import import_for
+    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
+    from dynamo_mtl.training.added_tasks import add_task as train
+
+    read_metadata(checkpoint)
+    start = None if adapter is None else import_for(checkpoint, adapter, strict)
+    added = AddedTask(name, type_, data, few_shot, None if start is None else start.config.model_dump())
+    config = extended_config(checkpoint / CONFIG, added, overrides or [])
+    place = output or checkpoint.with_name(f"{checkpoint.name}-{name}")
+    if report is not None:
+        writable_file(report, "--report")
+    train(checkpoint, place, config, start)
+    found = added_task_report(checkpoint, place, config, limit)
+    if report is not None:
+        report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for line in report_lines(found):
+        typer.echo(line)
+    typer.echo(f"saved: {place}")
+
+
+@app.command("remove-task")
+def remove_task(checkpoint: Checkpoint, *, name: Name, output: Output = None) -> None:
+    """Take a task out of a trained model. The others and the router's choice between them stay as they are."""
+    start_logging(False)
+    from dynamo_mtl.inference.editing import remove_task as remove
+
+    place = output or checkpoint.with_name(f"{checkpoint.name}-without-{name}")
+    typer.echo(f"saved: {remove(checkpoint, place, name)}")
+
+
+@app.command("rename-task")
+def rename_task(
+    checkpoint: Checkpoint,
+    *,
+    name: Name,
+    to: Annotated[str, typer.Option(help="Its new name.")],
+    output: Output = None,
+) -> None:
+    """Give a task of a trained model another name."""
+    start_logging(False)
+    from dynamo_mtl.inference.editing import rename_task as rename
+
+    place = output or checkpoint.with_name(f"{checkpoint.name}-{to}")
+    typer.echo(f"saved: {rename(checkpoint, place, name, to)}")
+
+
+@app.command("import-adapter")
+def import_adapter(
+    checkpoint: Checkpoint,
+    adapter: Annotated[Path, typer.Argument(help="PEFT LoRA folder.")],
+    *,
+    task: Annotated[str, typer.Option(help="Task whose adapter it replaces.")],
+    output: Output = None,
+    strict: Annotated[bool, typer.Option(help="Refuse an adapter of which some part cannot be taken over.")] = True,
+) -> None:
+    """Put an adapter that PEFT trained in the place of a task's own. A new task's starts from one with add-task."""
+    start_logging(False)
+    from dynamo_mtl.inference.editing import replace_adapter
+
+    place = output or checkpoint.with_name(f"{checkpoint.name}-imported")
+    typer.echo(f"saved: {replace_adapter(checkpoint, place, task, adapter, strict)}")

@@ -1,0 +1,66 @@
+"""Commands that answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, checkpoint_config, needs, start_logging
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],
+    context: Annotated[str | None, typer.Option(help="Passage that a question is about.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to do with the text, in words.")] = None,
+    task_hint: Annotated[
+        str | None, typer.Option(help="Task that must answer; the router chooses if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Route and answer one text."""
+    start_logging(verbose, quiet=True)
+    from dynamo_mtl.inference.pipeline import DynamoInference
+
+    if text == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    result = DynamoInference(checkpoint).predict(
+        text, context=context, instruction=instruction, task_hint=task_hint, return_routing_info=True
+    )
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=True))
+        return
+    routing: dict[str, Any] = result.pop("routing_info")
+    for task, answer in result.items():
+        for key, value in answer.items():
+            typer.echo(f"{task}.{key}: {value}")
+    doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
+    typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
+    for task, probability in routing["probabilities"].items():
+        typer.echo(f"  {probability:6.3f}  {task}")
+
+
+@app.command()
+def serve(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer over HTTP, with a page to play with, until SIGTERM or Ctrl-C. Clients send the key in DYNAMO_API_KEY."""
+    start_logging(verbose)
+
+    try:
+        from dynamo_mtl.serving.server import serve as run
+    except ModuleNotFoundError as error:
+        raise needs(error, "the server", "serve") from None
+    config = checkpoint_config(checkpoint, overrides)
+    raise SystemExit(run(checkpoint, config, config.serving, insecure, device))

@@ -1,0 +1,72 @@
+"""What the commands share: the application, their common options, logging."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dynamo_mtl.errors import ConfigError, writable_folder
+
+if TYPE_CHECKING:
+    from dynamo_mtl.config import DynamoConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Many text tasks over one small frozen encoder, routed per input in a single pass.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key.sub=value.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log debug details, such as routing weights.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
+
+
+def checkpoint_config(checkpoint: Path, overrides: Sequence[str] | None) -> DynamoConfig:
+    """The configuration of a checkpoint, less what a file from somebody else must not choose.
+
+    Raises:
+        CheckpointError: not a checkpoint.
+        ConfigError: unusable settings.
+    """
+    from dynamo_mtl.config import PLACES, load_config
+    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
+
+    read_metadata(checkpoint)
+    return load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])
+
+
+def writable_file(output: Path, option: str = "--output") -> None:
+    """See that a file can be written before the work whose result it holds. Raises ``ConfigError``."""
+    writable_folder(output.parent, option)
+    if output.is_dir():
+        raise ConfigError(f"{option}: {output} is a folder; name a file")
+
+
+def start_logging(verbose: bool, quiet: bool = False) -> None:
+    """Log to standard error: progress, details if ``verbose``, or warnings alone."""
+    quiet = quiet or not speaks()
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("dynamo_mtl").setLevel(level)
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its job that speaks to the user; launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def needs(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
+    """The sentence about a package that an extra brings."""
+    return ConfigError(f"{error.name} is missing; install {what} with: pip install 'dynamo-mtl[{extra}]'")

@@ -1,0 +1,85 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamo_mtl.cli.shared import Overrides, Verbose, app, speaks, start_logging, writable_file
+from dynamo_mtl.errors import ConfigError, writable_folder
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    phase: Annotated[str, typer.Option(help="1, 2, 3 or all.")] = "all",
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that did not end: latest, or the folder of a state.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the three phases, or one of them from the checkpoint of the one before."""
+    start_logging(verbose)
+    if phase not in ("1", "2", "3", "all"):
+        raise ConfigError(f"--phase: found '{phase}', use 1, 2, 3 or all")
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.training.pipeline import train as run
+    from dynamo_mtl.training.resume import Stopped
+
+    phases = (1, 2, 3) if phase == "all" else (int(phase),)
+    try:
+        last = run(load_config(config, overrides or []), phases, resume)
+    except Stopped as stopped:
+        if speaks():
+            typer.echo(str(stopped), err=True)
+        raise SystemExit(stopped.code) from None
+    if speaks():
+        typer.echo(f"trained: {last}")
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split of the data to score on.")] = "validation",
+    output: Annotated[
+        Path | None, typer.Option(help="Result file to write; results/CONFIG.json if not given.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds to train everything with, from training.seed on.")] = 1,
+    verbose: Verbose = False,
+) -> None:
+    """Train the routed system and everything that it should be compared with, and score them side by side.
+
+    What has been trained with the same settings is not trained again.
+    """
+    start_logging(verbose)
+    from dynamo_mtl.config import load_config
+    from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
+    from dynamo_mtl.evaluation.compare import compare_seeds, final_checkpoint
+    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.report import print_result
+    from dynamo_mtl.training.resume import Stopped
+
+    settings = load_config(config, overrides or [])
+    place = output or Path("results") / f"{config.stem}.json"
+    writable_file(place)
+    folder = report or Path(settings.visualization_dir)
+    writable_folder(folder, "--report" if report else "visualization_dir")
+    try:
+        result = compare_seeds(settings, settings.compare, seeds, split)
+    except Stopped as stopped:
+        if speaks():
+            typer.echo(str(stopped), err=True)
+        raise SystemExit(stopped.code) from None
+    if not speaks():
+        return
+    result.write(place)
+    print_result(result)
+    analysis = analyze_checkpoint(final_checkpoint(settings), settings, split)
+    typer.echo(f"report: {write_report(folder, result, analysis)}")

@@ -1,0 +1,197 @@
+"""Named entities: stretches of a text that name somebody or something, each with its kind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.metrics.entities import Entity, entity_scores
+from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
+from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+from dynamo_mtl.tasks.wordings import read_wordings
+
+OUTSIDE = 0
+"""Class of tokens that belong to no entity; a kind has two more, for its first token and for the others (BIO)."""
+
+
+class EntityConfig(TaskConfig):
+    """The kinds of entities, as they are named in the data and for users."""
+
+    kinds: list[str] = Field(default=["PER", "ORG", "LOC", "MISC"], min_length=1)
+
+
+class NamedEntities(Task):
+    """A class for every token of the text; the entities are what the classes spell, as characters of the text."""
+
+    type = "ner"
+    Config = EntityConfig
+    lora = LoraConfig(rank=16, alpha=32.0, target_modules="all-linear")
+    all_windows = True
+    column_names = {
+        "text": ("text", "sentence"),
+        "entities": ("entities", "spans"),
+        "tokens": ("tokens", "words"),
+        "tags": ("ner_tags", "tags", "labels"),
+    }
+    wordings = read_wordings("ner")
+    main_metric = "f1"
+    trivial_name = "names of the training data, wherever they stand"
+    config: EntityConfig
+
+    def read(self, row: Mapping[str, Any], where: str) -> Example:
+        if any(name in row for name in self._names("tokens")):
+            text, entities = self._from_tags(row, where)
+        else:
+            text = self.text_column(row, "text", where)
+            entities = self._from_spans(self.column(row, "entities", where), text, where)
+        if not text.strip():
+            raise DataError(f"{where}: the text of task '{self.name}' is empty", "empty text")
+        return Example(text, None, json.dumps(sorted(entities)))
+
+    def _names(self, column: str) -> tuple[str, ...]:
+        return (self.config.columns[column],) if column in self.config.columns else self.column_names[column]
+
+    def _from_spans(self, given: Any, text: str, where: str) -> list[Entity]:
+        """``[{"start", "end", "label"}]``, or that as JSON, as in a cell of a table."""
+        try:
+            spans = json.loads(given) if isinstance(given, str) else given
+            found = [(s["start"], s["end"], s.get("label", s.get("type"))) for s in spans]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{where}: entities of '{self.name}' should be a list of start, end and label, found {given!r:.80}",
+                "entities of another form",
+            ) from error
+        for start, end, kind in found:
+            inside = type(start) is int and type(end) is int and 0 <= start < end <= len(text)
+            if not inside or kind not in self.config.kinds:
+                raise DataError(
+                    f"{where}: the entity {start!r} to {end!r}, {kind!r}, of task '{self.name}' is not in its text, or "
+                    f"of no kind of {', '.join(self.config.kinds)}",
+                    "an entity that cannot be",
+                )
+        return found
+
+    def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
+        """Words and a BIO tag for each, as a name or as the number of CoNLL-2003: O, B-PER, I-PER, B-ORG, …"""
+        words, tags = self.column(row, "tokens", where), self.column(row, "tags", where)
+        kinds = self.config.kinds
+        names = ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            raise DataError(f"{where}: task '{self.name}' needs a tag for every word", "words and tags do not match")
+        entities: list[Entity] = []
+        text = ""
+        for word, tag in zip(words, tags, strict=True):
+            number = tag if isinstance(tag, int) else names.index(tag) if tag in names else -1
+            if not isinstance(word, str) or not 0 <= number < len(names):
+                raise DataError(
+                    f"{where}: tag {tag!r} of task '{self.name}' is none of {', '.join(names)}", "an unknown tag"
+                )
+            text += " " if text else ""
+            start, text = len(text), text + clean(word)
+            kind, begins = kinds[(number - 1) // 2], number % 2 == 1
+            goes_on = bool(entities) and entities[-1][1] == start - 1 and entities[-1][2] == kind
+            if number and (begins or not goes_on):
+                entities.append((start, len(text), kind))
+            elif number:
+                entities[-1] = (entities[-1][0], len(text), kind)
+        return text, entities
+
+    def head_config(self) -> HeadConfig:
+        return HeadConfig("token", labels=1 + 2 * len(self.config.kinds))
+
+    def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
+        entities = [(s + source.lead, e + source.lead, kind) for s, e, kind in json.loads(example.target)]
+        labels: dict[str, list[int]] = {"class": [], "window": [], "token": []}
+        for number, window in enumerate(source.windows):
+            for place, (start, end) in enumerate(window.offsets):
+                labels["class"].append(self._class(start, end, entities))
+                labels["window"].append(number)
+                labels["token"].append(window.body_start + place)
+        return replace(self.unanswered(source, route), labels=labels)
+
+    def _class(self, start: int, end: int, entities: Iterable[Entity]) -> int:
+        """Class of the token with these characters."""
+        for first, last, kind in entities:
+            if first < end and start < last:
+                # A token may begin with the blank before its word.
+                return 1 + 2 * self.config.kinds.index(kind) + int(start > first)
+        return OUTSIDE
+
+    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        assert isinstance(head, TokenHead)
+        first_window = torch.searchsorted(view.window_rows, view.label_rows)
+        places = view.tokens[first_window + view.labels["window"], view.labels["token"]]
+        return F.cross_entropy(head(hidden[places]), view.labels["class"], reduction="none")
+
+    def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
+        assert isinstance(head, TokenHead)
+        probabilities = torch.softmax(head(hidden[view.tokens]), dim=-1)
+        scores, classes = probabilities.max(dim=-1)
+        rows = view.window_rows.tolist()
+        found: list[dict[tuple[int, int], tuple[float, int]]] = [{} for _ in sources]
+        for place, row in enumerate(rows):
+            window = sources[row].windows[place - rows.index(row)]
+            region = slice(window.body_start, window.body_start + len(window.offsets))
+            tagged = zip(window.offsets, scores[place, region].tolist(), classes[place, region].tolist(), strict=True)
+            for offsets, score, number in tagged:
+                # Where windows overlap, the surer one says what a token is.
+                found[row][offsets] = max(found[row].get(offsets, (0.0, 0)), (score, number))
+        return [{"entities": self._entities(own, source)} for own, source in zip(found, sources, strict=True)]
+
+    def _entities(
+        self, tagged: Mapping[tuple[int, int], tuple[float, int]], source: EncodedSource
+    ) -> list[dict[str, Any]]:
+        """What the classes spell; an instruction in front of the text names nothing."""
+        body, lead = source.body, source.lead
+        entities: list[dict[str, Any]] = []
+        last = OUTSIDE
+        for (start, end), (score, number) in sorted(tagged.items()):
+            if end <= lead:
+                continue
+            kind = (number - 1) // 2
+            if number != OUTSIDE:
+                goes_on = number % 2 == 0 and last != OUTSIDE and (last - 1) // 2 == kind
+                if goes_on:
+                    entities[-1]["end"] = end
+                    entities[-1]["score"] = min(entities[-1]["score"], score)
+                else:
+                    blanks = len(body[start:end]) - len(body[start:end].lstrip())
+                    entity = {"entity_group": self.config.kinds[kind], "score": score}
+                    entities.append({**entity, "start": start + blanks, "end": end})
+            last = number
+        return [
+            {**e, "word": body[e["start"] : e["end"]], "start": e["start"] - lead, "end": e["end"] - lead}
+            for e in entities
+        ]
+
+    def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        predicted = [
+            [(e["start"], e["end"], e["entity_group"]) for e in (answer or {}).get("entities", [])]
+            for answer in answers
+        ]
+        return entity_scores(predicted, [[(s, e, k) for s, e, k in json.loads(x.target)] for x in examples])
+
+    def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
+        names = {e.text[s:t]: kind for e in train for s, t, kind in json.loads(e.target)}
+        longest = sorted(names, key=len, reverse=True)
+        pattern = re.compile(r"\b(" + "|".join(map(re.escape, longest)) + r")\b") if names else None
+        return [
+            {
+                "entities": [
+                    {"entity_group": names[m[0]], "score": 1.0, "start": m.start(), "end": m.end(), "word": m[0]}
+                    for m in (pattern.finditer(example.text) if pattern else ())
+                ]
+            }
+            for example in examples
+        ]

@@ -1,0 +1,162 @@
+"""A task more for a trained model: one adapter and head, and a branch of the router. Nothing else changes.
+
+Of the older tasks' data nothing is needed: the checkpoint remembers some of their inputs as features without text.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from dynamo_mtl.errors import CheckpointError, writable_folder
+from dynamo_mtl.inference.system import System, load_extended, make_tasks
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.checkpoint import KNOWN
+from dynamo_mtl.model.known_inputs import KnownInputs
+from dynamo_mtl.model.lora import Adapter
+from dynamo_mtl.model.router import Branch
+from dynamo_mtl.tasks.tables import all_examples, first_examples
+from dynamo_mtl.tasks.task import Example, Task
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.known_inputs import known_inputs, trunk_features
+from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.phases.branch import (
+    BranchInputs,
+    BranchPhase,
+    limit_losses,
+    set_prototype,
+    split_inputs,
+)
+from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+from dynamo_mtl.training.pipeline import load_tables, source_revision
+from dynamo_mtl.training.settings import PipelineConfig, TrainingConfig
+from dynamo_mtl.training.tracking import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+
+def add_task(
+    checkpoint: Path,
+    output: Path,
+    config: PipelineConfig,
+    start: Adapter | None = None,
+) -> Path:
+    """Train the last task of ``config`` and save the model with it.
+
+    Adapters, heads and vocabularies of the tasks before stay as they are, bit by bit, and so do the router's decisions
+    between them.
+
+    Args:
+        checkpoint: a trained model of the tasks before.
+        output: where the model goes; may be the checkpoint itself, which is then replaced at the end.
+        config: the checkpoint's configuration with the added task as its last one, and a branch for it.
+        start: what the added task's adapter starts from, of the same settings; a fresh one if None.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        DynamoError: unusable checkpoint, configuration or data; before anything is trained.
+    """
+    name = list(config.tasks)[-1]
+    writable_folder(output.parent, "--output")
+    accelerator = Accelerator()
+    set_seed(config.training.seed)
+    tables = load_tables(config, {name: make_tasks(config)[name]})
+
+    def examples(task: Task) -> Iterable[Example]:
+        return all_examples(tables[task.name].train)
+
+    system, metadata = load_extended(checkpoint, config, examples, accelerator.device)
+    if system.model.known is None:
+        raise CheckpointError(
+            f"{checkpoint}: no {KNOWN}, so nothing says what belongs to the tasks that are there; train its router "
+            "with this version: dynamo train CONFIG --phase 2"
+        )
+    if start is not None:
+        system.model.bank[name].load_state_dict(start.state_dict())
+    began = time.perf_counter()
+    source, settings = ExampleSource(system, tables), config.training
+    log = MetricsLog(Path(config.log_dir), accelerator)
+    try:
+        run_phase(AdapterPhase(source, name, settings), system, settings, config.data.num_workers, accelerator, log)
+        calibration = _teach_router(source, name, settings, metadata.calibration, accelerator, log)
+    finally:
+        log.close()
+    system.model.eval()
+    seconds = metadata.train_seconds + time.perf_counter() - began
+    changed = replace(
+        metadata,
+        format=type(metadata).format,
+        tasks=list(system.tasks),
+        commit=source_revision(),
+        train_seconds=round(seconds, 1),
+        dataset_sizes={**metadata.dataset_sizes, name: len(tables[name].train)},
+        calibration=calibration,
+    )
+    system.save(output, changed, config.to_yaml())
+    logger.info("saved %s", output)
+    return output
+
+
+def _teach_router(
+    source: ExampleSource,
+    name: str,
+    config: TrainingConfig,
+    calibration: Calibration,
+    accelerator: Accelerator,
+    log: MetricsLog,
+) -> Calibration:
+    """Train the added task's branch, and make its inputs known. Returns the calibration of the router with it."""
+    system, model = source.system, source.system.model
+    inputs, added = _branch_inputs(source, name, config)
+    branch = model.router.branches[-1]
+    assert isinstance(branch, Branch)
+    if branch.is_prototype:
+        set_prototype(branch, inputs, model.novelty)
+    else:
+        run_phase(BranchPhase(branch, inputs, config), system, config, 0, accelerator, log)
+    limit_losses(branch, inputs)
+    assert model.known is not None
+    model.known = model.known.joined(added.sample(config.router.memory_examples, config.seed))
+    model.novelty.extend(inputs.own, inputs.own_validation)
+    return _covering(calibration, system, inputs.own_validation)
+
+
+def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> tuple[BranchInputs, KnownInputs]:
+    system = source.system
+    known = system.model.known
+    assert known is not None
+    route, rng = system.route_of(name), np.random.default_rng([config.seed, 3])
+    added = known_inputs(source, config, [name])
+    rows = first_examples(source.tables[name].validation, config.eval_examples)
+    required = system.config.tasks[name].requires_instruction
+    asked = [source.instruction(name, rng, 1.0, validation=True) for _ in rows]
+    wordings = asked if required else [*asked, *[None] * len(rows)]
+    validation = [source.router_input(name, row, wording) for row, wording in zip(rows * 2, wordings, strict=False)]
+    features, _ = trunk_features(system, validation, config.token_budget)
+    inputs = split_inputs(added, known, route, features)
+    if required:  # without an instruction its texts are not its own
+        texts = first_examples(source.tables[name].train, config.router.novelty_examples)
+        bare, _ = trunk_features(system, [source.router_input(name, t, None) for t in texts], config.token_budget)
+        inputs = replace(inputs, other=torch.cat([inputs.other, bare]))
+    return inputs, added
+
+
+@torch.no_grad()
+def _covering(calibration: Calibration, system: System, features: torch.Tensor) -> Calibration:
+    """The calibration with thresholds that keep the configured share of an added task's inputs too."""
+    model = system.model
+    share = (1 - calibration.coverage) / 2
+    logits = model.router(features).logits / model.router.temperature
+    confidence = calibration.probabilities(logits).amax(dim=1)
+    lowest = float(torch.quantile(confidence, share, interpolation="lower"))
+    return replace(calibration, threshold=min(calibration.threshold, lowest))
