@@ -44,6 +44,7 @@ DEADLINE = 10.0
 UNBATCHED = ("serving.token_budget=1", "serving.max_writing=1")
 """One input a pass, one answer at a time."""
 EACH_TASK = 20
+PARTS = ["overhead", "throughput", "overload", "abandoned", "idle_connections", "soak"]
 
 
 @dataclass(frozen=True)
@@ -298,27 +299,39 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the closed loop; the others follow")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="those not named stay in the file")
     chosen = parser.parse_args()
     config = load_config(chosen.checkpoint / CONFIG, chosen.overrides)
     model = DynamoInference(chosen.checkpoint, config, device="cpu")
     bodies = mixed_bodies(model)
     quick = bodies[:: len(model.task_names)]  # those of the first task, which writes nothing
-    found: dict[str, Any] = {"checkpoint": model.metadata.backbone, "commit": source_revision()}
+    found: dict[str, Any] = {"checkpoint": model.metadata.backbone, "commits": {}}
+    if chosen.output.exists() and list(chosen.parts) != PARTS:
+        found.update(json.loads(chosen.output.read_text(encoding="utf-8")))
 
-    def note(part: dict[str, Any]) -> None:
-        found.update(part)
+    def run(part: str) -> dict[str, Any]:
+        checkpoint, seconds = chosen.checkpoint, chosen.seconds
+        if part == "overhead":
+            return asyncio.run(overhead(checkpoint, model, quick))
+        if part == "throughput":
+            return asyncio.run(throughput(checkpoint, bodies, seconds, 3))
+        if part == "overload":
+            capacity = found["throughput"]["batched_per_second"]
+            return {part: asyncio.run(overload(checkpoint, bodies, capacity, seconds / 2))}
+        if part == "abandoned":
+            longest = {"inputs": longest_input(model, bodies), "parameters": {"max_new_tokens": 128}}
+            return asyncio.run(abandoned(checkpoint, bodies, longest))
+        if part == "idle_connections":
+            return {part: asyncio.run(idle_connections(checkpoint, bodies, seconds / 6))}
+        return {part: asyncio.run(soak(checkpoint, bodies, chosen.minutes))}
+
+    for part in chosen.parts:
+        measured = run(part)
+        found.update(measured)
+        found["commits"][part] = source_revision()
         content = {**found, "machine": machine(torch.device("cpu")), "settings": ServingConfig().model_dump()}
         chosen.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        print(json.dumps(part), flush=True)
-
-    note(asyncio.run(overhead(chosen.checkpoint, model, quick)))
-    note(asyncio.run(throughput(chosen.checkpoint, bodies, chosen.seconds, 3)))
-    capacity = found["throughput"]["batched_per_second"]
-    note({"overload": asyncio.run(overload(chosen.checkpoint, bodies, capacity, chosen.seconds / 2))})
-    longest = {"inputs": longest_input(model, bodies), "parameters": {"max_new_tokens": 128}}
-    note(asyncio.run(abandoned(chosen.checkpoint, bodies, longest)))
-    note({"idle_connections": asyncio.run(idle_connections(chosen.checkpoint, bodies, chosen.seconds / 6))})
-    note({"soak": asyncio.run(soak(chosen.checkpoint, bodies, chosen.minutes))})
+        print(json.dumps(measured), flush=True)
 
 
 def mixed_bodies(model: DynamoInference) -> list[dict[str, Any]]:

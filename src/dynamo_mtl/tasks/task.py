@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -213,9 +214,19 @@ class Task(abc.ABC):
         """Answers of a system without learning, to compare with."""
 
 
+ENTRY_POINTS = "dynamo_mtl.tasks"
+"""Group of the entry points by which other packages bring task types."""
+
+
 @functools.cache
 def task_types() -> dict[str, type[Task]]:
-    """All task types, found by importing every module of this package."""
+    """All task types: of every module of this package, and of installed packages.
+
+    A package brings one by an entry point of the group ``dynamo_mtl.tasks``.
+
+    Raises:
+        ConfigError: what a package brings is no task type, or one that there is already.
+    """
     found: dict[str, type[Task]] = {}
     for module in pkgutil.iter_modules(dynamo_mtl.tasks.__path__):
         for _, member in inspect.getmembers(
@@ -223,6 +234,18 @@ def task_types() -> dict[str, type[Task]]:
         ):
             if issubclass(member, Task) and not inspect.isabstract(member):
                 found[member.type] = member
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            member = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{ENTRY_POINTS}: the entry point '{point.name}' cannot be loaded ({error})") from error
+        if not (inspect.isclass(member) and issubclass(member, Task)) or inspect.isabstract(member):
+            raise ConfigError(f"{ENTRY_POINTS}: the entry point '{point.name}' is no task type, but {member!r:.80}")
+        if member.type in found:
+            raise ConfigError(
+                f"{ENTRY_POINTS}: '{point.name}' brings the task type '{member.type}', which there is already"
+            )
+        found[member.type] = member
     return found
 
 

@@ -185,7 +185,7 @@ def _stages(
             stages.append(Stage(2, lambda _: FeaturePhase(source, settings, held_out()), 0))
         if settings.router.mixture_steps:
             stages.append(Stage(2, lambda _: MixturePhase(source, settings, held_out()), workers))
-    if 3 in phases:
+    if 3 in phases and settings.joint.max_steps:
         stages.append(Stage(3, lambda known: JointPhase(source, settings, held_out(), known.get("ranked")), workers))
     return stages
 
@@ -220,6 +220,9 @@ def _run(
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])
         states.stage_done()
+    if 3 in states.phases and config.model.adapters == "routed" and not config.training.joint.max_steps:
+        states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
+        states.save_phase(last, FOLDERS[3])
     states.clear()
     return last
 

@@ -18,6 +18,9 @@ class RouterPhaseConfig(BaseModel):
     """Training texts of each task whose trunk features are computed once, bare, instructed and crossed."""
     tokens_per_task: int = Field(default=1_000_000, ge=1)
     """No further text of a task is read once its inputs have that many tokens: long texts are costly."""
+    length_exponent: float = Field(default=0.0, ge=0)
+    """Texts are chosen with a probability proportional to their length to this power, where not all of a task are
+    taken: more than 0 where training texts are mostly shorter than those that will be asked about, such as phrases."""
     feature_epochs: int = Field(default=15, ge=1)
     feature_batch_size: int = Field(default=64, ge=1)
     novelty_examples: int = Field(default=800, ge=1)
@@ -33,7 +36,8 @@ class JointPhaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    max_steps: int = Field(default=300, ge=1)
+    max_steps: int = Field(default=300, ge=0)
+    """0 leaves the phase out: the final model is that of phase 2."""
     examples_per_task: int = Field(default=2000, ge=1)
     """Training examples of each task that are ranked by their loss and drawn from."""
     lr_factor: float = Field(default=0.2, gt=0)

@@ -1,0 +1,92 @@
+"""Every task type that is found keeps the contract, also one that another package brings."""
+
+import dataclasses
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from dynamo_mtl.data.samples import sample_rows
+from dynamo_mtl.data.samples.classification import TOPICS
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.inference.task_contract import check_task_type
+from dynamo_mtl.tasks import task as contract
+from dynamo_mtl.tasks.classification import Classification
+from dynamo_mtl.tasks.task import task_types
+from dynamo_mtl.tasks.wordings import Wordings
+
+SETTINGS = {"classification": {"labels": list(TOPICS)}, "ner": {"kinds": ["PER", "ORG", "LOC"]}}
+
+
+def _rows(kind):
+    return [row for _, row in zip(range(6), sample_rows(kind, "train"), strict=False)]
+
+
+def _settings(kind):
+    own = {"target_vocabulary": 300, "generation": {"max_new_tokens": 6}}
+    writes = hasattr(task_types()[kind], "answer_key")
+    return {**SETTINGS.get(kind, {}), **(own if writes else {})}
+
+
+@pytest.mark.parametrize("kind", sorted(task_types()))
+def test_every_type_keeps_the_contract(kind, tiny_roberta):
+    check_task_type(task_types()[kind], _rows(kind), str(tiny_roberta), _settings(kind))
+
+
+class Shouting(Classification):
+    """Of another package: whether a text is loud."""
+
+    type = "shouting"
+    wordings = Wordings(training=("Is this loud?",))
+
+
+@pytest.fixture
+def other_package(monkeypatch):
+    """An installed package that brings a type."""
+    point = EntryPoint("shouting", f"{__name__}:Shouting", contract.ENTRY_POINTS)
+    found = {contract.ENTRY_POINTS: (point,)}
+    monkeypatch.setattr(contract, "entry_points", lambda group: found.get(group, ()))
+    task_types.cache_clear()
+    yield
+    task_types.cache_clear()
+
+
+def test_a_type_of_another_package_is_found(other_package, tiny_roberta):
+    assert task_types()["shouting"] is Shouting
+    rows = [{"text": text, "label": label} for text, label in (("HEY", 1), ("hush", 0), ("NOW", 1), ("so", 0))]
+    check_task_type(Shouting, rows, str(tiny_roberta), {"labels": ["quiet", "loud"]})
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ({"score": lambda *_: {"accuracy": 1.0}}, "answers of another type should score 0"),
+        ({"main_metric": "kappa"}, "main metric 'kappa'"),
+        ({"losses": lambda self, head, hidden, view: hidden.sum()[None]}, "one for each label"),
+        ({"losses": lambda self, head, hidden, view: hidden[view.tokens[:, 0], 0]}, "the head no gradient"),
+        ({"losses": lambda self, head, hidden, view: hidden[view.tokens[:, 0], 0] * len(view.examples)}, "add up"),
+        ({"trivial_answers": lambda self, train, rows: [{"class": 0}] * len(rows)}, "keys of the model's"),
+        ({"wordings": Wordings(training=("a",), validation=("b",), evaluation=("a",))}, "two sets"),
+    ],
+)
+def test_a_type_that_breaks_the_contract_is_told_so(broken, sentence, other_package, monkeypatch, tiny_roberta):
+    """Each is a planted fault. Fails if the suite passes whatever it is given."""
+    for name, value in broken.items():
+        monkeypatch.setattr(Shouting, name, value)
+    rows = [{"text": text, "label": label} for text, label in (("HEY", 1), ("hush", 0), ("NOW", 1), ("so", 0))]
+    with pytest.raises(AssertionError, match=sentence):
+        check_task_type(Shouting, rows, str(tiny_roberta), {"labels": ["quiet", "loud"]})
+
+
+def test_two_packages_cannot_bring_the_same_type(monkeypatch):
+    @dataclasses.dataclass
+    class Point:
+        name: str = "other"
+
+        def load(self):
+            return type("Other", (Shouting,), {"type": "sentiment"})
+
+    monkeypatch.setattr(contract, "entry_points", lambda group: (Point(),))
+    task_types.cache_clear()
+    with pytest.raises(ConfigError, match="'other' brings the task type 'sentiment', which there is already"):
+        task_types()
+    task_types.cache_clear()
