@@ -1,0 +1,110 @@
+"""Named entities: reading, tagging tokens, spelling entities, scoring."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.metrics.entities import entity_scores
+from dynamo_mtl.model.backbone import load_tokenizer
+from dynamo_mtl.model.heads import TokenHead
+from dynamo_mtl.tasks.encoding import SourceEncoder, collate
+from dynamo_mtl.tasks.task import task_types
+
+KINDS = ["PER", "ORG", "LOC"]
+TEXT = "Ada Abel of Kestrel Bank visited Halvik ."
+ENTITIES = [[0, 8, "PER"], [12, 24, "ORG"], [33, 39, "LOC"]]
+
+
+@pytest.fixture
+def task():
+    kind = task_types()["ner"]
+    return kind("ner", kind.Config(type="ner", kinds=KINDS))
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_roberta):
+    return SourceEncoder(load_tokenizer(tiny_roberta), 24, 8, 4)
+
+
+def test_rows_have_spans_or_tagged_words(task):
+    spans = [{"start": s, "end": e, "label": k} for s, e, k in ENTITIES]
+    by_spans = task.read({"text": TEXT, "entities": spans}, "row 1")
+    in_a_cell = task.read({"text": TEXT, "entities": json.dumps(spans)}, "row 1")
+    names = ["B-PER", "I-PER", "O", "B-ORG", "I-ORG", "O", "B-LOC", "O"]
+    by_names = task.read({"tokens": TEXT.split(), "ner_tags": names}, "row 1")
+    by_numbers = task.read({"tokens": TEXT.split(), "ner_tags": [1, 2, 0, 3, 4, 0, 5, 0]}, "row 1")
+    assert by_spans == in_a_cell == by_names == by_numbers
+    assert json.loads(by_spans.target) == ENTITIES
+
+
+def test_a_kind_that_begins_anew_is_another_entity(task):
+    row = {"tokens": ["Ada", "Ben", "Bank", "Press"], "ner_tags": ["B-PER", "B-PER", "I-ORG", "I-ORG"]}
+    assert json.loads(task.read(row, "row 1").target) == [[0, 3, "PER"], [4, 7, "PER"], [8, 18, "ORG"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": TEXT, "entities": "none"}, "list of start, end and label"),
+        ({"text": TEXT, "entities": [{"start": 0, "end": 99, "label": "PER"}]}, "not in its text"),
+        ({"text": TEXT, "entities": [{"start": 0, "end": 3, "label": "DOG"}]}, "of no kind of PER, ORG, LOC"),
+        ({"tokens": ["Ada"], "ner_tags": ["B-DOG"]}, "tag 'B-DOG'"),
+        ({"tokens": ["Ada", "Abel"], "ner_tags": [1]}, "a tag for every word"),
+        ({"text": " ", "entities": []}, "is empty"),
+    ],
+)
+def test_a_bad_row_is_one_sentence(task, row, sentence):
+    with pytest.raises(DataError, match=sentence) as error:
+        task.read(row, "train.jsonl, line 3")
+    assert "train.jsonl, line 3" in str(error.value)
+
+
+def _classes(task, encoder, instruction=None):
+    source = encoder.encode(TEXT, None, instruction)
+    entities = [{"start": s, "end": e, "label": k} for s, e, k in ENTITIES]
+    example = task.read({"text": TEXT, "entities": entities}, "")
+    return source, task.encode(example, source, 0)
+
+
+@pytest.mark.parametrize("instruction", [None, "Find the names of Ada:"])
+def test_what_the_labels_say_is_spelled_back(task, encoder, instruction):
+    """Over several windows, and with an instruction in front, whose words name nothing in the text.
+
+    Fails if offsets are those of the window, or of the text with its instruction.
+    """
+    source, encoded = _classes(task, encoder, instruction)
+    assert len(source.windows) > 1
+    packed = collate([encoded], 0)
+    (view,) = packed.views
+    head = TokenHead(task.head_config().labels, task.head_config().labels)
+    with torch.no_grad():
+        head.out.weight.copy_(torch.eye(7))
+        head.out.bias.zero_()
+    hidden = torch.zeros(int(view.tokens.max()) + 1, 7)
+    for number, window, token in zip(*(encoded.labels[n] for n in ("class", "window", "token")), strict=True):
+        hidden[view.tokens[window, token], number] = 9.0
+    (answer,) = task.answers(head, hidden, view, [source])
+    assert [[e["start"], e["end"], e["entity_group"]] for e in answer["entities"]] == ENTITIES
+    assert [e["word"] for e in answer["entities"]] == ["Ada Abel", "Kestrel Bank", "Halvik"]
+    losses = task.losses(head, hidden, view)
+    assert losses.shape == (len(encoded.labels["class"]),)
+    assert losses.max() < 0.01
+
+
+def test_an_entity_counts_if_characters_and_kind_are_right():
+    """3 found, 4 expected, 2 right: precision 2/3, recall 1/2, F1 4/7."""
+    predictions = [[(0, 3, "PER"), (5, 8, "LOC")], [(0, 4, "ORG")]]
+    references = [[(0, 3, "PER"), (5, 8, "ORG")], [(0, 4, "ORG"), (6, 9, "PER")]]
+    expected = {"precision": 200 / 3, "recall": 50.0, "f1": 400 / 7}
+    assert entity_scores(predictions, references) == pytest.approx(expected)
+    assert entity_scores([[]], [[]]) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_names_of_the_training_data_are_found_wherever_they_stand(task):
+    rows = [SimpleNamespace(text=TEXT, target=json.dumps(ENTITIES))]
+    asked = [SimpleNamespace(text="Halvik and Halvika, said Ada Abel", target="[]")]
+    (answer,) = task.trivial_answers(rows, asked)
+    assert [(e["word"], e["start"]) for e in answer["entities"]] == [("Halvik", 0), ("Ada Abel", 25)]
