@@ -55,6 +55,28 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def copy_folder(source: Path, place: Path) -> Path:
+    """Copy a folder that was written whole, as one that is written whole. Returns ``place``.
+
+    Raises:
+        CheckpointError: the copy cannot be written, or ``place`` holds something else.
+    """
+    if place.exists() and any(place.iterdir()) and not (place / MANIFEST).is_file():
+        raise CheckpointError(f"{place}: holds other files; give a folder that is not there yet")
+
+    def fill(staging: Path) -> None:
+        for path in [*_files(source), *(source / name for name in UNHASHED if (source / name).is_file())]:
+            if path.name != MANIFEST:
+                (staging / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, staging / path.relative_to(source))
+
+    try:
+        write_folder(place, fill)
+    except OSError as error:
+        raise CheckpointError(f"{place}: cannot be written ({error.strerror})") from error
+    return place
+
+
 def write_manifest(folder: Path) -> None:
     """Vouch for the files that are in a folder now: their sizes and SHA-256."""
     digests = {_name(f, folder): _digest(f) for f in _files(folder) if f.name != MANIFEST}

@@ -100,3 +100,43 @@ def import_adapter(
 
     place = output or checkpoint.with_name(f"{checkpoint.name}-imported")
     typer.echo(f"saved: {replace_adapter(checkpoint, place, task, adapter, strict)}")
+
+
+@app.command()
+def card(
+    checkpoint: Checkpoint,
+    result: Annotated[Path | None, typer.Option(help="Result file of dynamo evaluate, for the figures.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model, such as owner/name.")] = None,
+) -> None:
+    """Write the model card of a checkpoint: tasks, figures, limits, how to use it."""
+    from dynamo_mtl.evaluation.card import write_card
+    from dynamo_mtl.evaluation.result import read_result
+
+    found = None if result is None else read_result(result)
+    typer.echo(f"card: {write_card(checkpoint, found, name or checkpoint.name)}")
+
+
+@app.command()
+def push(
+    checkpoint: Checkpoint,
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private if it is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
+) -> None:
+    """Put a checkpoint on the hub, with the card that it has. The token is the one logged in, or HF_TOKEN."""
+    from dynamo_mtl.hub import push as send
+
+    typer.echo(f"pushed: {send(checkpoint, repository, private, revision)}")
+
+
+@app.command()
+def pull(
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write it to.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Fetch a model from the hub, verify every file, and put it into a folder."""
+    from dynamo_mtl.hub import fetch
+    from dynamo_mtl.storage import copy_folder
+
+    typer.echo(f"pulled: {copy_folder(fetch(repository, revision), output)}")

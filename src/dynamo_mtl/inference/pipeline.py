@@ -10,10 +10,12 @@ from typing import Any, cast
 import torch
 
 from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
+from dynamo_mtl.hub import fetch, push
 from dynamo_mtl.inference.generation import Decoder
 from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question, Route, TextInput
 from dynamo_mtl.inference.system import SystemConfig, load_system, read_system_config
 from dynamo_mtl.settings import validate
+from dynamo_mtl.storage import copy_folder, verify_folder
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
@@ -45,8 +47,37 @@ class DynamoInference:
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = config if isinstance(config, SystemConfig | None) else read_system_config(Path(config))
-        self.system, self.metadata = load_system(Path(checkpoint), place, settings)
+        self.checkpoint = Path(checkpoint)
+        self.system, self.metadata = load_system(self.checkpoint, place, settings)
         self.predictor = Predictor(self.system, self.metadata.calibration)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, token: str | None = None, device: str | None = None
+    ) -> DynamoInference:
+        """Load a checkpoint folder, or a model from the hub.
+
+        Args:
+            name: folder, or ``owner/name``.
+            revision: branch, tag or commit on the hub.
+            token: for private ones; the one that is logged in, or ``HF_TOKEN``, if None.
+            device: as for the constructor.
+
+        Raises:
+            CheckpointError: neither, or damaged.
+        """
+        return cls(fetch(str(name), revision, token), device=device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Copy the checkpoint that this was loaded from, verified. Raises ``CheckpointError`` if it cannot be."""
+        verify_folder(self.checkpoint)
+        return copy_folder(self.checkpoint, Path(folder))
+
+    def push_to_hub(
+        self, name: str, private: bool = False, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Put the checkpoint that this was loaded from on the hub; see ``hub.push``. Returns the commit's address."""
+        return push(self.checkpoint, name, private, revision, token)
 
     @property
     def task_names(self) -> list[str]:

@@ -1,0 +1,98 @@
+"""Models on the hub: fetched whole and verified, and pushed only if they are whole. Loads no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.storage import verify_folder
+
+MARK = "dynamo.json"
+"""The file that makes a folder a model of ours."""
+NOT_OURS = (".gitattributes",)
+"""What the hub itself puts beside a model's files."""
+
+
+def fetch(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a model: a local one as it is, else one fetched from the hub into its cache, and verified.
+
+    Args:
+        name: local folder, or the id ``owner/name``.
+        revision: branch, tag or commit on the hub.
+        token: for private ones; the one that is logged in, or ``HF_TOKEN``, if None.
+
+    Raises:
+        CheckpointError: neither, not a model of ours, or a file was damaged on the way.
+    """
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(f"{name}: no such folder; give a checkpoint folder or the id of a model, owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Links into a cache would lead out of the folder.
+        folder = Path(snapshot_download(name, revision=revision, token=token, local_dir=_place(name, revision)))
+    except Exception as error:  # the hub's libraries raise many kinds
+        raise CheckpointError(
+            f"{name}: neither a local folder nor a model that could be fetched from the hub "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if not (folder / MARK).is_file():
+        raise CheckpointError(f"{name}: holds no {MARK}, so it is no model of dynamo-mtl")
+    for extra in NOT_OURS:
+        (folder / extra).unlink(missing_ok=True)
+    verify_folder(folder)
+    return folder
+
+
+def _place(name: str, revision: str | None) -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "dynamo" / name.replace("/", "--") / (revision or "main").replace("/", "--")
+
+
+def push(folder: Path, name: str, private: bool = False, revision: str | None = None, token: str | None = None) -> str:
+    """Put a checkpoint on the hub, all of it in one commit.
+
+    Args:
+        folder: a checkpoint.
+        name: ``owner/name``; made if it is not there.
+        private: whether a new one is private.
+        revision: branch; made if it is not there.
+        token: that may write; the one that is logged in, or ``HF_TOKEN``, if None.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        CheckpointError: not a whole checkpoint, or the hub refuses.
+    """
+    if not (folder / MARK).is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint (no {MARK}); train one with: dynamo train")
+    verify_folder(folder)
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Upload a DYNAMO model",
+            ignore_patterns=[".*"],
+        )
+    except Exception as error:  # the hub's libraries raise many kinds
+        raise CheckpointError(
+            f"{name}: the hub took no model ({type(error).__name__}: {_first_line(error)}); log in with hf auth login, "
+            "or set HF_TOKEN to one that may write"
+        ) from error
+    return str(commit.commit_url)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0]
