@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamo_mtl.evaluation.pictures import COLORS, Picture
 from dynamo_mtl.evaluation.report import markdown
+from dynamo_mtl.pictures import COLORS, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -56,7 +56,9 @@ class _Hub(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 revisions[revision][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-        return self._answer(200, {"commitUrl": f"{self.address}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""})
+        return self._answer(
+            200, {"commitUrl": f"{self.address}/{name}/commit/{'1' * 40}", "commitOid": "1" * 40, "hookOutput": ""}
+        )
 
     def do_HEAD(self):
         self.do_GET()

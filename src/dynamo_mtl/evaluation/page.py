@@ -12,7 +12,7 @@ import jinja2
 
 from dynamo_mtl.errors import writable_folder
 from dynamo_mtl.evaluation.analyzer import analysis_pictures
-from dynamo_mtl.evaluation.pictures import result_pictures, save_pictures
+from dynamo_mtl.evaluation.pictures import result_pictures
 from dynamo_mtl.evaluation.report import (
     cost_rows,
     execution_rows,
@@ -24,6 +24,7 @@ from dynamo_mtl.evaluation.report import (
     score_of,
 )
 from dynamo_mtl.evaluation.result import SYSTEMS, Result
+from dynamo_mtl.pictures import save_pictures
 
 PAGE = "report.html"
 ANALYSIS = "analysis.json"

@@ -42,6 +42,7 @@ from dynamo_mtl.training.phases.shared import SharedPhase
 from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import PipelineConfig
 from dynamo_mtl.training.states import STATES, RunStates
+from dynamo_mtl.training.trackers import find_trackers, show_routing, start_trackers
 from dynamo_mtl.training.tracking import MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     _start_equal(system, config.training.seed)
     with _writing(folder, states.folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
-        _start_trackers(config, accelerator)
+        start_trackers(config, accelerator)
         if config.training.compile:
             for layer in system.model.encoder.layers:
                 layer.compile()
@@ -219,6 +220,8 @@ def _run(
             if stage.phase > 1 and config.model.adapters == "routed":
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])
+            if stage.phase > 1 and log.has_trackers and config.model.adapters == "routed":
+                show_routing(log, source, held_out(), states.metadata.calibration, FOLDERS[stage.phase])
         states.stage_done()
     if 3 in states.phases and config.model.adapters == "routed" and not config.training.joint.max_steps:
         states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
@@ -281,19 +284,11 @@ def _accelerator(config: PipelineConfig) -> Accelerator:
     try:
         # The first process may prepare data for long, while the others wait for it.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-        trackers = "wandb" if config.use_wandb else None
-        accelerator = Accelerator(mixed_precision=precision, log_with=trackers, kwargs_handlers=[patience])
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"model.precision or use_wandb: not possible on this machine ({error})") from error
-    if config.use_wandb and not accelerator.log_with:
-        raise ConfigError("use_wandb: the package wandb is not installed; install it with: pip install wandb")
-    return accelerator
-
-
-def _start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
-    if config.use_wandb:
-        accelerator.init_trackers(
-            config.wandb_project,
-            config=config.model_dump(),
-            init_kwargs={"wandb": {"tags": config.wandb_tags, "dir": config.log_dir}},
+        return Accelerator(
+            mixed_precision=precision,
+            log_with=find_trackers(config.chosen_trackers) or None,
+            project_dir=config.log_dir,
+            kwargs_handlers=[patience],
         )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"model.precision: not possible on this machine ({error})") from error

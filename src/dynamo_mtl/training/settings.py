@@ -114,4 +114,12 @@ class PipelineConfig(SystemConfig):
     checkpoint_dir: str = "./checkpoints"
     use_wandb: bool = False
     wandb_project: str = "dynamo"
+    """Name of the project for every tracker."""
     wandb_tags: list[str] = Field(default_factory=list)
+    trackers: list[Literal["wandb", "tensorboard", "mlflow", "trackio"]] = Field(default_factory=list)
+    """Where values, routing heat maps and sample answers are logged beside ``log_dir``; ``use_wandb`` adds wandb."""
+
+    @property
+    def chosen_trackers(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys([*self.trackers, *(["wandb"] if self.use_wandb else [])]))

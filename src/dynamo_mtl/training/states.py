@@ -42,7 +42,7 @@ STATES = "resume"
 """Folder of the states under ``checkpoint_dir``."""
 LATEST = "latest"
 FREE = (
-    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags",
+    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
     "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "compare",
 )  # fmt: skip
 """Settings that a resumed run may change: they do not change what is trained."""

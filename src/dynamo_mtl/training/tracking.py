@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.pictures import Picture
 from dynamo_mtl.processes import add_up, here
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,38 @@ class MetricsLog:
             self._tell(lambda: self.accelerator.log(numbers, step=self.count))
         self.count += 1
 
+    @property
+    def has_trackers(self) -> bool:
+        """Whether somebody wants more than numbers."""
+        return bool(self.accelerator.trackers) and not self.trackers_failed
+
+    def show(self, picture: Picture) -> None:
+        """Give a picture to the trackers that take some; called once in a while."""
+        image = _pixels(picture)
+        for tracker in self.accelerator.trackers if self.has_trackers else []:
+            if tracker.name == "tensorboard":
+                self._tell(lambda t=tracker: t.log_images({picture.name: image[None]}, self.count, dataformats="NHWC"))
+            elif tracker.name == "mlflow":
+                name = f"{picture.name.replace(' ', '_')}.png"
+                self._tell(lambda t=tracker, name=name: t.tracker.log_image(image, artifact_file=name))
+            elif tracker.name == "trackio":
+                self._tell(lambda t=tracker: t.log({picture.name: _trackio_image(image)}, self.count))
+            else:
+                self._tell(lambda t=tracker: t.log_images({picture.name: [image]}, self.count))
+
+    def table(self, name: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Give a table of texts to the trackers: as a table, or as Markdown where they have none."""
+        text = "\n".join(
+            "| " + " | ".join(map(_cell, line)) + " |" for line in [columns, ["---"] * len(columns), *rows]
+        )
+        for tracker in self.accelerator.trackers if self.has_trackers else []:
+            if tracker.name == "wandb":
+                self._tell(lambda t=tracker: t.log_table(name, columns=columns, data=rows, step=self.count))
+            elif tracker.name == "mlflow":
+                self._tell(lambda t=tracker: t.tracker.log_text(text, f"{name.replace(' ', '_')}.md"))
+            else:
+                self._tell(lambda t=tracker: t.log({name: text}, self.count))
+
     def close(self) -> None:
         """Finish the file and the trackers."""
         self.file.close()
@@ -74,6 +109,24 @@ class MetricsLog:
         except Exception as error:  # trackers are network clients, which raise anything
             self.trackers_failed = True
             logger.warning("a tracker failed and is left out from here on (%s: %s)", type(error).__name__, error)
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    """``(height, width, 3)`` bytes."""
+    from matplotlib.image import imread
+
+    return (255 * imread(io.BytesIO(picture.png()), format="png")[:, :, :3]).astype(np.uint8)
+
+
+def _trackio_image(image: np.ndarray) -> Any:
+    import trackio
+
+    return trackio.Image(image)
+
+
+def _cell(text: str) -> str:
+    """Text inside a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 class Progress:

@@ -1,0 +1,87 @@
+"""Experiment trackers by name, through Accelerate: what they are told beside numbers, and how they are started."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.metrics.routing import confusion_matrix
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.pictures import confusion_picture
+from dynamo_mtl.tasks.tables import first_examples
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.phases.phase_2_router import HeldOut
+from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.tracking import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 3
+"""Validation inputs of each task whose answers are shown."""
+COLUMNS = ["task", "input", "expected", "routed to", "answer"]
+
+
+def find_trackers(names: Sequence[str]) -> list[Any]:
+    """The names, if their packages are there. Raises ``ConfigError`` with what installs one that is not."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"trackers: the package {name} is not installed; install it with: pip install {name}")
+    return list(names)
+
+
+def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
+    """Start a run of every tracker, with the flat settings beside it. One that fails never stops the training."""
+    if not config.chosen_trackers:
+        return
+    own = {"wandb": {"tags": config.wandb_tags, "dir": config.log_dir}}
+    try:
+        accelerator.init_trackers(config.wandb_project, config=_flat(config), init_kwargs=own)
+    except Exception as error:  # trackers are network clients, which raise anything
+        logger.warning("trackers could not be started and are left out (%s: %s)", type(error).__name__, error)
+        accelerator.trackers = []
+
+
+def _flat(config: PipelineConfig) -> dict[str, str | int | float | bool]:
+    """Settings as every tracker takes them: one level, plain values."""
+    found: dict[str, str | int | float | bool] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif value is not None:
+            found[prefix] = value if isinstance(value, str | int | float | bool) else str(value)
+
+    walk("", config.model_dump())
+    return found
+
+
+def show_routing(
+    log: MetricsLog, source: ExampleSource, held_out: HeldOut, calibration: Calibration, when: str
+) -> None:
+    """Show the trackers where validation inputs are sent, and what some of them are answered."""
+    system = source.system
+    system.model.eval()
+    names = list(system.tasks)
+    for kind, (features, routes) in held_out.items():
+        with torch.no_grad():
+            chosen = system.model.router(features).weights.argmax(dim=1).tolist()
+        picture = confusion_picture(confusion_matrix(chosen, routes.tolist(), len(names)), names, f"{kind} inputs")
+        log.show(replace(picture, name=f"{when} routing {kind}"))
+    predictor = Predictor(system, calibration)
+    rows: list[list[str]] = []
+    for task in names:
+        required = system.config.tasks[task].requires_instruction
+        wording = system.tasks[task].validation_instructions[0] if required else None
+        for example in first_examples(source.tables[task].validation, SAMPLES):
+            made = predictor.predict([TextInput(example.text, example.context, wording)])[0]
+            rows.append([task, example.text, example.target, made.task, str(made.answer)])
+    log.table(f"{when} answers", COLUMNS, rows)
