@@ -16,13 +16,10 @@ from torch import Tensor
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_examples
 from dynamo_mtl.evaluation.pictures import (
-    Picture,
-    confusion_picture,
     correlation_picture,
     map_picture,
     reliability_picture,
     risk_coverage_picture,
-    save_pictures,
     similarity_picture,
     usage_picture,
 )
@@ -41,6 +38,7 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.encoder import SITES
 from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.pictures import Picture, confusion_picture, save_pictures
 
 SHOWN = 12
 """Examples that are listed as hardest and as most confusing."""

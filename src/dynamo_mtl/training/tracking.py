@@ -78,9 +78,7 @@ class MetricsLog:
             elif tracker.name == "mlflow":
                 name = f"{picture.name.replace(' ', '_')}.png"
                 self._tell(lambda t=tracker, name=name: t.tracker.log_image(image, artifact_file=name))
-            elif tracker.name == "trackio":
-                self._tell(lambda t=tracker: t.log({picture.name: _trackio_image(image)}, self.count))
-            else:
+            elif hasattr(tracker, "log_images"):
                 self._tell(lambda t=tracker: t.log_images({picture.name: [image]}, self.count))
 
     def table(self, name: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -116,12 +114,6 @@ def _pixels(picture: Picture) -> np.ndarray:
     from matplotlib.image import imread
 
     return (255 * imread(io.BytesIO(picture.png()), format="png")[:, :, :3]).astype(np.uint8)
-
-
-def _trackio_image(image: np.ndarray) -> Any:
-    import trackio
-
-    return trackio.Image(image)
 
 
 def _cell(text: str) -> str:
