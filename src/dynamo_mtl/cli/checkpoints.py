@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, start_logging, writable_file
+from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, needs, start_logging, writable_file
+from dynamo_mtl.errors import ConfigError
 
 Name = Annotated[str, typer.Option(help="Name of the task.")]
 Output = Annotated[
@@ -140,3 +142,35 @@ def pull(
     from dynamo_mtl.storage import copy_folder
 
     typer.echo(f"pulled: {copy_folder(fetch(repository, revision), output)}")
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    *,
+    format_: Annotated[str, typer.Option("--format", help="onnx or merged.")],
+    task: Annotated[str | None, typer.Option(help="With merged: the task whose adapter is merged in.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="With onnx: also a graph whose matrices have 8 bits.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a model for other programs: one ONNX graph, or a transformers checkpoint of one task."""
+    start_logging(verbose)
+    if format_ not in ("onnx", "merged"):
+        raise ConfigError(f"--format: found '{format_}', use onnx or merged")
+    if (format_ == "merged") != (task is not None):
+        raise ConfigError("--task: merged needs the task whose adapter is merged in; onnx holds all of them")
+    if format_ == "merged":
+        from dynamo_mtl.inference.merged_export import export_merged
+
+        typer.echo(f"exported: {export_merged(checkpoint, output, str(task))}")
+        return
+    try:
+        import onnxruntime
+        import onnxscript
+    except ModuleNotFoundError as error:
+        raise needs(error, "what export needs", "export") from None
+    from dynamo_mtl.inference.onnx_export import export_onnx
+
+    logging.getLogger(__name__).debug("onnxruntime %s, onnxscript %s", onnxruntime.__version__, onnxscript.__version__)
+    typer.echo(f"exported: {export_onnx(checkpoint, output, int8)}")

@@ -78,9 +78,7 @@ def save_checkpoint(
             save_file(_tensors(model.encoder), staging / "backbone.safetensors")
         for name, vocabulary in vocabularies.items():
             (staging / "vocabularies" / f"{name}.json").write_text(vocabulary, encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, staging / name)
+        copy_tokenizer(tokenizer, staging)
         if extra is not None:
             extra(staging)
 
@@ -88,6 +86,13 @@ def save_checkpoint(
         write_folder(folder, fill)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the checkpoint could not be written ({error})") from error
+
+
+def copy_tokenizer(source: Path, place: Path) -> None:
+    """Copy a tokenizer's files, those that are there and not in ``place`` already."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file() and not (place / name).exists():
+            shutil.copyfile(source / name, place / name)
 
 
 def _model_card(model: DynamoModel, metadata: Metadata) -> str:
