@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dynamo_mtl.cli.shared import Overrides, Verbose, app, speaks, start_logging, writable_file
+from dynamo_mtl.cli.shared import Overrides, Verbose, app, needs, speaks, start_logging, writable_file
 from dynamo_mtl.errors import ConfigError, writable_folder
 
 
@@ -83,3 +83,34 @@ def compare(
     print_result(result)
     analysis = analyze_checkpoint(final_checkpoint(settings), settings, split)
     typer.echo(f"report: {write_report(folder, result, analysis)}")
+
+
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="Configuration file.")],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of each search: one a task, and one of the router.")] = 12,
+    share: Annotated[float, typer.Option(min=0.001, max=1.0, help="Share of a task's updates in a trial.")] = 0.2,
+    output: Annotated[Path, typer.Option(help="Folder; an interrupted search goes on there.")] = Path("runs/tune"),
+    tap: Annotated[bool, typer.Option(help="Search for the tap layer too.")] = True,
+    verbose: Verbose = False,
+) -> None:
+    """Search for learning rates, ranks, loss weights and the tap layer; ends with a configuration to use."""
+    start_logging(verbose)
+    from dynamo_mtl.config import load_config
+
+    try:
+        from dynamo_mtl.training.tuning import BEST
+        from dynamo_mtl.training.tuning import tune as run
+    except ModuleNotFoundError as error:
+        raise needs(error, "what the search needs", "tune") from None
+    from dynamo_mtl.evaluation.report import print_table
+
+    found = run(load_config(config, overrides or []), trials, share, output, tap)
+    rows = [[one.search, f"{one.score:.4f}", str(one.trials), str(one.pruned), _shown(one.settings)] for one in found]
+    print_table("Search", ["search", "best score", "trials", "given up", "settings"], rows)
+    typer.echo(f"configuration: {output / BEST}")
+
+
+def _shown(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value:.3g}" for key, value in settings.items())

@@ -1,0 +1,323 @@
+"""Search for settings with Optuna: an adapter at a time, then the router on cached features, then the tap layer.
+
+Adapters do not know of each other, so each task is a small search of its own, over a share of its updates. A router is
+trained in moments on features that are computed once. What is searched for is kept in one SQLite file, from which a
+search that was interrupted goes on; trials that are behind the median of the others at a validation are given up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import optuna
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from dynamo_mtl.errors import ConfigError, writable_folder
+from dynamo_mtl.inference.system import build_system, make_tasks
+from dynamo_mtl.model.router import Router
+from dynamo_mtl.pictures import COLORS, Picture, save_pictures
+from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.storage import only_writer
+from dynamo_mtl.tasks.tables import all_examples
+from dynamo_mtl.training.contracts import SCORE
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.objective import Objective
+from dynamo_mtl.training.optimizer import router_group
+from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
+from dynamo_mtl.training.pipeline import load_tables
+from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.tracking import MetricsLog
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+STORE, BEST, PICTURE = "trials.db", "best.yaml", "tune"
+ROUTER, TAP = "router", "tap layer"
+RANKS = [4, 8, 16, 32, 64]
+TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
+STARTUP = 3
+"""Trials of a search that are never given up, so that there is a median."""
+Settings = dict[str, Any]
+Config = TypeVar("Config", bound=PipelineConfig)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best trial of one search."""
+
+    search: str
+    score: float
+    """Higher is better: minus the validation loss of a task, the router's accuracy, or minus the relative loss."""
+    settings: Settings
+    trials: int
+    pruned: int
+
+
+def tune(config: PipelineConfig, trials: int, share: float, folder: Path, tap: bool = True) -> list[Found]:
+    """Search, and write ``best.yaml`` with the settings that were found, and a picture.
+
+    Args:
+        config: what is searched around.
+        trials: of each search, those of earlier calls with the same folder included.
+        share: of each task's updates that a trial makes, in (0, 1].
+        folder: where the trials are kept; a search that was interrupted there goes on.
+        tap: whether the tap layer is searched for too, which trains every task again for each layer.
+
+    Raises:
+        ConfigError: a model without a router, or a folder that cannot be written or is in use.
+    """
+    if config.model.adapters != "routed":
+        raise ConfigError(f"model.adapters: found {config.model.adapters}; tune searches settings of routed adapters")
+    writable_folder(folder, "--output")
+    lock = only_writer(folder, "--output")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    bench = _Bench(config, share, folder)
+    found: list[Found] = []
+    try:
+        for task in config.tasks:
+            found.append(bench.search(task, trials, lambda trial, task=task: bench.adapter_trial(trial, task)))
+            _write_best(config, found, folder)
+        with bench.features() as router_trial:
+            found.append(bench.search(ROUTER, trials, router_trial))
+        _write_best(config, found, folder)
+        if tap:
+            settings = _merged(found)
+            found.append(
+                bench.search(TAP, len(bench.taps), lambda trial: bench.tap_trial(trial, settings), bench.tap_grid)
+            )
+            _write_best(config, found, folder)
+    finally:
+        lock.release()
+    save_pictures([_picture(bench.studies)], folder)
+    return found
+
+
+class _Watched:
+    """A phase whose validations a trial hears of."""
+
+    def __init__(self, phase: Any, trial: optuna.Trial) -> None:
+        self._phase, self._trial, self._step = phase, trial, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._phase, name)
+
+    def validate(self) -> dict[str, float]:
+        """Validate, report, and give up if the others were better by then."""
+        values = self._phase.validate()
+        self._trial.report(values[SCORE], self._step)
+        self._step += 1
+        if self._trial.should_prune():
+            raise optuna.TrialPruned
+        return values
+
+
+class _Bench:
+    """What trials share: data, log, storage."""
+
+    def __init__(self, config: PipelineConfig, share: float, folder: Path) -> None:
+        self.config, self.share, self.folder = config, share, folder
+        self.tables = load_tables(config, make_tasks(config))
+        self.accelerator = Accelerator()
+        self.studies: dict[str, optuna.Study] = {}
+        layers = build_system(config, self._examples, torch.device("cpu")).model.encoder.config.num_layers
+        self.taps = list(range(layers // 2 + 1))
+        self.tap_grid = optuna.samplers.GridSampler({"model.tap_layer": self.taps}, seed=config.training.seed)
+
+    def _examples(self, task: Any) -> Iterator[Any]:
+        return all_examples(self.tables[task.name].train)
+
+    def search(
+        self,
+        name: str,
+        trials: int,
+        objective: Callable[[optuna.Trial], float],
+        sampler: optuna.samplers.BaseSampler | None = None,
+    ) -> Found:
+        """Run a search up to that many finished trials, starting with the settings as they are."""
+        study = optuna.create_study(
+            storage=f"sqlite:///{self.folder / STORE}",
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=sampler or optuna.samplers.TPESampler(seed=self.config.training.seed, n_startup_trials=STARTUP),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
+        )
+        self.studies[name] = study
+        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        left = trials - len(study.get_trials(deepcopy=False, states=done))
+        if left > 0:
+            study.optimize(objective, n_trials=left, callbacks=[self._say])
+        pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
+        best = study.best_trial
+        assert best.value is not None
+        return Found(name, best.value, dict(best.params), len(study.trials), pruned)
+
+    def _say(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        value = "given up" if trial.value is None or trial.state.name == "PRUNED" else f"{trial.value:.4f}"
+        shown = ", ".join(f"{key} {setting:.3g}" for key, setting in trial.params.items())
+        logger.info("%s  trial %d  %s  %s", study.study_name, trial.number, value, shown)
+
+    @contextmanager
+    def _log(self, name: str) -> Iterator[MetricsLog]:
+        log = MetricsLog(self.folder / "logs" / name, self.accelerator)
+        try:
+            yield log
+        finally:
+            log.close()
+
+    def _task_score(self, task: str, settings: Settings, trial: optuna.Trial | None) -> float:
+        """Train one adapter by itself for the share of its updates. Returns minus its validation loss."""
+        config = with_settings(_alone(self.config, task), {**settings, "training.step_share": self.share})
+        set_seed(config.training.seed)
+        system = build_system(config, self._examples, self.accelerator.device)
+        phase: Any = AdapterPhase(ExampleSource(system, {task: self.tables[task]}), task, config.training)
+        phase.eval_every = max(1, min(phase.eval_every, phase.steps // 4))
+        with self._log(task) as log:
+            watched = phase if trial is None else _Watched(phase, trial)
+            return run_phase(watched, system, config.training, config.data.num_workers, self.accelerator, log)
+
+    def adapter_trial(self, trial: optuna.Trial, task: str) -> float:
+        """Rank and learning rates of a task; the scale of the adapter stays what it is."""
+        lora = self.config.lora_configs[task]
+        rank = trial.suggest_categorical(f"lora_configs.{task}.rank", sorted({*RANKS, lora.rank}))
+        rate = trial.suggest_float(f"tasks.{task}.training.lora_lr", 1e-4, 5e-3, log=True)
+        head = trial.suggest_float(f"tasks.{task}.training.head_lr", 1e-4, 5e-3, log=True)
+        own = {
+            f"lora_configs.{task}.rank": rank,
+            f"lora_configs.{task}.alpha": float(rank) * lora.alpha / lora.rank,
+            f"tasks.{task}.training.lora_lr": rate,
+            f"tasks.{task}.training.head_lr": head,
+        }
+        return self._task_score(task, own, trial)
+
+    @contextmanager
+    def features(self) -> Iterator[Callable[[optuna.Trial], float]]:
+        """Compute the features of all trials of the router, once."""
+        set_seed(self.config.training.seed)
+        system = build_system(self.config, self._examples, self.accelerator.device)
+        source = ExampleSource(system, self.tables)
+        held_out = validation_features(source, self.config.training)
+        cached = FeaturePhase(source, self.config.training, held_out)
+
+        def trial_of(trial: optuna.Trial) -> float:
+            own: Settings = {
+                "training.router_lr": trial.suggest_float("training.router_lr", 1e-4, 3e-3, log=True),
+                "router.dropout": trial.suggest_float("router.dropout", 0.0, 0.5),
+                **{
+                    f"training.{term}_weight": trial.suggest_float(f"training.{term}_weight", 1e-4, 0.3, log=True)
+                    for term in TERMS
+                },
+            }
+            config = with_settings(self.config, own)
+            return self._train_router(cached, source, config, trial)
+
+        yield trial_of
+
+    def _train_router(
+        self, phase: Any, source: ExampleSource, config: PipelineConfig, trial: optuna.Trial | None
+    ) -> float:
+        set_seed(config.training.seed)
+        model = source.system.model
+        router = Router(config.router, model.router.feature_size, len(source.system.tasks))
+        model.router = router.to(source.system.device)
+        phase.config, phase.objective = config.training, Objective(config.training)
+        phase.groups = [router_group(model, config.training.router_lr, config.training)]
+        with self._log(ROUTER) as log:
+            watched = phase if trial is None else _Watched(phase, trial)
+            return run_phase(watched, source.system, config.training, 0, self.accelerator, log)
+
+    def tap_trial(self, trial: optuna.Trial, settings: Settings) -> float:
+        """Minus the tasks' mean loss relative to that of tap layer 0, and minus the router's share of errors."""
+        tap = trial.suggest_categorical("model.tap_layer", self.taps)
+        at = {**settings, "model.tap_layer": tap}
+        losses = {task: -self._task_score(task, _of_task(at, task), None) for task in self.config.tasks}
+        trial.set_user_attr("losses", losses)
+        first = self._losses_at_zero(trial, losses)
+        relative = sum(losses[task] / first[task] for task in losses) / len(losses)
+        config = with_settings(self.config, at)
+        set_seed(config.training.seed)
+        system = build_system(config, self._examples, self.accelerator.device)
+        source = ExampleSource(system, self.tables)
+        phase = FeaturePhase(source, config.training, validation_features(source, config.training))
+        accuracy = self._train_router(phase, source, config, None)
+        return -relative - (1 - accuracy)
+
+    def _losses_at_zero(self, trial: optuna.Trial, losses: Mapping[str, float]) -> Mapping[str, float]:
+        """What all layers are compared with: the losses of the first trial that has any."""
+        for earlier in trial.study.get_trials(deepcopy=False):
+            if "losses" in earlier.user_attrs and earlier.number < trial.number:
+                return earlier.user_attrs["losses"]
+        return losses
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """A configuration with ``{"section.key": value}`` changed."""
+    raw = config.model_dump()
+    for key, value in settings.items():
+        place = raw
+        *sections, last = key.split(".")
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return type(config).model_validate(raw)
+
+
+def _alone(config: Config, task: str) -> Config:
+    """The configuration of one task by itself."""
+    raw = config.model_dump()
+    for section in (raw["data"]["paths"], raw["tasks"], raw["lora_configs"]):
+        for other in [name for name in section if name != task]:
+            del section[other]
+    return type(config).model_validate(raw)
+
+
+def _of_task(settings: Settings, task: str) -> Settings:
+    """Those that a task by itself knows."""
+    sections = ("tasks.", "lora_configs.")
+    return {k: v for k, v in settings.items() if not k.startswith(sections) or k.split(".")[1] == task}
+
+
+def _merged(found: list[Found]) -> Settings:
+    return {key: value for one in found for key, value in one.settings.items()}
+
+
+def _write_best(config: PipelineConfig, found: list[Found], folder: Path) -> None:
+    settings = _merged(found)
+    for task, lora in config.lora_configs.items():
+        rank = settings.get(f"lora_configs.{task}.rank")
+        if rank is not None:
+            settings[f"lora_configs.{task}.alpha"] = float(rank) * lora.alpha / lora.rank
+    best = with_settings(config, settings)
+    (folder / BEST).write_text(dump_yaml(best.model_dump()), encoding="utf-8")
+
+
+def _picture(studies: Mapping[str, optuna.Study]) -> Picture:
+    """How much better than its first trial, the configuration's own region, each search became."""
+
+    def fill(axes: Axes) -> None:
+        for number, (name, study) in enumerate(studies.items()):
+            finished = [t for t in study.trials if t.value is not None and t.state.name == "COMPLETE"]
+            if not finished:
+                continue
+            first, scores, best = finished[0].value, [], -float("inf")
+            for trial in finished:
+                best = max(best, trial.value)
+                scores.append(100 * (best - first) / max(1e-9, abs(first)))
+            color = COLORS[number % len(COLORS)]
+            axes.step([t.number for t in finished], scores, where="post", label=name, color=color)
+        axes.set_xlabel("trial")
+        axes.set_ylabel("best score so far, % above the first trial's")
+        axes.legend(frameon=False, fontsize=8)
+
+    return Picture(PICTURE, "The best score of each search so far, relative to its first trial.", (6.4, 3.6), fill)
