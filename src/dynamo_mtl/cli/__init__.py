@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from dynamo_mtl.cli import checkpoints, evaluation, inference, training
+from dynamo_mtl.cli import checkpoints, evaluation, inference, setup, training
 from dynamo_mtl.cli.shared import app
 from dynamo_mtl.errors import EXIT_CODE, DynamoError
 
-__all__ = ["app", "checkpoints", "evaluation", "inference", "main", "training"]
+__all__ = ["app", "checkpoints", "evaluation", "inference", "main", "setup", "training"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from dynamo_mtl.inference.system import BYTE_LEVEL, SystemConfig, choose_vocabul
 from dynamo_mtl.model.backbone import SourceTokenizer, find_backbone, load_tokenizer, read_encoder_config
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.tasks.tables import TRAIN, task_location
+from dynamo_mtl.tasks.tables import TRAIN, part_of_file, task_location
 from dynamo_mtl.tasks.task import Example, Task
 
 SPLITS = (TRAIN, "validation")
@@ -108,6 +108,7 @@ def _read_split(
     inputs: dict[bytes, str] = {}
     kept: list[Example] = []
     rng = np.random.default_rng([0, len(task.name)])
+    belongs = part_of_file(task, split, config.data)
 
     def refuse(error: DataError) -> None:
         fault = found.faults.setdefault(error.kind, Fault(0, str(error)))
@@ -123,6 +124,9 @@ def _read_split(
             example = task.read(row, where)
         except DataError as error:
             refuse(error)
+            continue
+        if belongs is not None and not belongs(example.text):
+            found.rows -= 1  # of the other split
             continue
         found.empty_texts += not example.text.strip()
         key = hashlib.sha256(repr((example.text, example.context)).encode()).digest()[:16]

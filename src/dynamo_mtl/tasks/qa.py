@@ -45,11 +45,11 @@ class QuestionAnswering(Task):
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         context = self.text_column(row, "context", where)
         answers = self.column(row, "answers", where)
-        pairs = _answer_pairs(answers)
+        pairs = _answer_pairs(answers, context)
         if pairs is None:
             raise DataError(
-                f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', "
-                f"found {answers!r:.80}",
+                f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', or be words of the "
+                f"context, found {answers!r:.80}",
                 "answers of another form",
             )
         if not pairs:
@@ -146,9 +146,15 @@ class QuestionAnswering(Task):
         return answers
 
 
-def _answer_pairs(answers: Any) -> list[tuple[str, int]] | None:
-    """``(text, first character)`` of every accepted answer, from any published form; None if it is none of them."""
+def _answer_pairs(answers: Any, context: str) -> list[tuple[str, int]] | None:
+    """``(text, first character)`` of every accepted answer, from any published form; None if it is none of them.
+
+    Plain text is the answer itself, where it first stands in the context.
+    """
     if isinstance(answers, str):  # a cell of a table
+        plain = clean(answers).strip()
+        if plain and plain in context:
+            return [(plain, context.index(plain))]
         try:
             answers = json.loads(answers)
         except ValueError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import datasets
 
 from dynamo_mtl.data.samples import SAMPLE
 from dynamo_mtl.data.sources import COLUMNS, DATA_PATH, DataConfig, is_sample, open_table, sample_of
-from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.tasks.task import Example, Task
 
 TRAIN = "train"
 UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
     "evaluation_instructions", "target_vocabulary", "copy_words", "max_target_length", "label_smoothing", "loss_weight",
-    "requires_instruction", "classifier_dropout",
+    "requires_instruction", "classifier_dropout", "validation_share",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 
@@ -33,17 +34,45 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
     location = task_location(task, split, config)
     key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)}"
     table = open_table(location, split, task.read, key, config)
+    belongs = part_of_file(task, split, config)
+    if belongs is not None:
+        rows = [row for row, text in enumerate(table["text"]) if belongs(text)]
+        if not rows:
+            share = settings.validation_share
+            raise DataError(f"{location}: {len(table)} rows are too few to hold out a share of {share} for validation")
+        table = table.select(rows)
     return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
 
 
 def check_splits(task: Task, config: DataConfig) -> None:
     """Refuse one file as both training and validation data. Raises ``ConfigError``."""
-    train, validation = (task_location(task, split, config) for split in (TRAIN, "validation"))
-    if train == validation and Path(train).is_file():
+    if _is_one_file(task, config) and task.config.validation_share is None:
         raise ConfigError(
-            f"data.{task.name}{DATA_PATH}: {train} is a single file, which would be both training and validation data; "
-            f"name the other one with tasks.{task.name}.validation_file"
+            f"data.{task.name}{DATA_PATH}: {task_location(task, TRAIN, config)} is a single file, which would be both "
+            f"training and validation data; name the other one with tasks.{task.name}.validation_file, or hold out a "
+            f"part of it with tasks.{task.name}.validation_share"
         )
+
+
+def _is_one_file(task: Task, config: DataConfig) -> bool:
+    train, validation = (task_location(task, split, config) for split in (TRAIN, "validation"))
+    return train == validation and Path(train).is_file()
+
+
+def part_of_file(task: Task, split: str, config: DataConfig) -> Callable[[str], bool] | None:
+    """Whether a text belongs to a split of a single file of which a share is held out; None where there is no such.
+
+    A text's hash decides, so that copies of it stay together, and each stays where it is as the file grows.
+    """
+    share = task.config.validation_share
+    if share is None or not _is_one_file(task, config):
+        return None
+    limit = int(share * 2**32)
+
+    def belongs(text: str) -> bool:
+        return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < limit) == (split != TRAIN)
+
+    return belongs
 
 
 def task_location(task: Task, split: str, config: DataConfig) -> str:

@@ -51,6 +51,8 @@ class TaskConfig(BaseModel):
     """Overrides the training file of the task's data path."""
     validation_file: str | None = None
     """Overrides the validation file of the task's data path."""
+    validation_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the texts of a single file that is held out as validation data, the same ones every time."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column name → the name it has in the data."""
     train_examples: int | None = Field(default=None, ge=1)
