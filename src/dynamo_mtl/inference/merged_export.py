@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -57,7 +58,7 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
     return output
 
 
-def _published_model(system: System, task: str) -> torch.nn.Module:
+def _published_model(system: System, task: str) -> Any:
     """The published architecture with the backbone's weights and, where it has one, the task's head."""
     folder, head, of_type = system.backbone.folder, system.model.head(task), system.tasks[task]
     if not isinstance(head, TokenHead):

@@ -109,12 +109,12 @@ class QuestionAnswering(Task):
         for window_logits, row in zip(logits, rows, strict=True):
             number = seen.get(row, 0)
             seen[row] = number + 1
-            found = self._best_span(window_logits, sources[row].windows[number], sources[row].body)
+            found = self.best_span(window_logits, sources[row].windows[number], sources[row].body)
             if found is not None and found[0] > best[row][0]:
                 best[row] = found
         return [answer for _, answer in best]
 
-    def _best_span(self, logits: Tensor, window: EncodedWindow, body: str) -> tuple[float, Answer] | None:
+    def best_span(self, logits: Tensor, window: EncodedWindow, body: str) -> tuple[float, Answer] | None:
         """Best span of one window with its margin over "no answer here", by which windows are compared."""
         count = len(window.offsets)
         if count == 0:

@@ -7,6 +7,7 @@ search that was interrupted goes on; trials that are behind the median of the ot
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ class _Bench:
         phase: Any = AdapterPhase(ExampleSource(system, {task: self.tables[task]}), task, config.training)
         phase.eval_every = max(1, min(phase.eval_every, phase.steps // 4))
         with self._log(task) as log:
-            watched = phase if trial is None else _Watched(phase, trial)
+            watched: Any = phase if trial is None else _Watched(phase, trial)
             return run_phase(watched, system, config.training, config.data.num_workers, self.accelerator, log)
 
     def adapter_trial(self, trial: optuna.Trial, task: str) -> float:
@@ -234,7 +235,7 @@ class _Bench:
         phase.config, phase.objective = config.training, Objective(config.training)
         phase.groups = [router_group(model, config.training.router_lr, config.training)]
         with self._log(ROUTER) as log:
-            watched = phase if trial is None else _Watched(phase, trial)
+            watched: Any = phase if trial is None else _Watched(phase, trial)
             return run_phase(watched, source.system, config.training, 0, self.accelerator, log)
 
     def tap_trial(self, trial: optuna.Trial, settings: Settings) -> float:
@@ -307,15 +308,14 @@ def _picture(studies: Mapping[str, optuna.Study]) -> Picture:
 
     def fill(axes: Axes) -> None:
         for number, (name, study) in enumerate(studies.items()):
-            finished = [t for t in study.trials if t.value is not None and t.state.name == "COMPLETE"]
+            finished = {t.number: t.value for t in study.trials if t.value is not None and t.state.name == "COMPLETE"}
             if not finished:
                 continue
-            first, scores, best = finished[0].value, [], -float("inf")
-            for trial in finished:
-                best = max(best, trial.value)
-                scores.append(100 * (best - first) / max(1e-9, abs(first)))
+            values = list(finished.values())
+            best = itertools.accumulate(values, max)
+            scores = [100 * (value - values[0]) / max(1e-9, abs(values[0])) for value in best]
             color = COLORS[number % len(COLORS)]
-            axes.step([t.number for t in finished], scores, where="post", label=name, color=color)
+            axes.step(list(finished), scores, where="post", label=name, color=color)
         axes.set_xlabel("trial")
         axes.set_ylabel("best score so far, % above the first trial's")
         axes.legend(frameon=False, fontsize=8)

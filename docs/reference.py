@@ -1,0 +1,114 @@
+"""Writes docs/configuration.md and docs/cli.md from the settings and the command themselves: make reference."""
+
+import ast
+import html
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dynamo_mtl.config import DynamoConfig
+from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.tasks.task import TaskTraining, task_types
+
+DOCS = Path(__file__).parent
+HEAD = """# Configuration
+
+Every setting, from the models that read it; written by `make reference`. A file may begin with `extends: other.yaml`. On the
+command line any setting is `section.key=value`. Unknown keys are errors that name the nearest one.
+"""
+
+
+def said_of_fields(model: type[BaseModel]) -> dict[str, str]:
+    """Field → the docstring under it, those of base classes included."""
+    said: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if base in (object, BaseModel) or not issubclass(base, BaseModel):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            is_said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                said[field.target.id] = " ".join(str(below.value.value).split()) if is_said else ""
+    return said
+
+
+def shown_type(annotation: Any) -> str:
+    """An annotation as a reader understands it."""
+    text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
+    text = re.sub(r"Annotated\[(\w+),[^\]]*\]", r"\1", text)
+    text = re.sub(r"\b(typing|pydantic|dynamo_mtl)(\.\w+)*\.", "", text)
+    return text.replace("Optional", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
+
+
+def table(model: type[BaseModel], skip: tuple[str, ...] = ()) -> str:
+    """One row a setting; sections of their own are named."""
+    said = said_of_fields(model)
+    lines = ["| setting | type | default | what it says |", "| --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        if name in skip:
+            continue
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        default = (
+            "required"
+            if field.is_required()
+            else ""
+            if is_section
+            else f"`{field.get_default(call_default_factory=True)!r}`"
+        )
+        kind = "section, below" if is_section else f"`{shown_type(field.annotation)}`"
+        what = said.get(name, "").replace("``", "`").replace("|", "or")
+        lines.append(f"| `{name}` | {kind} | {default} | {what} |")
+    return "\n".join(lines)
+
+
+def sections(model: type[BaseModel], path: str, level: int) -> list[str]:
+    """The sections inside a model, one after the other."""
+    parts: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            place = f"{path}.{name}" if path else name
+            about = " ".join((inner.__doc__ or "").split()).replace("``", "`")
+            parts += [f"{'#' * level} `{place}`", about, table(inner), *sections(inner, place, level + 1)]
+    return parts
+
+
+def configuration() -> str:
+    """The page of settings."""
+    parts = [HEAD, "## Top level", table(DynamoConfig), *sections(DynamoConfig, "", 2)]
+    parts += ["## `lora_configs.NAME`", table(LoraConfig)]
+    parts += ["## `tasks.NAME`", "Settings of each type; `training` and `generation` are sections."]
+    for kind, task in sorted(task_types().items()):
+        parts += [
+            f"### type `{kind}`",
+            table(task.Config),
+            *(sections(task.Config, "tasks.NAME", 4) if kind == "translation" else []),
+        ]
+    assert TaskTraining.model_fields
+    return "\n\n".join(parts) + "\n"
+
+
+def commands() -> str:
+    """The page of commands, by typer's own generator."""
+    made = subprocess.run(
+        [sys.executable, "-m", "typer", "dynamo_mtl.cli", "utils", "docs", "--name", "dynamo", "--title", "Commands"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return html.unescape(made.stdout).strip() + "\n"
+
+
+def main() -> None:
+    """Write both pages."""
+    (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (DOCS / "cli.md").write_text(commands(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
