@@ -17,7 +17,12 @@ SETS = {
     "track": PROJECT["dependencies"] + EXTRAS["track"],
     "serve": PROJECT["dependencies"] + EXTRAS["serve"],
     "ray": PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["ray"][1:],
-    "dev": PROJECT["dependencies"] + EXTRAS["track"] + EXTRAS["serve"] + EXTRAS["ray"][1:] + EXTRAS["dev"][1:],
+    "tune": PROJECT["dependencies"] + EXTRAS["tune"],
+    "export": PROJECT["dependencies"] + EXTRAS["export"],
+    "dev": [
+        *PROJECT["dependencies"], *EXTRAS["track"], *EXTRAS["serve"], *EXTRAS["ray"][1:], *EXTRAS["tune"],
+        *EXTRAS["export"], *EXTRAS["dev"][1:],
+    ],
     "minilm": EXTRAS["minilm"],
 }
 
