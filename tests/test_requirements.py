@@ -20,8 +20,13 @@ SETS = {
     "tune": PROJECT["dependencies"] + EXTRAS["tune"],
     "export": PROJECT["dependencies"] + EXTRAS["export"],
     "dev": [
-        *PROJECT["dependencies"], *EXTRAS["track"], *EXTRAS["serve"], *EXTRAS["ray"][1:], *EXTRAS["tune"],
-        *EXTRAS["export"], *EXTRAS["dev"][1:],
+        *PROJECT["dependencies"],
+        *EXTRAS["track"],
+        *EXTRAS["serve"],
+        *EXTRAS["ray"][1:],
+        *EXTRAS["tune"],
+        *EXTRAS["export"],
+        *EXTRAS["dev"][1:],
     ],
     "minilm": EXTRAS["minilm"],
 }

@@ -1,0 +1,97 @@
+"""Without any extra, every command works or names the extra to install; and the wheel holds what the package reads."""
+
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dynamo_mtl.model.metadata import Metadata
+
+ROOT = Path(__file__).parent.parent
+WITHOUT = """
+import json, sys
+from importlib.machinery import PathFinder
+
+MISSING = set(json.loads(sys.argv[1]))
+real = PathFinder.find_spec
+PathFinder.find_spec = classmethod(
+    lambda cls, name, path=None, target=None: None if name.split(".")[0] in MISSING else real(name, path, target)
+)
+from dynamo_mtl.cli import main
+import contextlib, io
+for arguments in json.loads(sys.argv[2]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(arguments)
+        except SystemExit as stop:
+            code = stop.code or 0
+    print(json.dumps([arguments[0], code, said.getvalue()]))
+"""
+MISSING = [
+    "fastapi", "uvicorn", "starlette", "prometheus_client", "ray", "optuna", "onnx", "onnxscript", "onnxruntime",
+    "wandb", "tensorboard", "mlflow", "trackio", "peft", "playwright", "mkdocs", "hypothesis", "pytest", "torchmetrics",
+]  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(system, session_config, tmp_path):
+    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(tmp_path / "model", metadata, session_config.to_yaml())
+    return tmp_path / "model"
+
+
+def test_without_extras_commands_work_or_name_the_extra(checkpoint, tiny_config_file, tmp_path):
+    """Fails if a command needs a package that no dependency brings, or ends with a traceback."""
+    model, out = str(checkpoint), str(tmp_path)
+    works = [
+        ["predict", model, "I love this movie!"],
+        ["train", str(tiny_config_file), "training.max_steps=1", "--phase", "1"],
+        ["evaluate", model, "--systems", "oracle", "--pictures", f"{out}/pictures", "--output", f"{out}/result.json"],
+        ["report", f"{out}/result.json"],
+        ["card", model],
+        ["rename-task", model, "--name", "qa", "--to", "questions", "--output", f"{out}/renamed"],
+        ["remove-task", model, "--name", "qa", "--output", f"{out}/removed"],
+        ["export", model, f"{out}/merged", "--format", "merged", "--task", "qa"],
+    ]
+    names = {
+        "serve": (["serve", model], "pip install 'dynamo-mtl[serve]'"),
+        "tune": (["tune", str(tiny_config_file)], "pip install 'dynamo-mtl[tune]'"),
+        "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install 'dynamo-mtl[export]'"),
+    }
+    commands = [*works, *(command for command, _ in names.values())]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, json.dumps(MISSING), json.dumps(commands)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(found) == len(commands), done.stderr
+    for command, code, said in found[: len(works)]:
+        assert code == 0, (command, said)
+    for (command, code, said), (_, sentence) in zip(found[len(works) :], names.values(), strict=True):
+        assert code == 2, command
+        assert sentence in said, said
+        assert "Traceback" not in said
+
+
+def test_the_wheel_holds_what_the_package_reads(tmp_path):
+    """Fails if a page, a template or a file of instructions stays behind."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("dynamo_mtl-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    source = ROOT / "src"
+    expected = {
+        path.relative_to(source).as_posix()
+        for path in (source / "dynamo_mtl").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected <= names
+    entry = next(name for name in names if name.endswith("entry_points.txt"))
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert all(f"{key} = {value}" in zipfile.ZipFile(wheel).read(entry).decode() for key, value in scripts.items())
