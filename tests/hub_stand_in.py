@@ -54,6 +54,8 @@ class _Hub(BaseHTTPRequestHandler):
             return self._answer(200, {"files": files})
         for line in body.decode().splitlines():
             entry = json.loads(line)
+            if entry["key"] == "deletedFile":
+                del revisions[revision][entry["value"]["path"]]
             if entry["key"] == "file":
                 revisions[revision][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
         return self._answer(
@@ -71,24 +73,28 @@ class _Hub(BaseHTTPRequestHandler):
                 return self._answer(404, {"error": "Not found"}, [("X-Error-Code", "RepoNotFound")])
             files = repository["revisions"][match[2]]
             listed = [{"rfilename": name, "size": len(content)} for name, content in sorted(files.items())]
-            return self._answer(200, {"id": match[1], "sha": self._sha(match[2]), "siblings": listed, "tags": [],
-                                      "private": False, "downloads": 0, "likes": 0})  # fmt: skip
+            about = {"tags": [], "private": False, "downloads": 0, "likes": 0}
+            sha = self._sha(repository, match[2])
+            return self._answer(200, {"id": match[1], "sha": sha, "siblings": listed, **about})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
             repository = self._visible(match[1])
-            revision = next(r for r in repository["revisions"] if match[2] in (r, self._sha(r)))
+            revision = next(r for r in repository["revisions"] if match[2] in (r, self._sha(repository, r)))
             files = sorted(repository["revisions"][revision].items())
-            return self._answer(200, [{"type": "file", "path": name, "size": len(content), "oid": self._sha(name)}
-                                      for name, content in files])  # fmt: skip
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files
+            ]
+            return self._answer(200, tree)
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repository = self._visible(match[1]) if match else None
         if repository is None:
             return self._answer(404, {"error": "Not found"}, [("X-Error-Code", "RepoNotFound")])
-        revision = next(r for r in repository["revisions"] if match[2] in (r, self._sha(r)))
+        revision = next(r for r in repository["revisions"] if match[2] in (r, self._sha(repository, r)))
         content = repository["revisions"][revision].get(match[3])
         if content is None:
             return self._answer(404, {"error": "Not found"}, [("X-Error-Code", "EntryNotFound")])
         tag = hashlib.sha256(content).hexdigest()
-        return self._answer(200, content, [("ETag", f'"{tag}"'), ("X-Repo-Commit", self._sha(revision))])
+        return self._answer(200, content, [("ETag", f'"{tag}"'), ("X-Repo-Commit", self._sha(repository, revision))])
 
     def _visible(self, name):
         repository = self.server.repositories.get(name)
@@ -96,8 +102,9 @@ class _Hub(BaseHTTPRequestHandler):
         return None if hidden else repository
 
     @staticmethod
-    def _sha(revision):
-        return hashlib.sha1(revision.encode()).hexdigest()
+    def _sha(repository, revision):
+        """Another one after every change, as a commit has."""
+        return hashlib.sha1(repr((revision, sorted(repository["revisions"][revision].items()))).encode()).hexdigest()
 
 
 @contextmanager

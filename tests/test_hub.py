@@ -9,6 +9,7 @@ from hub_stand_in import TOKEN, hub_stand_in
 
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.hub import fetch, push
+from dynamo_mtl.inference.editing import rename_task
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import copy_folder
@@ -102,12 +103,27 @@ def test_a_local_folder_is_taken_as_it_is(checkpoint, tmp_path):
 def test_a_copy_replaces_no_other_files(checkpoint, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(CheckpointError, match="holds other files"):
+    with pytest.raises(CheckpointError, match="is there already and not empty"):
         copy_folder(checkpoint, tmp_path / "full")
     assert (tmp_path / "full" / "letter.txt").read_text() == "dear"
 
 
-def test_a_damaged_checkpoint_is_not_pushed(checkpoint):
+def test_a_model_that_was_pushed_over_another_can_be_fetched(checkpoint, hub, tmp_path):
+    """Fails if files of the earlier model stay on the hub, or in the folder that it was fetched to."""
+    repositories, run = hub
+    assert run("push", checkpoint, NAME).returncode == 0
+    assert run("pull", NAME, tmp_path / "first").returncode == 0
+    rename_task(checkpoint, tmp_path / "renamed", "qa", "questions")
+    assert run("push", tmp_path / "renamed", NAME).returncode == 0
+    assert repositories[NAME]["revisions"]["main"].keys() == _files(tmp_path / "renamed").keys()
+    done = run("pull", NAME, tmp_path / "second")
+    assert done.returncode == 0, done.stderr
+    assert _files(tmp_path / "second") == _files(tmp_path / "renamed")
+
+
+def test_a_damaged_checkpoint_is_not_pushed_or_copied(checkpoint, tmp_path):
     (checkpoint / "router.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"router\.safetensors: damaged"):
+        copy_folder(checkpoint, tmp_path / "copy")
     with pytest.raises(CheckpointError, match=r"router\.safetensors: damaged"):
         push(checkpoint, NAME)

@@ -23,7 +23,13 @@ class DynamoConfig(PipelineConfig):
     """Where ``dynamo evaluate`` draws its picture."""
 
 
-PLACES = ("visualization_dir=./visualizations", "data.cache_dir=null", "serving={}")
+PLACES = (
+    "visualization_dir=./visualizations",
+    "log_dir=./logs",
+    "checkpoint_dir=./checkpoints",
+    "data.cache_dir=null",
+    "serving={}",
+)
 """Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written,
 nor who can ask."""
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.storage import verify_folder
+from dynamo_mtl.storage import remove_strangers, verify_folder
 
 MARK = "dynamo.json"
 """The file that makes a folder a model of ours."""
-NOT_OURS = (".gitattributes",)
-"""What the hub itself puts beside a model's files."""
 
 
 def fetch(name: str, revision: str | None = None, token: str | None = None) -> Path:
@@ -41,8 +39,7 @@ def fetch(name: str, revision: str | None = None, token: str | None = None) -> P
         ) from error
     if not (folder / MARK).is_file():
         raise CheckpointError(f"{name}: holds no {MARK}, so it is no model of dynamo-mtl")
-    for extra in NOT_OURS:
-        (folder / extra).unlink(missing_ok=True)
+    remove_strangers(folder)
     verify_folder(folder)
     return folder
 
@@ -85,6 +82,7 @@ def push(folder: Path, name: str, private: bool = False, revision: str | None = 
             revision=revision,
             commit_message="Upload a DYNAMO model",
             ignore_patterns=[".*"],
+            delete_patterns="*",  # files of an earlier model would not belong to this one
         )
     except Exception as error:  # the hub's libraries raise many kinds
         raise CheckpointError(

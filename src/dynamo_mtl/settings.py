@@ -57,15 +57,25 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal)
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes values that occur twice twice."""
+    """Writes values that occur twice twice, and quotes text that ``_StrictLoader`` would take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def dump_yaml(settings: Any) -> str:
+# Those of YAML 1.1 stay too, for other readers.
+_resolvers = {first: list(own) for first, own in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+for _first_sign, _own in _StrictLoader.yaml_implicit_resolvers.items():
+    _resolvers.setdefault(_first_sign, []).extend(_own)
+setattr(_PlainDumper, "yaml_implicit_resolvers", _resolvers)  # noqa: B010 (as above)
+
+
+def dump_yaml(settings: Any, on_one_line: bool = False) -> str:
     """Settings as YAML that ``parse_yaml`` reads back as the same."""
-    return yaml.dump(settings, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+    flow, width = (True, 10_000) if on_one_line else (False, None)
+    return yaml.dump(
+        settings, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width
+    )
 
 
 def parse_yaml(text: str, name: str) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 
 MANIFEST = "manifest.json"
 UNHASHED = ("README.md",)
@@ -55,14 +55,30 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_folder(source: Path, place: Path) -> Path:
-    """Copy a folder that was written whole, as one that is written whole. Returns ``place``.
+def new_folder(place: Path) -> Path:
+    """Where a folder can be written without taking anything away: resolved, and empty if it is there.
 
     Raises:
-        CheckpointError: the copy cannot be written, or ``place`` holds something else.
+        CheckpointError: something is there already, or the folder around it cannot be written.
     """
-    if place.exists() and any(place.iterdir()) and not (place / MANIFEST).is_file():
-        raise CheckpointError(f"{place}: holds other files; give a folder that is not there yet")
+    found = place.expanduser().resolve()
+    try:
+        if found.exists() and (not found.is_dir() or any(found.iterdir())):
+            raise CheckpointError(f"{place}: is there already and not empty; give a folder that is not there yet")
+    except OSError as error:
+        raise CheckpointError(f"{place}: cannot be read ({error.strerror})") from error
+    writable_folder(found.parent, str(place))
+    return found
+
+
+def copy_folder(source: Path, place: Path) -> Path:
+    """Copy a folder that was written whole, verified, as one that is written whole. Returns ``place``.
+
+    Raises:
+        CheckpointError: the source is damaged, the copy cannot be written, or ``place`` holds something.
+    """
+    verify_folder(source)
+    place = new_folder(place)
 
     def fill(staging: Path) -> None:
         for path in [*_files(source), *(source / name for name in UNHASHED if (source / name).is_file())]:
@@ -106,6 +122,17 @@ def verify_folder(folder: Path) -> None:
         if found != (size, sha):
             change = f"{found[0]} bytes instead of {size}" if found[0] != size else "its contents changed"
             raise CheckpointError(f"{folder / name}: damaged since it was written ({change})")
+
+
+def remove_strangers(folder: Path) -> None:
+    """Remove files that the manifest of a fetched folder does not name: left of an earlier fetch, or put beside it."""
+    try:
+        named = json.loads((folder / MANIFEST).read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return  # verifying says what is wrong
+    for path in _files(folder):
+        if _name(path, folder) not in named and path.name != MANIFEST:
+            path.unlink()
 
 
 def remove_folder(folder: Path) -> None:

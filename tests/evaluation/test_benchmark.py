@@ -94,6 +94,23 @@ def test_a_single_task_system_is_scored(saved, tmp_path):
     assert result.systems["single_task"] == result.systems["oracle"]
 
 
+def test_phase_1_answers_anew_only_where_a_later_phase_changed_it(saved, tmp_path, monkeypatch):
+    """Fails if changed adapters are taken for the same, or the same ones answer twice."""
+    from dynamo_mtl.evaluation import benchmark
+    from dynamo_mtl.inference.system import load_system
+
+    real, loaded = benchmark.load_predictor, []
+    monkeypatch.setattr(benchmark, "load_predictor", lambda *given: loaded.append(given) or real(*given))
+    config = load_config(saved / CONFIG)
+    for change, times in ((0.0, 0), (5.0, 1)):
+        alone, metadata = load_system(saved, torch.device("cpu"))
+        with torch.no_grad():
+            alone.model.head("sentiment").out.bias += change * torch.tensor([1.0, -1.0])
+        alone.save(tmp_path / "phase_1", metadata, config.to_yaml())
+        evaluate_checkpoint(saved, config, "validation", ("single_task",))
+        assert len(loaded) == times
+
+
 def test_the_share_of_trained_numbers_is_said_with_and_without_vocabularies(saved):
     result = evaluate_checkpoint(saved, load_config(saved / CONFIG), "validation", ("trivial",))
     counts = {"backbone": 90, "adapters": 20, "router": 3, "heads": 10, "target_vocabularies": 100}

@@ -61,6 +61,18 @@ def test_the_configuration_is_valid_and_its_data_can_be_used(tables, tmp_path):
     assert sum(split.rows for split in profile["opinions"].values()) == 60
 
 
+def test_labels_and_names_that_look_like_numbers_stay_text(tmp_path):
+    """Fails if YAML 1.1's idea of a number decides what is quoted: the configuration would not read back."""
+    rows = [(f"text {n}", ("08", "1e3", "yes", "~")[n % 4]) for n in range(40)]
+    path = _table(tmp_path / "2024.csv", ["text", "label"], rows)
+    (tmp_path / "config.yaml").write_text(starter_config([path], "minilm"))
+    config = load_config(tmp_path / "config.yaml")
+    assert list(config.tasks) == ["task_2024"]
+    assert config.tasks["task_2024"].labels == ["08", "1e3", "yes", "~"]
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml").tasks == config.tasks
+
+
 def test_a_share_of_a_file_is_held_out_and_stays_held_out(tables, tmp_path):
     """Fails if the parts overlap, or a row changes sides as the file grows."""
     path = tmp_path / "config.yaml"

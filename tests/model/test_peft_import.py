@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import RobertaModel
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.editing import import_for, replace_adapter
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.batch import Window, build_batch
@@ -101,6 +101,9 @@ def test_the_head_and_all_other_tasks_stay(tiny_roberta, checkpoint, tmp_path):
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'"),
         ({}, {"peft_type": "IA3"}, "peft_type 'IA3', only LORA can be imported"),
         ({}, {"lora_alpha": "many"}, "lora_alpha and lora_dropout should be numbers"),
+        ({}, {"lora_alpha": -1}, "alpha: input should be greater than 0"),
+        ({}, {"alpha_pattern": {"(": 8}}, "alpha_pattern should hold patterns and numbers"),
+        ({}, {"alpha_pattern": {"(.*)*x": 8}}, "is no plain pattern of a module's path"),
         ({}, {"modules_to_save": ["classifier"]}, "heads are trained here; --no-strict leaves it out"),
     ],
 )
@@ -108,7 +111,7 @@ def test_what_does_not_fit_is_refused_by_name(settings, change, sentence, tiny_r
     _saved(tiny_roberta, tmp_path / "peft", **{"target_modules": ["query", "value"], **settings})
     path = tmp_path / "peft" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises((CheckpointError, ConfigError), match=sentence):
         import_for(checkpoint, tmp_path / "peft")
 
 
@@ -136,6 +139,16 @@ def test_the_command_imports_and_refuses(tiny_roberta, checkpoint, tmp_path, cap
     assert stop.value.code == 0
     assert (tmp_path / "model-imported" / "dynamo.json").is_file()
     with pytest.raises(SystemExit) as stop:
-        main(["import-adapter", str(checkpoint), str(tmp_path / "nothing"), "--task", "qa"])
+        main(
+            [
+                "import-adapter",
+                str(checkpoint),
+                str(tmp_path / "nothing"),
+                "--task",
+                "qa",
+                "--output",
+                str(tmp_path / "o"),
+            ]
+        )
     assert stop.value.code == 2
     assert "adapter_config.json: cannot be read" in capsys.readouterr().err

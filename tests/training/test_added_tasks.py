@@ -179,11 +179,18 @@ def test_a_renamed_task_answers_as_before(trained, tmp_path):
         (["add-task", "--name", "x", "--type", "qa", "--data", "./nothing"], "no such file or folder"),
         (["remove-task", "--name", "sentimen"], "did you mean 'sentiment'?"),
         (["rename-task", "--name", "sentiment", "--to", "translation"], "there is a task 'translation' already"),
-        (["rename-task", "--name", "sentiment", "--to", "a b"], "1 to 64 letters"),
+        (["rename-task", "--name", "sentiment", "--to", "a/b"], "1 to 64 letters"),
+        (["remove-task", "--name", "sentiment", "--output", "full"], "full: is there already and not empty"),
+        (
+            ["add-task", "--name", "x", "--type", "sentiment", "--data", "sample", "--output", "full"],
+            "full: is there already and not empty",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(trained, arguments, sentence, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
     command, *options = arguments
     with pytest.raises(SystemExit) as stop:
         main([command, str(trained), *options])

@@ -37,6 +37,7 @@ def test_a_search_ends_with_a_configuration_and_a_picture(config_file, tmp_path,
     studies = {s: optuna.load_study(study_name=s, storage=f"sqlite:///{folder / 'trials.db'}")
                for s in (*OLD, "router", "tap layer")}  # fmt: skip
     assert [len(s.trials) for s in studies.values()] == [2, 2, 2, 3]
+    assert studies["sentiment"].trials[0].params["lora_configs.sentiment.rank"] == 4  # as it was
     for task in OLD:
         found = studies[task].best_trial.params
         assert best.lora_configs[task].rank == found[f"lora_configs.{task}.rank"]
@@ -68,6 +69,13 @@ def test_an_interrupted_search_goes_on(config_file, tmp_path, monkeypatch):
     found = tuning.tune(config, 2, 0.5, folder, tap=False)
     assert calls[3:] == ["code_generation", "code_generation"]
     assert [one.search for one in found] == ["sentiment", "code_generation", "router"]
+
+
+def test_trials_of_another_configuration_are_not_taken_for_these(config_file, tmp_path):
+    folder = tmp_path / "tune"
+    tuning.tune(load_config(config_file), 1, 0.5, folder, tap=False)
+    with pytest.raises(ConfigError, match="holds trials of another configuration or share"):
+        tuning.tune(load_config(config_file, ["training.batch_size=4"]), 1, 0.5, folder, tap=False)
 
 
 def test_a_trial_that_is_behind_is_given_up(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,12 @@ Name = Annotated[str, typer.Option(help="Name of the task.")]
 Output = Annotated[
     Path | None, typer.Option(help="Folder of the new model; the checkpoint's with a suffix if not given.")
 ]
+
+
+def beside(checkpoint: Path, suffix: str) -> Path:
+    """A folder beside a checkpoint. A suffix that no file can have is some task's name, of which others complain."""
+    place = checkpoint.resolve()
+    return place.parent / f"{place.name}-{re.sub(r'[^A-Za-z0-9_-]', '_', suffix)}"
 
 
 @app.command("add-task")
@@ -49,7 +56,7 @@ def add_task(
     start = None if adapter is None else import_for(checkpoint, adapter, strict)
     added = AddedTask(name, type_, data, few_shot, None if start is None else start.config.model_dump())
     config = extended_config(checkpoint / CONFIG, added, overrides or [])
-    place = output or checkpoint.with_name(f"{checkpoint.name}-{name}")
+    place = output or beside(checkpoint, name)
     if report is not None:
         writable_file(report, "--report")
     train(checkpoint, place, config, start)
@@ -63,11 +70,11 @@ def add_task(
 
 @app.command("remove-task")
 def remove_task(checkpoint: Checkpoint, *, name: Name, output: Output = None) -> None:
-    """Take a task out of a trained model. The others and the router's choice between them stay as they are."""
+    """Take a task out of a trained model. The others' adapters and heads stay as they are."""
     start_logging(False)
     from dynamo_mtl.inference.editing import remove_task as remove
 
-    place = output or checkpoint.with_name(f"{checkpoint.name}-without-{name}")
+    place = output or beside(checkpoint, f"without-{name}")
     typer.echo(f"saved: {remove(checkpoint, place, name)}")
 
 
@@ -83,7 +90,7 @@ def rename_task(
     start_logging(False)
     from dynamo_mtl.inference.editing import rename_task as rename
 
-    place = output or checkpoint.with_name(f"{checkpoint.name}-{to}")
+    place = output or beside(checkpoint, to)
     typer.echo(f"saved: {rename(checkpoint, place, name, to)}")
 
 
@@ -100,7 +107,7 @@ def import_adapter(
     start_logging(False)
     from dynamo_mtl.inference.editing import replace_adapter
 
-    place = output or checkpoint.with_name(f"{checkpoint.name}-imported")
+    place = output or beside(checkpoint, "imported")
     typer.echo(f"saved: {replace_adapter(checkpoint, place, task, adapter, strict)}")
 
 

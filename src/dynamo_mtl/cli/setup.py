@@ -19,13 +19,15 @@ def init(
 ) -> None:
     """Write a commented starter configuration for your own tables."""
     start_logging(False, quiet=True)
-    from dynamo_mtl.config import load_config
+    from dynamo_mtl.config import DynamoConfig, load_config
     from dynamo_mtl.evaluation.starter import starter_config
+    from dynamo_mtl.settings import parse_yaml, validate
 
     if output.exists():
         raise ConfigError(f"--output: {output} is there already; name another file, or remove it")
     writable_folder(output.parent, "--output")
     text = starter_config(files, backbone)
+    validate(DynamoConfig, parse_yaml(text, str(output)), str(output))
     output.write_text(text, encoding="utf-8")
     config = load_config(output)
     for name, task in config.tasks.items():

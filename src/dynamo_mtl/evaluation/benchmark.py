@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from dynamo_mtl.inference.system import System, SystemConfig, load_system
 from dynamo_mtl.metrics.generation import signatures
 from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.sandbox.run import check_sandbox
+from dynamo_mtl.storage import MANIFEST, verify_folder
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Answer, Example
 from dynamo_mtl.training.settings import PipelineConfig
@@ -132,12 +134,24 @@ def evaluate_checkpoint(
     if "single_task" in systems:
         before = checkpoint / ".." / "phase_1"
         if (before / METADATA).is_file():
-            board.add("single_task", Contender(load_predictor(before, device, config), told))
+            # Where no phase has changed them since, their answers are known.
+            same = _same_adapters(before, checkpoint)
+            board.add("single_task", Contender(predictor if same else load_predictor(before, device, config), told))
         else:
             logger.warning("single_task is left out: there is no %s", before)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     execution = score_execution(predictor, board.examples, programs, metadata.seed) if programs else {}
     return make_result(metadata, system, split, board, routing, execution=execution)
+
+
+def _same_adapters(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same adapters and heads, byte for byte."""
+    found = []
+    for folder in (one, other):
+        verify_folder(folder)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found.append({name: entry for name, entry in manifest.items() if name.startswith(("adapters/", "heads/"))})
+    return found[0] == found[1]
 
 
 def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[str, Contender]:

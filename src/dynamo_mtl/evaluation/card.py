@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.evaluation.report import markdown
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.inference.system import SystemConfig, read_system_config
@@ -36,7 +37,10 @@ def write_card(checkpoint: Path, result: Result | None, name: str) -> Path:
         CheckpointError: not a checkpoint.
     """
     text = model_card(read_metadata(checkpoint), read_system_config(checkpoint / CONFIG), result, name)
-    (checkpoint / CARD).write_text(text, encoding="utf-8")
+    try:
+        (checkpoint / CARD).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint / CARD}: cannot be written ({error.strerror})") from error
     return checkpoint / CARD
 
 

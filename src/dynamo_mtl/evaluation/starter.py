@@ -11,8 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dynamo_mtl.data.sources import DataConfig, read_rows
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.settings import dump_yaml
@@ -58,7 +56,8 @@ def guess_task(path: Path) -> Guess:
     if not rows:
         raise DataError(f"{path}: has no rows; the first line names the columns, each further one is an example")
     columns = list(rows[0])
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.name.partition(".")[0])[:64] or "task"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.name.partition(".")[0])[:50] or "task"
+    name = name if name[0].isalpha() else f"task_{name}"  # not a number, which no key can be
     for kind in GUESSED:
         found = _known(columns, kind)
         if found is not None:
@@ -139,7 +138,7 @@ def starter_config(files: Sequence[Path], backbone: str) -> str:
         if Path(guess.path).is_file():
             lines.append("    validation_share: 0.1   # of the file, held out to choose and judge by")
         for key, value in guess.settings.items():
-            lines.append(f"    {key}: {_flow(value)}")
+            lines.append(f"    {key}: {_scalar(value)}")
         if guess.type == "classification":
             lines.append("    # instructions: [Which topic is this?]   # your own wordings, if users write some")
         lines.append(
@@ -172,10 +171,6 @@ def starter_config(files: Sequence[Path], backbone: str) -> str:
     return "\n".join(lines)
 
 
-def _scalar(text: str) -> str:
-    return dump_yaml(text).removesuffix("...\n").strip()
-
-
-def _flow(value: Any) -> str:
-    """On one line."""
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+def _scalar(text: Any) -> str:
+    """A value on one line."""
+    return dump_yaml(text, on_one_line=True).removesuffix("...\n").strip()

@@ -23,6 +23,7 @@ from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.model.novelty import Novelty
 from dynamo_mtl.model.peft_format import import_adapter
 from dynamo_mtl.settings import dump_yaml, read_settings
+from dynamo_mtl.storage import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +39,20 @@ def remove_task(checkpoint: Path, output: Path, name: str) -> Path:
         ConfigError: no such task, or the only one.
         CheckpointError: unusable checkpoint.
     """
-    system, metadata = load_system(checkpoint, CPU)
+    output = new_folder(output)
+    system, metadata = load_system(checkpoint, CPU, for_training=True)
     _check_known(system, name, "--name")
     if len(system.tasks) - len(system.config.router.branches) == 1 and system.route_of(name) == 0:
         raise ConfigError(f"--name: '{name}' is the only task of the router's first training; the model needs it")
     gone = system.route_of(name)
     router = system.model.router.without(gone)
-    raw = read_settings(checkpoint / CONFIG)
+    raw = _settings(checkpoint, system)
     for section in TASK_SECTIONS:
         _section(raw, section).pop(name, None)
     raw["router"]["branches"] = router.config.branches
     names = {other: other for other in system.tasks if other != name}
     changed = _rebuilt(system, raw, names)
-    changed.model.router = router
+    changed.model.router, changed.model.novelty = router, system.model.novelty
     if system.model.known is not None:
         known = system.model.known
         changed.model.known = known.without(gone)
@@ -65,11 +67,12 @@ def rename_task(checkpoint: Path, output: Path, name: str, new_name: str) -> Pat
         ConfigError: no such task, or a name that is taken or not allowed.
         CheckpointError: unusable checkpoint.
     """
-    system, metadata = load_system(checkpoint, CPU)
+    output = new_folder(output)
+    system, metadata = load_system(checkpoint, CPU, for_training=True)
     _check_known(system, name, "--name")
     if new_name in system.tasks:
         raise ConfigError(f"--to: there is a task '{new_name}' already; choose another name")
-    raw = read_settings(checkpoint / CONFIG)
+    raw = _settings(checkpoint, system)
     for section in TASK_SECTIONS:
         entries = _section(raw, section)
         renamed = {new_name if key == name else key: value for key, value in entries.items()}
@@ -111,10 +114,11 @@ def replace_adapter(checkpoint: Path, output: Path, task: str, adapter: Path, st
         ConfigError: no such task.
         CheckpointError: unusable checkpoint or adapter.
     """
-    system, metadata = load_system(checkpoint, CPU)
+    output = new_folder(output)
+    system, metadata = load_system(checkpoint, CPU, for_training=True)
     _check_known(system, task, "--task")
     found = import_for(checkpoint, adapter, strict)
-    raw = read_settings(checkpoint / CONFIG)
+    raw = _settings(checkpoint, system)
     raw["lora_configs"][task] = found.config.model_dump()
     names = {name: name for name in system.tasks}
     changed = _rebuilt(system, raw, {name: name for name in names if name != task})
@@ -127,6 +131,11 @@ def replace_adapter(checkpoint: Path, output: Path, task: str, adapter: Path, st
 def _check_known(system: System, name: str, option: str) -> None:
     if name not in system.tasks:
         raise ConfigError(f"{option}: no task '{name}'; {did_you_mean(name, system.tasks)}")
+
+
+def _settings(checkpoint: Path, system: System) -> dict[str, Any]:
+    """A checkpoint's settings, those of its tasks as they were resolved for its format."""
+    return {**read_settings(checkpoint / CONFIG), "tasks": system.config.model_dump()["tasks"]}
 
 
 def _section(raw: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
-from dynamo_mtl.errors import ConfigError, did_you_mean
+from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
 from dynamo_mtl.inference.system import System, load_system
 from dynamo_mtl.model.checkpoint import copy_tokenizer
 from dynamo_mtl.model.heads import TokenHead
 from dynamo_mtl.model.peft_format import PATHS
-from dynamo_mtl.storage import write_folder
+from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.tasks.ner import NamedEntities
 from dynamo_mtl.tasks.qa import QuestionAnswering
 
@@ -34,7 +34,12 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
         ConfigError: no such task.
         CheckpointError: unusable checkpoint.
     """
+    output = new_folder(output)
     system, _ = load_system(checkpoint, torch.device("cpu"), for_training=True)
+    if system.config.model.adapters != "routed":
+        raise ConfigError(
+            f"model.adapters: found {system.config.model.adapters}; only an adapter of one task is merged"
+        )
     if task not in system.tasks:
         raise ConfigError(f"--task: no task '{task}'; {did_you_mean(task, system.tasks)}")
     model = _published_model(system, task)
@@ -54,7 +59,10 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
             tensors = {n: t.detach().contiguous() for n, t in system.model.head(task).state_dict().items()}
             save_file(tensors, staging / HEAD)
 
-    write_folder(output, fill)
+    try:
+        write_folder(output, fill)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be written ({error.strerror})") from error
     return output
 
 

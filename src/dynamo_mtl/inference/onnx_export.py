@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System, load_system
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.checkpoint import copy_tokenizer
 from dynamo_mtl.model.heads import ClassificationHead, TokenHead
 from dynamo_mtl.model.router import OPENINGS
-from dynamo_mtl.storage import write_folder
+from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.tasks.classification import Classification
 from dynamo_mtl.tasks.ner import NamedEntities
 
@@ -144,6 +144,7 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
         ConfigError: a model without a router or of another shape of routing, or nothing to export.
         CheckpointError: unusable checkpoint.
     """
+    output = new_folder(output)
     system, metadata = load_system(checkpoint, CPU)
     graph = make_graph(system, metadata.calibration)
     length = min(16, system.config.data.max_source_length)
@@ -172,7 +173,10 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         copy_tokenizer(checkpoint, staging)
 
-    write_folder(output, fill)
+    try:
+        write_folder(output, fill)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be written ({error.strerror})") from error
     left_out = [name for name in system.tasks if name not in graph.exported]
     if left_out:
         logger.info("not exported, since they write text: %s; dynamo serve answers them", ", ".join(left_out))

@@ -58,7 +58,7 @@ class SystemConfig(BaseModel):
             **{k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)},
         }
         tasks: dict[str, TaskConfig] = {}
-        for name in dict.fromkeys([*paths, *named]):
+        for name in named if paths.keys() <= named.keys() else dict.fromkeys([*paths, *named]):
             settings = named.get(name) or {}
             if not isinstance(settings, dict | TaskConfig):
                 raise ConfigError(f"tasks.{name}: expected keys and values, found {settings!r:.80}")

@@ -205,6 +205,7 @@ def _load_known(model: DynamoModel, path: Path) -> None:
     try:
         tensors = read_tensors(path, (torch.float16, torch.int16, torch.uint8))
         known = read_known_inputs(tensors, model.router.feature_size, len(model.task_names))
+        known = known.to(model.novelty.center.device)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     model.known = known

@@ -34,6 +34,10 @@ class KnownInputs:
         """Some of them, by number or mask."""
         return KnownInputs(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def to(self, device: torch.device) -> KnownInputs:
+        """The same on another device."""
+        return KnownInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def joined(self, other: KnownInputs) -> KnownInputs:
         """Both, one after the other."""
         return KnownInputs(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))

@@ -21,6 +21,7 @@ from torch import Tensor
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
 from dynamo_mtl.model.lora import Adapter, LoraConfig
+from dynamo_mtl.settings import validate
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -206,7 +207,7 @@ def _pairs(
     for (layer, site), pair in found.items():
         inputs, outputs = encoder.site_shape(site)
         shapes = {letter: tuple(tensor.shape) for letter, tensor in sorted(pair.items())}
-        rank = len(pair["A"]) if "A" in pair else 0
+        rank = shapes.get("A", (0,))[0] if shapes.get("A") else 0
         if shapes != {"A": (rank, inputs), "B": (outputs, rank)}:
             raise CheckpointError(
                 f"{path}: layer {layer}, {PATHS[site]}: expected A (rank, {inputs}) and B ({outputs}, rank) for this "
@@ -223,19 +224,37 @@ def _imported_config(settings: Mapping[str, Any], pairs: Pairs, rank: int, folde
         raise CheckpointError(f"{folder / CONFIG}: lora_alpha and lora_dropout should be numbers") from error
     sites = {site for _, site in pairs}
     modules = "all-linear" if sites == set(SITES) else [site for site in SITES if site in sites]
-    rslora = bool(settings.get("use_rslora"))
-    return LoraConfig(rank=rank, alpha=alpha, dropout=dropout, target_modules=modules, use_rslora=rslora)
+    own = {"rank": rank, "alpha": alpha, "dropout": dropout, "target_modules": modules}
+    return validate(LoraConfig, {**own, "use_rslora": bool(settings.get("use_rslora"))}, str(folder / CONFIG))
 
 
 def _scaling(settings: Mapping[str, Any], layer: int, site: str, rank: int) -> float:
     """What PEFT multiplies a module's update by; a pattern names a module by the end of its path."""
     name = f"encoder.layer.{layer}.{PATHS[site]}"
     alpha = float(settings["lora_alpha"])
-    for pattern, own in (settings.get("alpha_pattern") or {}).items():
+    for pattern, own in _alphas(settings).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = float(own)
+            alpha = own
             break
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _alphas(settings: Mapping[str, Any]) -> dict[str, float]:
+    """``alpha_pattern``: patterns of module paths, of the few signs that such patterns need.
+
+    Others are refused: a pattern from a stranger could take for ever.
+    """
+    given = settings.get("alpha_pattern") or {}
+    try:
+        found = {str(pattern): float(own) for pattern, own in given.items()}
+        for pattern in found:
+            re.compile(pattern)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise CheckpointError(f"{CONFIG}: alpha_pattern should hold patterns and numbers ({error})") from error
+    odd = next((p for p in found if len(p) > 200 or not re.fullmatch(r"[\w.\\|^$()\[\]-]*", p)), None)
+    if odd is not None:
+        raise CheckpointError(f"{CONFIG}: alpha_pattern {odd!r:.60} is no plain pattern of a module's path")
+    return found
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

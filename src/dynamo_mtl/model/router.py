@@ -175,7 +175,11 @@ class Router(nn.Module):
         self.register_buffer("scheduled_log_temperature", start.clone())
 
     def without(self, adapter: int) -> Router:
-        """A router without one of the outputs; the others keep their shares among themselves."""
+        """A router without one of the outputs.
+
+        Those of the first training keep their proportions; an added task keeps what its branch says, so that it may
+        now be preferred to another one, or no longer.
+        """
         linear = self.mlp[-1]
         assert isinstance(linear, nn.Linear)
         base, sizes = linear.out_features, list(self.config.branches)

@@ -16,13 +16,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from dynamo_mtl.errors import CheckpointError, writable_folder
+from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System, load_extended, make_tasks
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.checkpoint import KNOWN
 from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import Adapter
 from dynamo_mtl.model.router import Branch
+from dynamo_mtl.storage import new_folder
 from dynamo_mtl.tasks.tables import all_examples, first_examples
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.examples import ExampleSource
@@ -56,7 +57,7 @@ def add_task(
 
     Args:
         checkpoint: a trained model of the tasks before.
-        output: where the model goes; may be the checkpoint itself, which is then replaced at the end.
+        output: where the model goes, a folder that is not there yet.
         config: the checkpoint's configuration with the added task as its last one, and a branch for it.
         start: what the added task's adapter starts from, of the same settings; a fresh one if None.
 
@@ -67,7 +68,7 @@ def add_task(
         DynamoError: unusable checkpoint, configuration or data; before anything is trained.
     """
     name = list(config.tasks)[-1]
-    writable_folder(output.parent, "--output")
+    output = new_folder(output)
     accelerator = Accelerator()
     set_seed(config.training.seed)
     tables = load_tables(config, {name: make_tasks(config)[name]})
@@ -82,7 +83,7 @@ def add_task(
             "with this version: dynamo train CONFIG --phase 2"
         )
     if start is not None:
-        system.model.bank[name].load_state_dict(start.state_dict())
+        _start_from(system, name, start)
     began = time.perf_counter()
     source, settings = ExampleSource(system, tables), config.training
     log = MetricsLog(Path(config.log_dir), accelerator)
@@ -105,6 +106,16 @@ def add_task(
     system.save(output, changed, config.to_yaml())
     logger.info("saved %s", output)
     return output
+
+
+def _start_from(system: System, name: str, start: Adapter) -> None:
+    adapter = system.model.bank[name]
+    if adapter.config != start.config:
+        raise ConfigError(
+            f"lora_configs.{name}: an adapter that starts from another one has its settings, "
+            f"{start.config.model_dump()}; leave them out"
+        )
+    adapter.load_state_dict(start.state_dict())
 
 
 def _teach_router(

@@ -286,7 +286,7 @@ def _accelerator(config: PipelineConfig) -> Accelerator:
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
         return Accelerator(
             mixed_precision=precision,
-            log_with=[*find_trackers(config.chosen_trackers)],
+            log_with=find_trackers(config.chosen_trackers) or None,
             project_dir=config.log_dir,
             kwargs_handlers=[patience],
         )

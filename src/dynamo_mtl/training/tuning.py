@@ -7,6 +7,7 @@ search that was interrupted goes on; trials that are behind the median of the ot
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STORE, BEST, PICTURE = "trials.db", "best.yaml", "tune"
+OF = "configuration"
+"""What a search notes of the configuration that it is about."""
 ROUTER, TAP = "router", "tap layer"
 RANKS = [4, 8, 16, 32, 64]
 TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
@@ -87,15 +90,18 @@ def tune(config: PipelineConfig, trials: int, share: float, folder: Path, tap: b
     found: list[Found] = []
     try:
         for task in config.tasks:
-            found.append(bench.search(task, trials, lambda trial, task=task: bench.adapter_trial(trial, task)))
+            own = bench.adapter_settings(task)
+            found.append(bench.search(task, trials, lambda trial, task=task: bench.adapter_trial(trial, task), own))
             _write_best(config, found, folder)
         with bench.features() as router_trial:
-            found.append(bench.search(ROUTER, trials, router_trial))
+            found.append(bench.search(ROUTER, trials, router_trial, bench.router_settings()))
         _write_best(config, found, folder)
         if tap:
-            settings = _merged(found)
+            settings = _merged(config, found)
             found.append(
-                bench.search(TAP, len(bench.taps), lambda trial: bench.tap_trial(trial, settings), bench.tap_grid)
+                bench.search(
+                    TAP, len(bench.taps), lambda trial: bench.tap_trial(trial, settings), sampler=bench.tap_grid
+                )
             )
             _write_best(config, found, folder)
     finally:
@@ -128,6 +134,9 @@ class _Bench:
 
     def __init__(self, config: PipelineConfig, share: float, folder: Path) -> None:
         self.config, self.share, self.folder = config, share, folder
+        places = {"log_dir", "checkpoint_dir", "trackers", "use_wandb", "wandb_project", "wandb_tags"}
+        settings = config.model_dump_json(exclude=places)
+        self.identity = hashlib.sha256(f"{settings} {share}".encode()).hexdigest()
         self.tables = load_tables(config, make_tasks(config))
         self.accelerator = Accelerator()
         self.studies: dict[str, optuna.Study] = {}
@@ -143,9 +152,14 @@ class _Bench:
         name: str,
         trials: int,
         objective: Callable[[optuna.Trial], float],
+        first: Settings | None = None,
         sampler: optuna.samplers.BaseSampler | None = None,
     ) -> Found:
-        """Run a search up to that many finished trials, starting with the settings as they are."""
+        """Run a search up to that many finished trials, the first of them with the settings as they are.
+
+        Raises:
+            ConfigError: the trials in the folder are of another configuration or share.
+        """
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder / STORE}",
             study_name=name,
@@ -155,6 +169,15 @@ class _Bench:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=1),
         )
         self.studies[name] = study
+        known = study.user_attrs.get(OF)
+        if known is not None and known != self.identity:
+            raise ConfigError(
+                f"--output: {self.folder / STORE} holds trials of another configuration or share; name another folder"
+            )
+        if known is None:
+            study.set_user_attr(OF, self.identity)
+            if first is not None:
+                study.enqueue_trial(first)
         done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         left = trials - len(study.get_trials(deepcopy=False, states=done))
         if left > 0:
@@ -196,11 +219,25 @@ class _Bench:
         head = trial.suggest_float(f"tasks.{task}.training.head_lr", 1e-4, 5e-3, log=True)
         own = {
             f"lora_configs.{task}.rank": rank,
-            f"lora_configs.{task}.alpha": float(rank) * lora.alpha / lora.rank,
             f"tasks.{task}.training.lora_lr": rate,
             f"tasks.{task}.training.head_lr": head,
         }
-        return self._task_score(task, own, trial)
+        return self._task_score(task, _with_scales(self.config, own), trial)
+
+    def adapter_settings(self, task: str) -> Settings:
+        """A task's settings as they are, if the search knows such."""
+        training, own = self.config.training, self.config.tasks[task].training
+        return {
+            f"lora_configs.{task}.rank": self.config.lora_configs[task].rank,
+            f"tasks.{task}.training.lora_lr": own.lora_lr or training.lora_lr,
+            f"tasks.{task}.training.head_lr": own.head_lr or training.head_lr,
+        }
+
+    def router_settings(self) -> Settings:
+        """The router's settings as they are."""
+        training = self.config.training
+        weights = {f"training.{term}_weight": getattr(training, f"{term}_weight") for term in TERMS}
+        return {"training.router_lr": training.router_lr, "router.dropout": self.config.router.dropout, **weights}
 
     @contextmanager
     def features(self) -> Iterator[Callable[[optuna.Trial], float]]:
@@ -280,6 +317,7 @@ def _alone(config: Config, task: str) -> Config:
     for section in (raw["data"]["paths"], raw["tasks"], raw["lora_configs"]):
         for other in [name for name in section if name != task]:
             del section[other]
+    raw["router"] |= {"top_k": 1, "branches": []}
     return type(config).model_validate(raw)
 
 
@@ -289,17 +327,23 @@ def _of_task(settings: Settings, task: str) -> Settings:
     return {k: v for k, v in settings.items() if not k.startswith(sections) or k.split(".")[1] == task}
 
 
-def _merged(found: list[Found]) -> Settings:
-    return {key: value for one in found for key, value in one.settings.items()}
+def _with_scales(config: PipelineConfig, settings: Settings) -> Settings:
+    """Settings with the alpha of every rank that they change, so that adapters keep their scale ``alpha / rank``."""
+    ranks = {task: settings.get(f"lora_configs.{task}.rank") for task in config.lora_configs}
+    alphas = {
+        f"lora_configs.{task}.alpha": float(rank) * config.lora_configs[task].alpha / config.lora_configs[task].rank
+        for task, rank in ranks.items()
+        if rank is not None
+    }
+    return {**settings, **alphas}
+
+
+def _merged(config: PipelineConfig, found: list[Found]) -> Settings:
+    return _with_scales(config, {key: value for one in found for key, value in one.settings.items()})
 
 
 def _write_best(config: PipelineConfig, found: list[Found], folder: Path) -> None:
-    settings = _merged(found)
-    for task, lora in config.lora_configs.items():
-        rank = settings.get(f"lora_configs.{task}.rank")
-        if rank is not None:
-            settings[f"lora_configs.{task}.alpha"] = float(rank) * lora.alpha / lora.rank
-    best = with_settings(config, settings)
+    best = with_settings(config, _merged(config, found))
     (folder / BEST).write_text(dump_yaml(best.model_dump()), encoding="utf-8")
 
 
