@@ -48,8 +48,9 @@ reference: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
+# A file's tests stay in one process, where they share what they made.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Two replicas on a local Ray, of which one is stopped under load. Ray's own code warns of much.
 test-cluster: install

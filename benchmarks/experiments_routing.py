@@ -43,6 +43,13 @@ TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
 WITHOUT_TERMS = tuple(f"training.{term}_weight=0.0" for term in TERMS)
 SMALL = ("training.router.examples_per_task=6000", "training.router.feature_epochs=2")
 """A router in a quarter of a minute, so that every term can be left out with several seeds."""
+PHASE_3 = (
+    "training.joint.max_steps=60",
+    "training.joint.examples_per_task=500",
+    "training.joint.lr_factor=0.05",
+    "training.joint.initial_competence=0.8",
+)
+"""The phase, which ``configs/minilm.yaml`` leaves out."""
 JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
     "as configured": (),
     "routing and task loss alone": WITHOUT_TERMS,
@@ -70,7 +77,7 @@ def joint_runs(config_file: Path, checkpoints: Path, place: Path, data: str, wri
     for variant, overrides in JOINT_VARIANTS.items():
         for seed in SEEDS:
             shutil.rmtree(place, ignore_errors=True)
-            config = load_config(config_file, [*overrides, f"training.seed={seed}", *places(place, data)])
+            config = load_config(config_file, [*PHASE_3, *overrides, f"training.seed={seed}", *places(place, data)])
             shutil.copytree(checkpoints / "phase_2", place / "checkpoints" / "phase_2")
             train(config, [3])
             found = validations(place / "logs" / "metrics.jsonl")

@@ -76,7 +76,12 @@ def test_every_variant_of_an_experiment_is_a_valid_configuration(question, varia
 
 
 @pytest.mark.parametrize(
-    "overrides", [*experiments_routing.JOINT_VARIANTS.values(), *experiments_routing.TERM_VARIANTS.values()]
+    "overrides",
+    [
+        experiments_routing.PHASE_3,
+        *experiments_routing.JOINT_VARIANTS.values(),
+        *experiments_routing.TERM_VARIANTS.values(),
+    ],
 )
 def test_every_variant_of_routing_is_a_valid_configuration(overrides):
     """Fails for a term or a setting that does not exist; every override arrives."""

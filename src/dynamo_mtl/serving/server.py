@@ -104,6 +104,7 @@ def serve(
         )  # fmt: skip
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
+        listening.listen(CONNECTIONS)  # who comes once the address is told waits for the listener
         logger.info("serving %s on http://%s:%d", checkpoint, host, port)
         _run(listener, server, listening)
         return listener.exit_code
