@@ -42,7 +42,7 @@ def said_of_fields(model: type[BaseModel]) -> dict[str, str]:
 def shown_type(annotation: Any) -> str:
     """An annotation as a reader understands it."""
     text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"Annotated\[(\w+),[^\]]*\]", r"\1", text)
+    text = re.sub(r"(?:typing\.)?Annotated\[([\w.]+),(?:[^\[\]]|\[[^\]]*\])*\]", r"\1", text)
     text = re.sub(r"\b(typing|pydantic|dynamo_mtl)(\.\w+)*\.", "", text)
     return text.replace("Optional", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
 

@@ -39,8 +39,10 @@ class SystemConfig(BaseModel):
 
     data: DataConfig = DataConfig()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default_factory=dict)
+    """Settings of each task, by its name; those of its type."""
     model: ModelConfig = ModelConfig()
     lora_configs: dict[str, LoraConfig] = Field(default_factory=dict)
+    """Each task's adapter; what suits its type where nothing is said."""
     router: RouterConfig = RouterConfig()
 
     @model_validator(mode="before")

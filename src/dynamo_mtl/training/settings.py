@@ -111,7 +111,9 @@ class PipelineConfig(SystemConfig):
 
     training: TrainingConfig = TrainingConfig()
     log_dir: str = "./logs"
+    """Where ``metrics.jsonl`` and trackers write."""
     checkpoint_dir: str = "./checkpoints"
+    """Where a checkpoint of each phase goes, and the states of a run while it goes on."""
     use_wandb: bool = False
     wandb_project: str = "dynamo"
     """Name of the project for every tracker."""
