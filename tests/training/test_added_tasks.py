@@ -15,11 +15,19 @@ from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.checkpoint import KNOWN
 from dynamo_mtl.model.novelty import Novelty
-from dynamo_mtl.model.router import Branch
+from dynamo_mtl.model.router import Router, RouterConfig
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import write_manifest
 from dynamo_mtl.training.added_tasks import add_task
-from dynamo_mtl.training.phases.branch import HELD_OUT, BranchInputs, BranchPhase, limit_losses, set_prototype
+from dynamo_mtl.training.phases.branch import (
+    HELD_OUT,
+    BranchInputs,
+    BranchPhase,
+    branch_odds,
+    last_branch,
+    limit_losses,
+    set_prototype,
+)
 from dynamo_mtl.training.pipeline import train
 
 CPU = torch.device("cpu")
@@ -138,8 +146,7 @@ def test_a_second_task_can_be_added_and_either_removed(added, tmp_path):
     assert list(one.tasks) == [*OLD, "few"]
     features = torch.randn(5, one.model.router.feature_size)
     whole, left = (found.model.eval().router(features).weights for found in (both, one))
-    # Of what is left, the few-shot task has what its branch says; the others share the rest as before.
-    assert torch.allclose(left[:, 3], whole[:, 4])
+    # The others share what the few-shot task leaves as before.
     assert torch.allclose(left[:, :3] / left[:, :3].sum(1, True), whole[:, :3] / whole[:, :3].sum(1, True), atol=1e-6)
     assert torch.equal(both.model.bank["few"].down["1_query"], one.model.bank["few"].down["1_query"])
 
@@ -230,7 +237,7 @@ def _inputs(seed=0, count=60):
 def test_a_branch_learns_what_is_its_own(session_config):
     torch.manual_seed(0)
     inputs, _ = _inputs()
-    phase = BranchPhase(Branch(24, 8, 0.0), inputs, session_config.training)
+    phase = BranchPhase(_router(8), inputs, session_config.training)
     optimizer = torch.optim.AdamW(phase.groups)
     for step in range(60):
         optimizer.zero_grad()
@@ -251,21 +258,42 @@ def test_a_prototype_tells_a_task_from_sixteen_examples():
     features = torch.cat([inputs.remembered, *older])
     groups = torch.arange(len(features)) // 16 % 2
     novelty.fit(features, groups, torch.ones(len(features), dtype=torch.bool), 0)
-    branch = Branch(24, 0, 0.1)
-    set_prototype(branch, inputs, novelty)
-    branch.eval()
-    assert (branch(inputs.own_validation) > 0).float().mean() > 0.9
-    assert (branch(inputs.remembered) < 0).float().mean() > 0.9
+    router = _router(0)
+    set_prototype(last_branch(router), inputs, novelty)
+    router.eval()
+    last_branch(router).looks_like.fill_(1.0)  # says nothing
+    assert (branch_odds(router, inputs.own_validation) > 0).float().mean() > 0.9
+    assert (branch_odds(router, inputs.remembered) < 0).float().mean() > 0.9
 
 
 def test_a_branch_is_made_cautious_enough():
     inputs, _ = _inputs()
-    branch = Branch(24, 4, 0.0).eval()
+    router = _router(4).eval()
+    last = last_branch(router).mlp[-1]
     with torch.no_grad():
-        branch.mlp[-1].bias += 100.0
-    assert (branch(inputs.held_out) > 0).all()
-    limit_losses(branch, inputs)
-    assert (branch(inputs.held_out) < 0).all()  # of 24 not even one may be lost
-    bias = branch.mlp[-1].bias.clone()
-    limit_losses(branch, inputs)
-    assert torch.equal(branch.mlp[-1].bias, bias)
+        last.bias += 100.0
+    assert (branch_odds(router, inputs.held_out) > 0).all()
+    limit_losses(router, inputs)
+    assert (branch_odds(router, inputs.held_out) < 0).all()  # of 24 not even one may be lost
+    bias = last.bias.clone()
+    limit_losses(router, inputs)
+    assert torch.equal(last.bias, bias)
+
+
+def test_what_no_input_of_the_added_task_looks_like_is_not_taken_by_it():
+    """Shares 0.9 and 0.1 of the tasks before, q 0.2 and 0.8: log(0.9 · 0.2 + 0.1 · 0.8) is added to the odds."""
+    torch.manual_seed(0)
+    router = _router(0).eval()
+    branch, features = last_branch(router), torch.randn(3, 24)
+    branch.looks_like.copy_(torch.tensor([0.2, 0.8]))
+    with torch.no_grad():
+        plain = branch.mlp(features)[:, 0]
+        odds = branch(features, torch.tensor([[0.9, 0.1]] * 3))[:, 0]
+    assert torch.allclose(odds, plain + torch.log(torch.tensor(0.26)))
+    branch.learn_looks(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert torch.allclose(branch.looks_like, torch.tensor([0.751, 0.251]) / 1.002)
+
+
+def _router(size):
+    """Over two tasks, with a branch of a third."""
+    return Router(RouterConfig(hidden_sizes=[4], dropout=0.0, branches=[size]), 24, 3)

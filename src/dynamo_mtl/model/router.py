@@ -17,6 +17,8 @@ from dynamo_mtl.model.batch import Batch
 
 OPENINGS = (8, 16)
 """Tokens at the start of an input in which an instruction is looked for, a short one and a long one."""
+UNLIKELY = 1e-3
+"""Added to what an added task's inputs look like, since none of some hundred inputs is no proof of never."""
 POOLED = 3 + len(OPENINGS)
 """Vectors of the encoder's width that ``pool`` gives for every layer: the first token and the means."""
 
@@ -133,21 +135,35 @@ def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
 class Branch(nn.Module):
     """Log-odds that an input belongs to a task that was added later, and to none before it.
 
+    What the tasks before make of an input counts too: with p their shares and q those that the added task's own inputs
+    have on average, ``log Σ_k p_k q_k`` is added. An input that is surely a question is none to be translated, whatever
+    words it has, if no input of the added task looks like a question.
+
     Attributes:
         mlp: one hidden layer over normalised features, or, with a size of 0, a row alone.
+        looks_like: ``(tasks before,)`` q.
     """
 
-    def __init__(self, features: int, size: int, dropout: float) -> None:
+    looks_like: Tensor
+
+    def __init__(self, features: int, size: int, dropout: float, before: int) -> None:
         super().__init__()
+        self.register_buffer("looks_like", torch.full((before,), 1 / before))
         # Dropout on the features too: there are many more of them than remembered inputs.
         start: list[nn.Module] = [nn.LayerNorm(features, elementwise_affine=False), nn.Dropout(dropout)]
         hidden = [nn.Linear(features, size), nn.GELU(), nn.Dropout(dropout)] if size else []
         self.mlp = nn.Sequential(*start, *hidden, nn.Linear(size or features, 1))
         self.is_prototype = not size
 
-    def forward(self, features: Tensor) -> Tensor:
-        """``(examples, features)`` → ``(examples, 1)``."""
-        return self.mlp(features)
+    @torch.no_grad()
+    def learn_looks(self, shares: Tensor) -> None:
+        """Note what the tasks before make of the added task's own inputs: ``(inputs, tasks before)``."""
+        mean = shares.mean(dim=0) + UNLIKELY
+        self.looks_like.copy_(mean / mean.sum())
+
+    def forward(self, features: Tensor, shares: Tensor) -> Tensor:
+        """``(examples, features)`` and the shares of the tasks before ``(examples, tasks)`` → ``(examples, 1)``."""
+        return self.mlp(features) + (shares @ self.looks_like).log()[:, None]
 
 
 class Router(nn.Module):
@@ -169,7 +185,9 @@ class Router(nn.Module):
             layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(config.dropout)]
             width = size
         self.mlp = nn.Sequential(*layers, nn.Linear(width, adapters))
-        self.branches = nn.ModuleList(Branch(features, size, config.dropout) for size in config.branches)
+        self.branches = nn.ModuleList(
+            Branch(features, size, config.dropout, adapters + number) for number, size in enumerate(config.branches)
+        )
         start = torch.tensor(config.temperature).log()
         self.log_temperature = nn.Parameter(start.clone())
         self.register_buffer("scheduled_log_temperature", start.clone())
@@ -197,6 +215,11 @@ class Router(nn.Module):
                 _, number, rest = name.split(".", maxsplit=2)
                 if int(number) != gone:
                     tensors[f"branches.{int(number) - (int(number) > gone)}.{rest}"] = tensor
+        for number in range(len(sizes)):
+            name, before = f"branches.{number}.looks_like", base + number
+            if len(tensors[name]) > before:  # the task that is gone was before it
+                left = torch.cat([tensors[name][:adapter], tensors[name][adapter + 1 :]]) + UNLIKELY
+                tensors[name] = left / left.sum()
         config = self.config.model_copy(update={"branches": sizes})
         router = Router(config, self.feature_size, base + len(sizes))
         router.load_state_dict(tensors)
@@ -220,8 +243,19 @@ class Router(nn.Module):
 
     def forward(self, features: Tensor) -> Routing:
         """``(examples, features)`` → logits and weights ``(examples, adapters)``."""
+        logits = self._logits(features, len(self.branches))
+        return Routing(logits, torch.softmax(logits / self.temperature, dim=-1))
+
+    def shares_before(self, features: Tensor, branch: int) -> Tensor:
+        """Of the tasks that were there before a branch's: ``(examples, features)`` → ``(examples, tasks)``."""
+        return torch.softmax(self._logits(features, branch) / self.temperature, dim=-1)
+
+    def _logits(self, features: Tensor, branches: int) -> Tensor:
         logits, temperature = self.mlp(features), self.temperature
-        for branch in self.branches:
-            before = torch.logsumexp(logits / temperature, dim=1, keepdim=True)
-            logits = torch.cat([logits, temperature * (before + branch(features))], dim=1)
-        return Routing(logits, torch.softmax(logits / temperature, dim=-1))
+        for branch in self.branches[:branches]:
+            before, shares = (
+                torch.logsumexp(logits / temperature, 1, keepdim=True),
+                torch.softmax(logits / temperature, 1),
+            )
+            logits = torch.cat([logits, temperature * (before + branch(features, shares))], dim=1)
+        return logits

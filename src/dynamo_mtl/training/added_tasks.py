@@ -22,7 +22,6 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.checkpoint import KNOWN
 from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import Adapter
-from dynamo_mtl.model.router import Branch
 from dynamo_mtl.storage import new_folder
 from dynamo_mtl.tasks.tables import all_examples, first_examples
 from dynamo_mtl.tasks.task import Example, Task
@@ -32,6 +31,7 @@ from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.phases.branch import (
     BranchInputs,
     BranchPhase,
+    last_branch,
     limit_losses,
     set_prototype,
     split_inputs,
@@ -129,13 +129,13 @@ def _teach_router(
     """Train the added task's branch, and make its inputs known. Returns the calibration of the router with it."""
     system, model = source.system, source.system.model
     inputs, added = _branch_inputs(source, name, config)
-    branch = model.router.branches[-1]
-    assert isinstance(branch, Branch)
+    router, branch = model.router.eval(), last_branch(model.router)
+    branch.learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
     if branch.is_prototype:
         set_prototype(branch, inputs, model.novelty)
     else:
-        run_phase(BranchPhase(branch, inputs, config), system, config, 0, accelerator, log)
-    limit_losses(branch, inputs)
+        run_phase(BranchPhase(router, inputs, config), system, config, 0, accelerator, log)
+    limit_losses(router, inputs)
     assert model.known is not None
     model.known = model.known.joined(added.sample(config.router.memory_examples, config.seed))
     model.novelty.extend(inputs.own, inputs.own_validation)

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.novelty import Novelty
-from dynamo_mtl.model.router import Branch
+from dynamo_mtl.model.router import Branch, Router
 from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.objective import LOSS
+from dynamo_mtl.training.optimizer import Group
 from dynamo_mtl.training.phases.phase_2_router import FeatureBatch
 from dynamo_mtl.training.settings import TrainingConfig
 
@@ -72,18 +73,18 @@ def split_inputs(added: KnownInputs, remembered: KnownInputs, route: int, valida
 class BranchPhase:
     """Trains one branch on features: each update half of the task, half of everything else."""
 
-    def __init__(self, branch: Branch, inputs: BranchInputs, config: TrainingConfig) -> None:
+    def __init__(self, router: Router, inputs: BranchInputs, config: TrainingConfig) -> None:
+        """Args: whose last branch it is; what it learns from; learning rate, epochs, seed."""
         self.name, self.best_at_end = "added task router", True
-        self.branch, self.inputs, self.config = branch, inputs, config
+        self.router, self.inputs, self.config = router, inputs, config
         self.half = config.router.feature_batch_size // 2
         self.negatives = inputs.negatives
         rounds = math.ceil(max(len(inputs.own), len(self.negatives)) / self.half)
         self.steps = rounds * config.router.feature_epochs
         self.eval_every = max(1, self.steps // 10)
-        decay = config.weight_decay
-        self.groups = [
-            {"params": list(branch.parameters()), "lr": config.router_lr, "weight_decay": decay, "task": None}
-        ]
+        parameters = list(last_branch(router).parameters())
+        own = {"lr": config.router_lr, "weight_decay": config.weight_decay, "task": None}
+        self.groups: list[Group] = [{"params": parameters, **own}]
 
     def draw(self, step: int) -> FeatureBatch:
         """Half of the batch belongs to the task."""
@@ -94,7 +95,7 @@ class BranchPhase:
 
     def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Binary cross entropy."""
-        odds = self.branch(batch.features)[:, 0]
+        odds = branch_odds(self.router, batch.features)
         loss = F.binary_cross_entropy_with_logits(odds, batch.routes.to(odds))
         scale(loss).backward()
         return {LOSS: loss.detach()}
@@ -102,9 +103,9 @@ class BranchPhase:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss on held-out inputs of the task and of those before, each kind with half of the weight."""
-        self.branch.eval()
-        found = self.branch(self.inputs.own_validation)[:, 0]
-        lost = self.branch(self.inputs.held_out)[:, 0]
+        self.router.eval()
+        found = branch_odds(self.router, self.inputs.own_validation)
+        lost = branch_odds(self.router, self.inputs.held_out)
         loss = float(F.softplus(-found).mean() + F.softplus(lost).mean()) / 2
         return {SCORE: -loss, "found": float((found > 0).float().mean()), "lost": float((lost > 0).float().mean())}
 
@@ -117,13 +118,27 @@ class BranchPhase:
         return {}
 
 
+def last_branch(router: Router) -> Branch:
+    """The branch of the task that was added last."""
+    branch = router.branches[-1]
+    assert isinstance(branch, Branch)
+    return branch
+
+
+def branch_odds(router: Router, features: Tensor) -> Tensor:
+    """What the last branch says: ``(n, features)`` → ``(n,)`` log-odds. The tasks before are taken as they are."""
+    with torch.no_grad():
+        shares = router.shares_before(features, len(router.branches) - 1)
+    return last_branch(router)(features, shares)[:, 0]
+
+
 @torch.no_grad()
-def limit_losses(branch: Branch, inputs: BranchInputs) -> None:
-    """Make the branch so cautious that at most ``LOST`` of the held-out remembered inputs go to the added task."""
-    branch.eval()
-    odds = branch(inputs.held_out)[:, 0].sort(descending=True).values
+def limit_losses(router: Router, inputs: BranchInputs) -> None:
+    """Make the last branch so cautious that at most ``LOST`` of the held-out remembered inputs go to the added task."""
+    router.eval()
+    odds = branch_odds(router, inputs.held_out).sort(descending=True).values
     allowed = math.floor(LOST * len(odds))
-    last = branch.mlp[-1]
+    last = last_branch(router).mlp[-1]
     assert isinstance(last, torch.nn.Linear)
     if odds[allowed] >= 0:
         # The first that must stay is a little below, so that rounding cannot take it back.
