@@ -142,7 +142,7 @@ def limit_losses(router: Router, inputs: BranchInputs) -> None:
     assert isinstance(last, torch.nn.Linear)
     if odds[allowed] >= 0:
         # The first that must stay is a little below, so that rounding cannot take it back.
-        last.bias -= odds[allowed] + 1e-3
+        last.bias.sub_(odds[allowed] + 1e-3)
 
 
 @torch.no_grad()
