@@ -76,8 +76,7 @@ def _published_model(system: System, task: str) -> Any:
         place = model.qa_outputs
     else:
         assert isinstance(of_type, NamedEntities)
-        names = ["O", *(f"{place}-{kind}" for kind in of_type.config.kinds for place in "BI")]
-        labels = dict(enumerate(names))
+        labels = dict(enumerate(of_type.class_names))
         model = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, id2label=labels, label2id={name: n for n, name in labels.items()}
         )

@@ -204,7 +204,7 @@ def _description(system: System, calibration: Calibration, exported: Sequence[st
         labels = (
             task.config.labels
             if isinstance(task, Classification)
-            else ["O", *(f"{place}-{kind}" for kind in task.config.kinds for place in "BI")]
+            else task.class_names
             if isinstance(task, NamedEntities)
             else ["start", "end"]
         )

@@ -49,6 +49,11 @@ class NamedEntities(Task):
     trivial_name = "names of the training data, wherever they stand"
     config: EntityConfig
 
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of tokens by number, as CoNLL-2003 names them."""
+        return ["O", *(f"{place}-{kind}" for kind in self.config.kinds for place in "BI")]
+
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         if any(name in row for name in self._names("tokens")):
             text, entities = self._from_tags(row, where)
@@ -85,8 +90,7 @@ class NamedEntities(Task):
     def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
         """Words and a BIO tag for each, as a name or as the number of CoNLL-2003: O, B-PER, I-PER, B-ORG, …"""
         words, tags = self.column(row, "tokens", where), self.column(row, "tags", where)
-        kinds = self.config.kinds
-        names = ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
+        kinds, names = self.config.kinds, self.class_names
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             raise DataError(f"{where}: task '{self.name}' needs a tag for every word", "words and tags do not match")
         entities: list[Entity] = []
@@ -108,7 +112,7 @@ class NamedEntities(Task):
         return text, entities
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("token", labels=1 + 2 * len(self.config.kinds))
+        return HeadConfig("token", labels=len(self.class_names))
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         entities = [(s + source.lead, e + source.lead, kind) for s, e, kind in json.loads(example.target)]
