@@ -16,6 +16,12 @@ from torch import Tensor, distributed
 
 from dynamo_mtl.errors import DynamoError, ProcessError
 
+# Default arguments of this module hold the process group that exists when it is imported, which an optimizer's first
+# step does. Imported before there is a group, it lets `destroy_process_group` end the group's threads; left running,
+# they can abort the interpreter as it ends, after a run that went well.
+if distributed.is_available():
+    import torch.distributed.nn.functional
+
 T = TypeVar("T")
 
 

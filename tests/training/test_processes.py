@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,31 @@ def test_t5_losses_do_not_depend_on_the_number_of_processes(tiny_settings, tmp_p
         assert {k: v for k, v in ours.items() if k not in RATES} == pytest.approx(
             {k: v for k, v in theirs.items() if k not in RATES}, abs=1e-5
         )
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+from dynamo_mtl.cli import main
+
+try:
+    main(["train", sys.argv[1]])
+finally:
+    print(*[name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")], sep="\\n")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are told by Linux's /proc")
+def test_no_thread_of_a_job_is_left_when_it_ends(tiny_settings, tmp_path):
+    """Threads that run while the interpreter ends abort it now and then: exit code -6 after a good run."""
+    folder = _prepare(tmp_path, quiet(tiny_settings))
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    job = subprocess.run(
+        [sys.executable, "-c", LEAVES, str(folder / "config.yaml")],
+        env={**os.environ, **place}, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    threads = job.stdout.splitlines()
+    assert not [name for name in threads if "gloo" in name or "tcpstore" in name]
 
 
 def _skip_one(folder):
