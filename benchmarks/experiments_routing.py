@@ -1,11 +1,12 @@
-"""What phase 3, and each term of the objective, change: on real data, from the checkpoints of a finished run.
+"""What phase 3, each term of the objective and the router's texts change, from the checkpoints of a finished run.
 
-    python benchmarks/experiments_routing.py terms|joint --data PATH --checkpoints FOLDER [--config FILE]
+    python benchmarks/experiments_routing.py terms|texts|joint --data PATH --checkpoints FOLDER [--config FILE]
 
-``terms`` trains the router of phase 2 anew on cached features, without one term at a time; ``joint`` goes on from
-phase 2 with variants of phase 3, and notes where each ends, not the best state on the way. Every variant is trained
-with the same seeds. Both read the validation values of training itself: routing of held-out inputs, and losses of tasks
-under the router's own choice. Writes ``results/experiments/terms.json`` or ``joint.json``.
+``terms`` trains the router of phase 2 anew on cached features, without one term at a time, and ``texts`` on features of
+texts that are chosen in other ways; ``joint`` goes on from phase 2 with variants of phase 3, and notes where each ends,
+not the best state on the way. Every variant is trained with the same seeds. All read the validation values of training
+itself: routing of held-out inputs, and losses of tasks under the router's own choice. Writes
+``results/experiments/QUESTION.json``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ TERM_VARIANTS: dict[str, tuple[str, ...]] = {
     **{f"without {term}": (f"training.{term}_weight=0.0",) for term in TERMS},
     "routing loss alone": WITHOUT_TERMS,
 }
+TEXT_VARIANTS: dict[str, tuple[str, ...]] = {
+    "any texts": ("training.router.length_exponent=0.0",),
+    "longer ones likelier": ("training.router.length_exponent=1.0",),
+    "longer ones much likelier": ("training.router.length_exponent=2.0",),
+}
 
 
 def validations(log: Path) -> list[dict[str, float]]:
@@ -85,17 +91,37 @@ def joint_runs(config_file: Path, checkpoints: Path, place: Path, data: str, wri
 
 
 def term_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
+    """The router by terms of its objective and seed, on the same features."""
+    _router_runs(TERM_VARIANTS, config_file, checkpoints, place, data, write)
+
+
+def text_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
+    """The router by choice of its texts and seed."""
+    _router_runs(TEXT_VARIANTS, config_file, checkpoints, place, data, write)
+
+
+def _router_runs(
+    variants: dict[str, tuple[str, ...]],
+    config_file: Path,
+    checkpoints: Path,
+    place: Path,
+    data: str,
+    write: Callable[..., None],
+) -> None:
     """The router on cached features by variant and seed: validation in its best state, which is the one kept."""
     shutil.rmtree(place, ignore_errors=True)
     base = load_config(config_file, [*SMALL, *places(place, data)])
     system, _ = load_system(checkpoints / "phase_1", torch.device("cpu"), base, with_router=False, for_training=True)
     source = ExampleSource(system, load_tables(base, system.tasks))
     held_out = validation_features(source, base.training)
-    cached = FeaturePhase(source, base.training, held_out)
-    for variant, overrides in TERM_VARIANTS.items():
+    cached: dict[float, FeaturePhase] = {}  # by the choice of texts
+    for variant, overrides in variants.items():
         for seed in SEEDS:
             config = load_config(config_file, [*SMALL, *overrides, *places(place / variant / str(seed), data)])
-            write(variant, overrides, seed, {"after": _train_router(cached, source, config, seed)})
+            exponent = config.training.router.length_exponent
+            if exponent not in cached:
+                cached[exponent] = FeaturePhase(source, config.training, held_out)
+            write(variant, overrides, seed, {"after": _train_router(cached[exponent], source, config, seed)})
 
 
 def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoConfig, seed: int) -> dict[str, float]:
@@ -116,10 +142,13 @@ def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoCon
     return phase.validate()
 
 
+RUNS = {"terms": term_runs, "texts": text_runs, "joint": joint_runs}
+
+
 def main() -> None:
     """Parse the command line, train, write after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=["terms", "joint"])
+    parser.add_argument("question", choices=list(RUNS))
     parser.add_argument("--data", required=True, help="the folder that data.root names")
     parser.add_argument("--checkpoints", type=Path, required=True, help="a run's folder with its phases")
     parser.add_argument("--config", type=Path, default=CONFIG, help="that the run was trained with")
@@ -145,8 +174,7 @@ def main() -> None:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(variant, seed, json.dumps(found), flush=True)
 
-    runs = {"terms": term_runs, "joint": joint_runs}[chosen.question]
-    runs(chosen.config, chosen.checkpoints, chosen.work / chosen.question, chosen.data, write)
+    RUNS[chosen.question](chosen.config, chosen.checkpoints, chosen.work / chosen.question, chosen.data, write)
 
 
 if __name__ == "__main__":
