@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamo_mtl.evaluation.report import markdown
+from dynamo_mtl.markdown import markdown_table
 from dynamo_mtl.pictures import COLORS, Picture
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def race_table(bench: Bench) -> str:
         ]
         for name, found in bench["races"].items()
     ]
-    return markdown(["race", "what", "ratio (quartiles)", "target", "met"], rows)
+    return markdown_table(["race", "what", "ratio (quartiles)", "target", "met"], rows)
 
 
 def memory_table(bench: Bench) -> str:
@@ -47,14 +47,14 @@ def memory_table(bench: Bench) -> str:
                 [f"`{name}`", f"{ours:.1f}", f"{theirs:.1f}", f"{found['memory_ratio']:.2f}",
                  f"≤ {found['memory_target']:g}", verdict]
             )  # fmt: skip
-    return markdown(["race", "DYNAMO MiB", "other MiB", "ratio", "target", "met"], rows)
+    return markdown_table(["race", "DYNAMO MiB", "other MiB", "ratio", "target", "met"], rows)
 
 
 def breakdown_table(bench: Bench) -> str:
     """Where the time of a routed forward goes."""
     shares: Mapping[str, Mapping[str, float]] = bench["breakdown"]["shares"]
     kinds = list(dict.fromkeys(kind for own in shares.values() for kind in own))
-    return markdown(
+    return markdown_table(
         ["", *kinds], [[name, *(f"{own.get(kind, 0):.0%}" for kind in kinds)] for name, own in shares.items()]
     )
 
@@ -65,7 +65,7 @@ def limit_table(bench: Bench) -> str:
     for name, found in bench["breakdown"]["limits"].items():
         routed, products = found["routed_ms"], found["products_ms"]
         rows.append([name, f"{routed:.1f}", f"{products:.1f}", f"{products / routed:.0%}"])
-    return markdown(["backbone", "routed forward, ms", "matrix products alone, ms", "share"], rows)
+    return markdown_table(["backbone", "routed forward, ms", "matrix products alone, ms", "share"], rows)
 
 
 def machine_text(bench: Bench) -> str:

@@ -15,7 +15,6 @@ import targets
 from dynamo_mtl.evaluation.pictures import systems_picture
 from dynamo_mtl.evaluation.report import (
     cost_rows,
-    markdown,
     rejection_rows,
     result_facts,
     result_rows,
@@ -23,14 +22,15 @@ from dynamo_mtl.evaluation.report import (
     trivial_text,
 )
 from dynamo_mtl.evaluation.result import read_result
+from dynamo_mtl.markdown import markdown_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 RESULT_KINDS = {
-    "scores": lambda result: markdown(*result_rows(result)),
-    "routing": lambda result: markdown(*routing_rows(result)),
-    "rejection": lambda result: markdown(*rejection_rows(result)),
-    "costs": lambda result: markdown(*cost_rows(result)),
+    "scores": lambda result: markdown_table(*result_rows(result)),
+    "routing": lambda result: markdown_table(*routing_rows(result)),
+    "rejection": lambda result: markdown_table(*rejection_rows(result)),
+    "costs": lambda result: markdown_table(*cost_rows(result)),
     "facts": result_facts,
     "trivial": trivial_text,
 }
@@ -55,7 +55,7 @@ def experiment_table(path: Path) -> str:
         digits = 1 if high > 1 else 3
         between = f"{low:.{digits}f} to {high:.{digits}f}"
         rows.append([variant, scores[0], between, *scores[1:]])
-    return markdown(["variant", names[0], "95 % interval", *names[1:]], rows)
+    return markdown_table(["variant", names[0], "95 % interval", *names[1:]], rows)
 
 
 def detail_table(path: Path) -> str:
@@ -66,7 +66,7 @@ def detail_table(path: Path) -> str:
         [system, *(f"{scores[task][name]:.{1 if scores[task][name] > 1 else 3}f}" for task, name in columns)]
         for system, scores in result.systems.items()
     ]
-    return markdown(["system", *(f"{task} {name}" for task, name in columns)], rows)
+    return markdown_table(["system", *(f"{task} {name}" for task, name in columns)], rows)
 
 
 def parts_table(path: Path) -> str:
@@ -82,7 +82,7 @@ def parts_table(path: Path) -> str:
         for task, parts in content["tasks"].items()
         for part, found in parts.items()
     ]  # fmt: skip
-    return markdown(["task", "examples", "n", "share of target tokens", "scores"], rows)
+    return markdown_table(["task", "examples", "n", "share of target tokens", "scores"], rows)
 
 
 def seeds_table(path: Path) -> str:
@@ -100,7 +100,7 @@ def seeds_table(path: Path) -> str:
             mean = sum(found) / len(found)
             cells.append(f"{mean:{sign}.4f} ({min(found):{sign}.4f} to {max(found):{sign}.4f})")
         rows.append(cells)
-    return markdown(["variant", *(name.replace("_", " ") for name in names)], rows)
+    return markdown_table(["variant", *(name.replace("_", " ") for name in names)], rows)
 
 
 def plan_table(path: Path) -> str:
@@ -126,7 +126,7 @@ def plan_table(path: Path) -> str:
             for part in ("adapters", "heads")
         ),
     ]
-    return markdown(header, times) + "\n\n" + markdown(["what", "size"], sizes)
+    return markdown_table(header, times) + "\n\n" + markdown_table(["what", "size"], sizes)
 
 
 def added_table(path: Path) -> str:
@@ -154,7 +154,7 @@ def added_table(path: Path) -> str:
         f"fall of an older task is {content['largest_fall']:.2f} points; {answers['identical']} of {answers['n']} "
         "answers of the older tasks are the same to the bit."
     )
-    return f"{markdown(header, rows)}\n\n{said}"
+    return f"{markdown_table(header, rows)}\n\n{said}"
 
 
 def small_table(path: Path) -> str:
@@ -176,7 +176,7 @@ def small_table(path: Path) -> str:
         "bare inputs routed right",
         "time over fp32",
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def serving_table(path: Path) -> str:
@@ -206,7 +206,7 @@ def serving_table(path: Path) -> str:
             [f"{soak['minutes']:.0f} minutes, {soak['requests']:,} requests: memory; failed",
              f"{100 * soak['rss_growth']:+.1f} %; {soak['failures']}"]
         )  # fmt: skip
-    return markdown(["load", "measured"], rows)
+    return markdown_table(["load", "measured"], rows)
 
 
 KINDS: dict[str, Callable[[Path], str]] = {

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamo_mtl.evaluation.report import markdown
 from dynamo_mtl.evaluation.result import Result, read_result
+from dynamo_mtl.markdown import markdown_table
 
 EXPERIMENTS = "experiments/reviews.json"
 COMPARE = "compare-cpu.json"
@@ -87,7 +87,7 @@ def targets_table(path: Path) -> str:
     content = json.loads((path.parent / EXPERIMENTS).read_text(encoding="utf-8"))
     reviews = {name: found["scores"]["accuracy"] for name, found in content["variants"].items()}
     found = targets(read_result(path), read_result(path.parent / COMPARE), reviews)
-    return markdown(["what", "aimed at", "reached", ""], [target.row() for target in found])
+    return markdown_table(["what", "aimed at", "reached", ""], [target.row() for target in found])
 
 
 def _ratios(result: Result, other: str) -> list[float]:

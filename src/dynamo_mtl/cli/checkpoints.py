@@ -118,11 +118,14 @@ def card(
     name: Annotated[str | None, typer.Option(help="Name of the model, such as owner/name.")] = None,
 ) -> None:
     """Write the model card of a checkpoint: tasks, figures, limits, how to use it."""
-    from dynamo_mtl.evaluation.card import write_card
+    from dynamo_mtl.evaluation.card import measured
     from dynamo_mtl.evaluation.result import read_result
+    from dynamo_mtl.inference.card import UNMEASURED, write_card
+    from dynamo_mtl.inference.system_config import read_system_config
+    from dynamo_mtl.model.checkpoint import CONFIG
 
-    found = None if result is None else read_result(result)
-    typer.echo(f"card: {write_card(checkpoint, found, name or checkpoint.name)}")
+    figures = UNMEASURED if result is None else measured(read_result(result), read_system_config(checkpoint / CONFIG))
+    typer.echo(f"card: {write_card(checkpoint, name or checkpoint.resolve().name, figures)}")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from dynamo_mtl.evaluation.pictures import (
     usage_picture,
 )
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import SystemConfig
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.metrics.routing import (
     CALIBRATION_BINS,
     collapse_warnings,

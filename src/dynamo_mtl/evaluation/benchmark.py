@@ -30,7 +30,8 @@ from dynamo_mtl.evaluation.result import FORMAT, SYSTEMS, Result, Scores
 from dynamo_mtl.evaluation.routing_scores import score_routing
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
-from dynamo_mtl.inference.system import System, SystemConfig, load_system
+from dynamo_mtl.inference.system import System, load_system
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.metrics.generation import signatures
 from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.sandbox.run import check_sandbox

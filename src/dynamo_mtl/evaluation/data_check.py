@@ -12,7 +12,8 @@ import numpy as np
 
 from dynamo_mtl.data.sources import read_rows
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.inference.system import BYTE_LEVEL, SystemConfig, choose_vocabulary, make_tasks
+from dynamo_mtl.inference.system import BYTE_LEVEL, choose_vocabulary, make_tasks
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.model.backbone import SourceTokenizer, find_backbone, load_tokenizer, read_encoder_config
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask

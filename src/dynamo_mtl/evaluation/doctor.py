@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.evaluation.data_check import check_data
-from dynamo_mtl.inference.system import SystemConfig, load_system
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.model.backbone import MINILM, find_backbone
 from dynamo_mtl.model.hardware import compute_dtype
 from dynamo_mtl.model.metadata import METADATA

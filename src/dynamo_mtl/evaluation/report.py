@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dynamo_mtl.evaluation.result import SYSTEMS, Result
+from dynamo_mtl.markdown import markdown_table
 
 
 def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -143,19 +144,13 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 def result_markdown(result: Result) -> str:
     """All tables as Markdown, with what was trained and how long."""
-    parts = [markdown(*result_rows(result))]
+    parts = [markdown_table(*result_rows(result))]
     parts += [trivial_text(result)] if "trivial" in result.systems else []
-    parts += [markdown(*routing_rows(result))]
-    parts += [markdown(*rejection_rows(result))] if result.routing.get("rejection") else []
-    parts += [markdown(*execution_rows(result))] if result.execution else []
-    parts += [markdown(*cost_rows(result))] if result.costs else []
+    parts += [markdown_table(*routing_rows(result))]
+    parts += [markdown_table(*rejection_rows(result))] if result.routing.get("rejection") else []
+    parts += [markdown_table(*execution_rows(result))] if result.execution else []
+    parts += [markdown_table(*cost_rows(result))] if result.costs else []
     return "\n\n".join([result_facts(result), *parts])
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _with_margin(result: Result, system: str, task: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, did_you_mean
-from dynamo_mtl.inference.system import System, load_system, read_system_config, reassemble
+from dynamo_mtl.inference.system import System, load_system, reassemble
+from dynamo_mtl.inference.system_config import read_system_config
 from dynamo_mtl.model.backbone import find_backbone, read_encoder_config
 from dynamo_mtl.model.checkpoint import CONFIG, open_checkpoint
 from dynamo_mtl.model.known_inputs import KnownInputs

@@ -13,7 +13,8 @@ from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
 from dynamo_mtl.hub import fetch, push
 from dynamo_mtl.inference.generation import Decoder
 from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question, Route, TextInput
-from dynamo_mtl.inference.system import SystemConfig, load_system, read_system_config
+from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.inference.system_config import SystemConfig, read_system_config
 from dynamo_mtl.settings import validate
 from dynamo_mtl.storage import copy_folder, verify_folder
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask

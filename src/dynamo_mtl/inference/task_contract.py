@@ -17,7 +17,8 @@ import torch
 
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import System, SystemConfig, build_system
+from dynamo_mtl.inference.system import System, build_system
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.settings import validate
 from dynamo_mtl.tasks.task import Answer, Example, Task
 

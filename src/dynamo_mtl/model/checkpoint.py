@@ -64,7 +64,6 @@ def save_checkpoint(
         (staging / "vocabularies").mkdir()
         (staging / METADATA).write_text(json.dumps(asdict(metadata), indent=2) + "\n", encoding="utf-8")
         (staging / CONFIG).write_text(config, encoding="utf-8")
-        (staging / CARD).write_text(_model_card(model, metadata), encoding="utf-8")
         for name in model.task_names:
             place, layers = staging / "adapters" / name, model.encoder.config.num_layers
             save_adapter(place, model.bank[name], model.tap_layer, layers, metadata.backbone)
@@ -93,38 +92,6 @@ def copy_tokenizer(source: Path, place: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file() and not (place / name).exists():
             shutil.copyfile(source / name, place / name)
-
-
-def _model_card(model: DynamoModel, metadata: Metadata) -> str:
-    rows = [
-        f"| {name} | {model.bank[name].config.rank} | {metadata.dataset_sizes.get(name, 'unknown')} |"
-        for name in model.task_names
-    ]
-    return "\n".join(
-        [
-            "---",
-            "library_name: dynamo-mtl",
-            f"base_model: {metadata.backbone}",
-            "tags: [lora, multi-task, routing]",
-            "---",
-            "",
-            f"# DYNAMO model over {metadata.backbone}",
-            "",
-            f"One frozen backbone, {len(rows)} adapters and heads, one router ({metadata.phase}, seed {metadata.seed}, "
-            f"{metadata.train_seconds / 60:.0f} minutes of training on {metadata.device}).",
-            "",
-            "| task | rank | training examples |",
-            "|---|---|---|",
-            *rows,
-            "",
-            "```python",
-            "from dynamo_mtl import DynamoInference",
-            "",
-            'DynamoInference("PATH").predict("A text.", return_routing_info=True)',
-            "```",
-            "",
-        ]
-    )
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import uvicorn
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import SystemConfig
+from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.serving.app import Server, make_app
 from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
 from dynamo_mtl.serving.settings import ServingConfig

@@ -40,6 +40,7 @@ class Classification(Task):
     wordings = read_wordings("classification")
     main_metric = "accuracy"
     trivial_name = "majority label"
+    hub_task = "text-classification"
     config: ClassificationConfig
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:

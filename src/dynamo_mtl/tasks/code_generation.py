@@ -39,6 +39,7 @@ class CodeGeneration(GenerationTask):
     wordings = read_wordings("code_generation")
     main_metric = "bleu"
     trivial_name = "code of the most similar training description"
+    hub_task = "text-generation"
 
     def is_well_formed(self, text: str) -> bool:
         return parses(text)

@@ -47,6 +47,7 @@ class NamedEntities(Task):
     wordings = read_wordings("ner")
     main_metric = "f1"
     trivial_name = "names of the training data, wherever they stand"
+    hub_task = "token-classification"
     config: EntityConfig
 
     @property

@@ -40,6 +40,7 @@ class QuestionAnswering(Task):
     wordings = read_wordings("qa")
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
+    hub_task = "question-answering"
     config: QuestionAnsweringConfig
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:

@@ -20,6 +20,7 @@ class Summarization(GenerationTask):
     wordings = read_wordings("summarization")
     main_metric = "rouge1"
     trivial_name = "first sentence"
+    hub_task = "summarization"
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         return Example(self.text_column(row, "document", where), None, self.text_column(row, "summary", where))

@@ -101,6 +101,8 @@ class Task(abc.ABC):
     main_metric: ClassVar[str]
     trivial_name: ClassVar[str]
     """What ``trivial_answers`` does, for tables."""
+    hub_task: ClassVar[str] = "other"
+    """The hub's name of what the type does, for model cards."""
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config

@@ -32,6 +32,7 @@ class Translation(GenerationTask):
     wordings = read_wordings("translation")
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
+    hub_task = "translation"
 
     @property
     def settings(self) -> TranslationConfig:

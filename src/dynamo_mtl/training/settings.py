@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dynamo_mtl.inference.system import SystemConfig
+from dynamo_mtl.inference.system_config import SystemConfig
 
 
 class RouterPhaseConfig(BaseModel):
