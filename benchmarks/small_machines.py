@@ -1,4 +1,4 @@
-"""What fewer bits cost: accuracy on real data and time an input, of the backbone in fp32, bf16 and, exported, 8 bits.
+"""What fewer bits cost: accuracy on real data and time an input, of the backbone in fp32, bf16 and 8 bits.
 
     python benchmarks/small_machines.py CHECKPOINT --output results/small-cpu.json [data.root=PATH …]
 
@@ -29,6 +29,7 @@ from dynamo_mtl.inference.onnx_export import GRAPH, QUANTIZED, export_onnx
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import System, load_system
 from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.model.quantization import stored_bytes
 from dynamo_mtl.tasks.encoding import EncodedSource
 from dynamo_mtl.tasks.qa import QuestionAnswering
 from dynamo_mtl.tasks.task import Answer, Example
@@ -50,12 +51,14 @@ class Form:
     backbone_mib: float
 
 
-def torch_form(checkpoint: Path, config: Any, precision: str) -> Form:
+def torch_form(checkpoint: Path, config: Any, precision: str, quantization: str | None = None) -> Form:
     """The model itself in a precision."""
-    own = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
+    own = config.model_copy(
+        update={"model": config.model.model_copy(update={"precision": precision, "quantization": quantization})}
+    )
     system, metadata = load_system(checkpoint, CPU, own)
     predictor = Predictor(system, metadata.calibration)
-    size = sum(p.numel() * p.element_size() for p in system.model.encoder.parameters()) / 2**20
+    size = stored_bytes(system.model.encoder) / 2**20
 
     def routes(inputs: Sequence[TextInput]) -> list[int]:
         return [int(np.argmax(route.probabilities)) for route in predictor.route(inputs)]
@@ -132,6 +135,7 @@ def main() -> None:
         forms = {
             "fp32": torch_form(chosen.checkpoint, config, "fp32"),
             "bf16": torch_form(chosen.checkpoint, config, "bf16"),
+            "bf16, layers in int8": torch_form(chosen.checkpoint, config, "bf16", "int8"),
             "onnx fp32": onnx_form(folder, GRAPH, system),
             "onnx int8": onnx_form(folder, QUANTIZED, system),
         }

@@ -34,7 +34,8 @@ for arguments in json.loads(sys.argv[2]):
 """
 MISSING = [
     "fastapi", "uvicorn", "starlette", "prometheus_client", "ray", "optuna", "onnx", "onnxscript", "onnxruntime",
-    "wandb", "tensorboard", "mlflow", "trackio", "peft", "playwright", "mkdocs", "hypothesis", "pytest", "torchmetrics",
+    "torchao", "wandb", "tensorboard", "mlflow", "trackio", "peft", "playwright", "mkdocs", "hypothesis", "pytest",
+    "torchmetrics",
 ]  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def test_without_extras_commands_work_or_name_the_extra(checkpoint, tiny_config_
         "serve": (["serve", model], "pip install 'dynamo-mtl[serve]'"),
         "tune": (["tune", str(tiny_config_file)], "pip install 'dynamo-mtl[tune]'"),
         "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install 'dynamo-mtl[export]'"),
+        "train": (["train", str(tiny_config_file), "model.quantization=int8"], "pip install 'dynamo-mtl[quantize]'"),
     }
     commands = [*works, *(command for command, _ in names.values())]
     done = subprocess.run(

@@ -12,23 +12,20 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+OWN = re.compile(r"dynamo-mtl\[(.*)\]")
+
+
+def _brought_by(extra):
+    """The requirements of an extra, and of our extras that it names."""
+    for line in EXTRAS[extra]:
+        own = OWN.fullmatch(line)
+        yield from (need for name in own[1].split(",") for need in _brought_by(name)) if own else [line]
+
+
 SETS = {
     "base": PROJECT["dependencies"],
-    "track": PROJECT["dependencies"] + EXTRAS["track"],
-    "serve": PROJECT["dependencies"] + EXTRAS["serve"],
-    "ray": PROJECT["dependencies"] + EXTRAS["serve"] + EXTRAS["ray"][1:],
-    "tune": PROJECT["dependencies"] + EXTRAS["tune"],
-    "export": PROJECT["dependencies"] + EXTRAS["export"],
-    "dev": [
-        *PROJECT["dependencies"],
-        *EXTRAS["track"],
-        *EXTRAS["serve"],
-        *EXTRAS["ray"][1:],
-        *EXTRAS["tune"],
-        *EXTRAS["export"],
-        *EXTRAS["dev"][1:],
-    ],
-    "minilm": EXTRAS["minilm"],
+    **{extra: [*PROJECT["dependencies"], *_brought_by(extra)] for extra in EXTRAS},
+    "minilm": EXTRAS["minilm"],  # a file to install beside one of the others
 }
 
 

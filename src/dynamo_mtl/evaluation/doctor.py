@@ -26,7 +26,14 @@ from dynamo_mtl.model.metadata import METADATA
 ROOM = 2.0
 """GiB that a run may need for its states."""
 SAMPLE = 200
-EXTRAS = {"serve": "fastapi", "track": "wandb", "tune": "optuna", "export": "onnxruntime", "ray": "ray"}
+EXTRAS = {
+    "serve": "fastapi",
+    "track": "wandb",
+    "tune": "optuna",
+    "export": "onnxruntime",
+    "ray": "ray",
+    "quantize": "torchao",
+}
 """Extra → the package that shows that it is installed."""
 
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System, load_system
+from dynamo_mtl.inference.system_config import read_system_config
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.checkpoint import copy_tokenizer
+from dynamo_mtl.model.checkpoint import CONFIG, copy_tokenizer
 from dynamo_mtl.model.heads import ClassificationHead, TokenHead
 from dynamo_mtl.model.router import OPENINGS
 from dynamo_mtl.storage import new_folder, write_folder
@@ -145,7 +146,10 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
         CheckpointError: unusable checkpoint.
     """
     output = new_folder(output)
-    system, metadata = load_system(checkpoint, CPU)
+    config = read_system_config(checkpoint / CONFIG)
+    # ONNX cannot express torchao's matrices; a graph is quantized by ONNX Runtime.
+    whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
+    system, metadata = load_system(checkpoint, CPU, whole)
     graph = make_graph(system, metadata.calibration)
     length = min(16, system.config.data.max_source_length)
     example = (torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long), torch.tensor([-1, 0]))

@@ -28,6 +28,7 @@ from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead
 from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import AdapterBank, LoraConfig, Mix
 from dynamo_mtl.model.novelty import Novelty
+from dynamo_mtl.model.quantization import quantize_layers
 from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
 
 
@@ -54,6 +55,9 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the backbone and of all large products; adapters, heads and router keep fp32 parameters. ``auto`` is bf16
     where the hardware multiplies it fast, else fp32."""
+    quantization: Literal["int8"] | None = None
+    """``int8``: the matrices of the frozen layers in 8 bits, a quarter of fp32 (weight-only, by torchao: extra
+    ``quantize``). Adapters may be trained over either."""
     tap_layer: int | None = Field(default=None, ge=0)
     """Layers below it carry no adapter and feed the router; a third of the depth if not given."""
 
@@ -64,6 +68,8 @@ class ModelConfig(BaseModel):
                 f"model.freeze_backbone: found false with model.adapters: {self.adapters}; adapters are trained over "
                 "one frozen backbone, so use adapters: none for full fine-tuning"
             )
+        if not self.freeze_backbone and self.quantization:
+            raise ConfigError("model.quantization: int8 is for a frozen backbone, but freeze_backbone is false")
         return self
 
 
@@ -144,6 +150,8 @@ class DynamoModel(nn.Module):
         self.dtype = dtype
         # What is trained keeps fp32 parameters and multiplies in ``dtype`` by autocasting.
         self.encoder.to(dtype if config.freeze_backbone else torch.float32)
+        if config.quantization:
+            quantize_layers(self.encoder)
 
     def head(self, name: str) -> Head:
         """The head of a task."""

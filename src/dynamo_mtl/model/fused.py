@@ -32,7 +32,9 @@ def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor
     """
     # Compiled code fuses by itself, and cannot take these calls.
     free = AVAILABLE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if free and inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16:
+    # A quantized matrix says it is bf16, and is none.
+    plain = type(layer.weight) is nn.Parameter
+    if free and plain and inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16:
         fused = torch.ops.mkldnn._linear_pointwise
         if plus is not None:
             return fused.binary(inputs, plus, layer.weight, layer.bias, "add")

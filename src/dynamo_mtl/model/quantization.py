@@ -1,0 +1,46 @@
+"""The frozen backbone's matrices in 8 bits: weight-only, a scale for every row, by torchao."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.model.encoder import Encoder
+
+
+def quantize_layers(encoder: Encoder) -> None:
+    """Keep the layers' matrices as integers of 8 bits, in place; those that are kept so already stay as they are.
+
+    Embeddings, biases and norms keep their type, in which inputs and outputs are too: a matrix is multiplied out as it
+    is used. Gradient flows through to the inputs, not to the matrices.
+
+    Raises:
+        ConfigError: torchao is not installed.
+    """
+    # It warns of every kernel for other hardware that it cannot load.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "model.quantization: int8 needs torchao; install it with: pip install 'dynamo-mtl[quantize]'"
+        ) from error
+    quantize_(encoder.layers, Int8WeightOnlyConfig(), _is_plain)
+
+
+def stored_bytes(encoder: Encoder) -> int:
+    """What the parameters of a backbone take in memory."""
+    total = 0
+    for parameter in encoder.parameters():
+        parts = [parameter]
+        if hasattr(parameter, "__tensor_flatten__"):
+            parts = [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
+        total += sum(part.numel() * part.element_size() for part in parts if isinstance(part, torch.Tensor))
+    return total
+
+
+def _is_plain(module: nn.Module, _name: str) -> bool:
+    return isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter
