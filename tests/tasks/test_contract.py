@@ -1,7 +1,11 @@
 """Every task type that is found keeps the contract, also one that another package brings."""
 
 import dataclasses
+import re
+import sys
+import types
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +58,28 @@ def test_a_type_of_another_package_is_found(other_package, tiny_roberta):
     assert task_types()["shouting"] is Shouting
     rows = [{"text": text, "label": label} for text, label in (("HEY", 1), ("hush", 0), ("NOW", 1), ("so", 0))]
     check_task_type(Shouting, rows, str(tiny_roberta), {"labels": ["quiet", "loud"]})
+
+
+def test_the_type_on_the_page_is_complete(monkeypatch, tiny_roberta):
+    """Fails if the class in docs/adding_a_task.md no longer keeps the contract."""
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_task.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(from dataclasses.*?)```", page, flags=re.DOTALL)
+    module = types.ModuleType("yes_no")
+    exec(compile(block[1], "adding_a_task.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "yes_no", module)
+    point = EntryPoint("yes_no", "yes_no:YesNo", contract.ENTRY_POINTS)
+    monkeypatch.setattr(contract, "entry_points", lambda group: (point,) if group == contract.ENTRY_POINTS else ())
+    task_types.cache_clear()
+    rows = [
+        {"question": "does she sing", "passage": "Ada sings in the garden.", "label": "yes"},
+        {"question": "is it cold", "passage": "It is the hottest day of the year.", "answer": 0},
+        {"question": "did they win", "passage": "They lost every match.", "label": "no"},
+        {"question": "is the shop open", "context": "The shop opens at nine and it is ten.", "label": "1"},
+    ]
+    try:
+        check_task_type(module.YesNo, rows, str(tiny_roberta))
+    finally:
+        task_types.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,8 @@ def stored_bytes(encoder: Encoder) -> int:
     """What the parameters of a backbone take in memory."""
     total = 0
     for parameter in encoder.parameters():
-        parts = [parameter]
-        if hasattr(parameter, "__tensor_flatten__"):
-            parts = [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
+        flatten = getattr(parameter, "__tensor_flatten__", None)
+        parts = [parameter] if flatten is None else [getattr(parameter, name) for name in flatten()[0]]
         total += sum(part.numel() * part.element_size() for part in parts if isinstance(part, torch.Tensor))
     return total
 
