@@ -43,9 +43,9 @@ STATES = "resume"
 LATEST = "latest"
 FREE = (
     "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
-    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "compare",
+    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "training.token_budget", "compare",
 )  # fmt: skip
-"""Settings that a resumed run may change: they do not change what is trained."""
+"""Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
 
 
 class RunStates:
