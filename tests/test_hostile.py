@@ -310,6 +310,8 @@ def test_c8_formats_are_read_migrated_or_refused(saved):
         ("log_dir: a\nlog_dir: b\n", "line 2, column 1: key 'log_dir' is repeated"),
         ("training:\n\tseed: 1\n", "line 2"),
         ("a: " + "[" * 20_000, "nested too deeply"),
+        ("a: !!bool maybe\n", "leave the !! tag out"),
+        ("a: !!timestamp x\n", "leave the !! tag out"),
         ("a: &a [x]\nb: [*a, *a]\n", "line 2, column 5: aliases are not allowed"),
     ],
 )

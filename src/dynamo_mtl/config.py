@@ -11,6 +11,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.compare import CompareConfig
 from dynamo_mtl.serving.settings import ServingConfig
 from dynamo_mtl.settings import apply_overrides, read_settings, validate
+from dynamo_mtl.storage import at_home
 from dynamo_mtl.training.settings import PipelineConfig
 
 
@@ -107,7 +108,7 @@ def extended_config(path: Path, added: AddedTask, overrides: Sequence[str] = ())
         raise ConfigError(f"--name: the model has a task '{added.name}' already; choose another name")
     few = {"training": FEW_SHOT_TRAINING} if added.few_shot else {}
     tasks[added.name] = {"type": added.type, **few}
-    local = Path(added.data).expanduser()
+    local = at_home(added.data)
     data["paths"][added.name] = str(local.resolve()) if local.exists() else added.data
     if added.lora is not None:
         settings["lora_configs"][added.name] = dict(added.lora)

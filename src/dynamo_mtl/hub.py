@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.storage import remove_strangers, verify_folder
+from dynamo_mtl.storage import at_home, remove_strangers, verify_folder
 
 MARK = "dynamo.json"
 """The file that makes a folder a model of ours."""
+
+
+NO_RIGHT = (401, 403, 404)
+"""What the hub answers to those who may not."""
 
 
 def fetch(name: str, revision: str | None = None, token: str | None = None) -> Path:
@@ -22,7 +26,7 @@ def fetch(name: str, revision: str | None = None, token: str | None = None) -> P
     Raises:
         CheckpointError: neither, not a model of ours, or a file was damaged on the way.
     """
-    local = Path(name).expanduser()
+    local = at_home(name)
     if local.exists():
         return local
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -85,9 +89,10 @@ def push(folder: Path, name: str, private: bool = False, revision: str | None = 
             delete_patterns="*",  # files of an earlier model would not belong to this one
         )
     except Exception as error:  # the hub's libraries raise many kinds
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        advice = "; log in with hf auth login, or set HF_TOKEN to one that may write" if status in NO_RIGHT else ""
         raise CheckpointError(
-            f"{name}: the hub took no model ({type(error).__name__}: {_first_line(error)}); log in with hf auth login, "
-            "or set HF_TOKEN to one that may write"
+            f"{name}: the hub took no model ({type(error).__name__}: {_first_line(error)}){advice}"
         ) from error
     return str(commit.commit_url)
 

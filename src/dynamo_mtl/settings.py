@@ -88,6 +88,8 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}{place}: {error.problem}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply") from error
+    except (KeyError, AttributeError) as error:  # what the library's own constructors stumble over
+        raise ConfigError(f"{name}: a value is not of the kind that its YAML tag says; leave the !! tag out") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from error
 

@@ -55,13 +55,18 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with a leading ``~`` written out; one of a user who does not exist stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def new_folder(place: Path) -> Path:
     """Where a folder can be written without taking anything away: resolved, and empty if it is there.
 
     Raises:
         CheckpointError: something is there already, or the folder around it cannot be written.
     """
-    found = place.expanduser().resolve()
+    found = at_home(place).resolve()
     try:
         if found.exists() and (not found.is_dir() or any(found.iterdir())):
             raise CheckpointError(f"{place}: is there already and not empty; give a folder that is not there yet")
@@ -111,7 +116,7 @@ def verify_folder(folder: Path) -> None:
         manifest = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in json.loads(path.read_bytes()).items()}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read, so nothing vouches for the folder ({error})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a manifest ({error})") from error
     present = {_name(f, folder) for f in _files(folder)} - {MANIFEST}
     for name in sorted(present ^ manifest.keys()):

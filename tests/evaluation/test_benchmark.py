@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
 from dynamo_mtl.evaluation.report import result_facts
 from dynamo_mtl.evaluation.result import FORMAT, read_result
+from dynamo_mtl.inference.editing import rename_task
+from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.predictor import Predictor, Route
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import first_examples
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -92,6 +98,55 @@ def test_a_single_task_system_is_scored(saved, tmp_path):
     alone.save(tmp_path / "phase_1", metadata, config.to_yaml())
     result = evaluate_checkpoint(saved, load_config(saved / CONFIG), "validation", ("oracle", "single_task"))
     assert result.systems["single_task"] == result.systems["oracle"]
+
+
+def test_a_phase_1_of_other_tasks_is_left_out(saved, tmp_path, caplog):
+    """A task that was added later has none; fails if the whole evaluation ends there."""
+    rename_task(saved, tmp_path / "new", "qa", "questions")
+    shutil.copytree(saved, tmp_path / "phase_1")
+    config = load_config(tmp_path / "new" / CONFIG)
+    result = evaluate_checkpoint(tmp_path / "new", config, "validation", ("oracle", "single_task"))
+    assert list(result.systems) == ["oracle"]
+    assert "single_task is left out" in caplog.text
+
+
+def test_a_model_without_a_router_has_no_routes(system, session_config, tmp_path):
+    """Fails if the choices of a router that nobody trained are scored as if they were its own."""
+    model = session_config.model.model_copy(update={"adapters": "shared"})
+    config = session_config.model_copy(update={"model": model})
+    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(tmp_path / "model", metadata, config.to_yaml())
+    result = evaluate_checkpoint(tmp_path / "model", config, "validation", ("dynamo", "oracle", "random"))
+    assert list(result.systems) == ["oracle"]
+    with pytest.raises(ConfigError, match="trained without a router"):
+        DynamoInference(tmp_path / "model").route("I love this movie!")
+
+
+def test_without_training_data_the_rest_is_scored(saved, tmp_path, caplog):
+    """One file for a task cannot be both splits, which only what needs the training data asks."""
+    row = {"text": "I love this movie!", "label": 1}
+    (tmp_path / "one.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    config = load_config(saved / CONFIG, [f"data.paths.sentiment={tmp_path / 'one.jsonl'}"])
+    result = evaluate_checkpoint(saved, config, "validation", ("oracle",))
+    assert result.systems["oracle"]["sentiment"]["n"] == 3
+    assert "rejection" not in result.routing
+    assert "what needs the training data is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"systems": []}, "not a result file"),
+        ({"systems": {"dynamo": {}}}, r"systems.dynamo.sentiment: has no accuracy"),
+        ({"surprise": 1}, "not a result file"),
+        ({"format": 99}, "format 99, this program reads format 1"),
+    ],
+)
+def test_a_result_file_of_another_make_is_one_sentence(tmp_path, change, sentence):
+    content = json.loads((ROOT / "results" / "quickstart.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ConfigError, match=sentence):
+        read_result(tmp_path / "r.json")
 
 
 def test_phase_1_answers_anew_only_where_a_later_phase_changed_it(saved, tmp_path, monkeypatch):

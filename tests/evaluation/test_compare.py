@@ -8,6 +8,7 @@ import pytest
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
+from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation import compare as compared
 from dynamo_mtl.evaluation.compare import CompareConfig, compare, over_seeds
 from dynamo_mtl.evaluation.result import SYSTEMS, read_result
@@ -146,3 +147,24 @@ def test_a_system_of_that_name_must_exist(job, capsys):
         main(["compare", str(job / "job.yaml"), "compare.systems=[dynamo,magic]"])
     assert end.value.code == 2
     assert "magic" in capsys.readouterr().err
+
+
+def test_a_contradiction_is_said_before_any_training(job, monkeypatch):
+    """Full fine-tuning has no frozen backbone to quantize, and a shared adapter no router to compare with."""
+
+    def refuse(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(compared, "train", refuse)
+    config = load_config(job / "job.yaml", ["model.quantization=int8"])
+    assert compared._baseline_config(config, "full_finetuning", {}).model.quantization is None
+    with pytest.raises(ConfigError, match="the system that others are compared with is routed"):
+        compare(load_config(job / "job.yaml", ["model.adapters=shared"]), CompareConfig())
+
+
+def test_serving_settings_train_nothing_anew(job, monkeypatch):
+    trained = []
+    monkeypatch.setattr(compared, "train", lambda *given, **_: trained.append(given))
+    config = load_config(job / "job.yaml", ["serving.port=9999", "training.token_budget=512"])
+    compared._train(config, compared.final_checkpoint(config), compared.PHASES)
+    assert not trained

@@ -47,6 +47,20 @@ def test_files_are_known_by_their_columns(tables, tmp_path):
     assert guess_task(numbered).settings == {"labels": ["class 0", "class 1", "class 2"]}
 
 
+def test_numbers_are_labels_by_their_names(tmp_path):
+    """Stars from 1 to 5, and eleven classes: as whole numbers of JSON, and in their own order."""
+    for name, values in (("stars", range(1, 6)), ("many", range(11)), ("yes", (False, True))):
+        rows = [{"text": f"text {n} of {value}", "label": value} for n in range(40) for value in values]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (tmp_path / "c.yaml").write_text(starter_config([path], "minilm"))
+        task = make_tasks(load_config(tmp_path / "c.yaml"))[name]
+        labels = task.config.labels
+        assert [labels[int(task.read(row, "row").target)].removeprefix("class ") for row in rows] == [
+            str(row["label"]) for row in rows
+        ]
+
+
 def test_the_configuration_is_valid_and_its_data_can_be_used(tables, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(starter_config(tables, "minilm"))

@@ -98,6 +98,7 @@ def test_the_head_and_all_other_tasks_stay(tiny_roberta, checkpoint, tmp_path):
     [
         ({"layers_to_transform": [0, 1]}, {}, r"layer 0; adapters sit in the layers 1 to 3 here \(model.tap_layer\)"),
         ({"use_dora": True}, {}, "use_dora is True, which a plain LoRA does not have"),
+        ({}, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the backbone too"),
         ({"bias": "lora_only"}, {}, "bias is 'lora_only'"),
         ({}, {"peft_type": "IA3"}, "peft_type 'IA3', only LORA can be imported"),
         ({}, {"lora_alpha": "many"}, "lora_alpha and lora_dropout should be numbers"),

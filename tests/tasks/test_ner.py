@@ -1,17 +1,22 @@
 """Named entities: reading, tagging tokens, spelling entities, scoring."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.metrics.entities import entity_scores
+from dynamo_mtl.inference.system import build_system
+from dynamo_mtl.inference.system_config import SystemConfig
+from dynamo_mtl.metrics.entities import entity_interval, entity_scores
 from dynamo_mtl.model.backbone import load_tokenizer
 from dynamo_mtl.model.heads import TokenHead
+from dynamo_mtl.settings import validate
 from dynamo_mtl.tasks.encoding import SourceEncoder, collate
-from dynamo_mtl.tasks.task import task_types
+from dynamo_mtl.tasks.task import Example, task_types
+from dynamo_mtl.training.step import example_losses, make_step_batch, task_backward
 
 KINDS = ["PER", "ORG", "LOC"]
 TEXT = "Ada Abel of Kestrel Bank visited Halvik ."
@@ -101,6 +106,32 @@ def test_an_entity_counts_if_characters_and_kind_are_right():
     expected = {"precision": 200 / 3, "recall": 50.0, "f1": 400 / 7}
     assert entity_scores(predictions, references) == pytest.approx(expected)
     assert entity_scores([[]], [[]]) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_the_interval_is_of_f1_over_all_entities():
+    """Half of the texts have one entity, which is found: F1 is 100 in all resamples. A mean over texts would be 50."""
+    predictions = [[(0, 3, "PER")], []] * 20
+    assert entity_interval(predictions, predictions) == (100.0, 100.0)
+    found = [[(0, 3, "PER")], [(0, 4, "ORG")]] * 20
+    low, high = entity_interval(found, predictions)  # 20 right of 40 found and 20 expected
+    assert entity_scores(found, predictions)["f1"] == pytest.approx(200 / 3)
+    assert low < 200 / 3 < high
+
+
+def test_a_text_without_tokens_has_no_loss(session_config):
+    """A blank that is no blank to Python: before, 0 / 0 made every validation worse than none."""
+    settings = {"type": "ner", "kinds": ["PER"]}
+    data = {"paths": {"names": "unused"}, "max_source_length": 64, "window_overlap": 16}
+    config = {"data": data, "tasks": {"names": settings}, "model": session_config.model.model_dump()}
+    rows = [Example(text, None, "[]") for text in ("\u200b", "Ada sang")]
+    built = build_system(validate(SystemConfig, config, "test"), lambda _: rows, torch.device("cpu"))
+    encoded = [built.encode(row, "names") for row in rows]
+    encoded[0] = replace(encoded[0], labels={name: [] for name in encoded[0].labels})
+    losses = example_losses(built, encoded, 1000)
+    assert losses[0] == 0.0
+    assert losses[1] > 0
+    batch = make_step_batch(encoded[:1], [], 1000, built.collate)
+    assert float(task_backward(built, batch, 0, lambda loss: loss)["loss"]) == 0.0
 
 
 def test_names_of_the_training_data_are_found_wherever_they_stand(task):

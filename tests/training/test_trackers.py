@@ -1,5 +1,6 @@
 """Trackers by name: what they are told, and that none of them can stop a training."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -85,3 +86,34 @@ def test_a_tracker_that_cannot_be_started_is_left_out_with_a_warning(tiny_config
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", down)
     train(load_config(tiny_config_file, [*SHORT, "trackers=[tensorboard]"]), (1,))
     assert "trackers could not be started and are left out (ConnectionError: service is down)" in caplog.text
+
+
+def test_a_tracker_that_fails_takes_no_other_with_it(tmp_path, caplog):
+    """Fails if one service that is down silences all of them."""
+    broken, well = _Told("wandb"), _Told("trackio", False)
+    broken.log = lambda values, step: 1 / 0
+    log = MetricsLog(tmp_path, SimpleNamespace(trackers=[broken, well]))
+    log.write("phase", 1, {"loss": 1.0})
+    log.write("phase", 2, {"loss": 0.5})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the tracker wandb failed" in caplog.text
+    assert well.said == [{"phase/loss": 1.0}, {"phase/loss": 0.5}]
+    assert log.has_trackers
+    log.close()
+
+
+def test_lines_of_another_run_survive_a_resume(tmp_path):
+    """Two runs in one folder of logs: what the second wrote is put aside when the first goes on."""
+    quiet = SimpleNamespace(trackers=[])
+    first = MetricsLog(tmp_path, quiet)
+    first.write("one", 1, {"loss": 1.0})
+    end = first.end
+    first.close()
+    second = MetricsLog(tmp_path, quiet)
+    second.write("two", 1, {"loss": 2.0})
+    second.close()
+    first = MetricsLog(tmp_path, quiet, end)
+    first.write("one", 2, {"loss": 0.5})
+    first.close()
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1.0, 0.5]
+    assert json.loads((tmp_path / "metrics.cut.jsonl").read_text())["loss"] == 2.0

@@ -5,7 +5,7 @@ import pytest
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
-from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.errors import ConfigError, DivergedError
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.training import tuning
 
@@ -99,6 +99,17 @@ def test_a_trial_that_is_behind_is_given_up(tmp_path):
     study.optimize(objective, n_trials=4)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"]
     assert seen[-1] == (3, 0.0)
+
+
+def test_a_trial_that_diverges_ends_no_search():
+    def objective(trial):
+        if trial.number == 0:
+            raise DivergedError("loss is not finite")
+        return 1.0
+
+    study = optuna.create_study()
+    study.optimize(tuning._forgiving(objective), n_trials=2)
+    assert [t.state.name for t in study.trials] == ["PRUNED", "COMPLETE"]
 
 
 def test_a_model_without_a_router_is_refused(config_file, tmp_path):

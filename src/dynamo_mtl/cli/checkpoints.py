@@ -123,8 +123,11 @@ def card(
     from dynamo_mtl.inference.card import UNMEASURED, write_card
     from dynamo_mtl.inference.system_config import read_system_config
     from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.model.metadata import read_metadata
 
-    figures = UNMEASURED if result is None else measured(read_result(result), read_system_config(checkpoint / CONFIG))
+    figures = UNMEASURED
+    if result is not None:
+        figures = measured(read_result(result), read_metadata(checkpoint), read_system_config(checkpoint / CONFIG))
     typer.echo(f"card: {write_card(checkpoint, name or checkpoint.resolve().name, figures)}")
 
 
@@ -170,6 +173,8 @@ def export(
         raise ConfigError(f"--format: found '{format_}', use onnx or merged")
     if (format_ == "merged") != (task is not None):
         raise ConfigError("--task: merged needs the task whose adapter is merged in; onnx holds all of them")
+    if format_ == "merged" and int8:
+        raise ConfigError("--int8: belongs to onnx; a merged checkpoint is quantized by what loads it")
     if format_ == "merged":
         from dynamo_mtl.inference.merged_export import export_merged
 

@@ -53,6 +53,8 @@ def evaluate(  # noqa: PLR0917 - options of a command, which users name
     if unknown:
         apart = "has a training of its own, run dynamo compare" if unknown[0] in TRAINED_APART else "is no system"
         raise ConfigError(f"--systems: '{unknown[0]}' {apart}; use {', '.join(possible)}")
+    if samples > 1 and not confirm_run_unsafe_code:
+        raise ConfigError("--samples: programs are only run with --confirm-run-unsafe-code")
     config = checkpoint_config(checkpoint, overrides)
     folder = pictures or Path(config.visualization_dir)
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_mtl.data.samples import SAMPLE, sample_revision, sample_rows
 from dynamo_mtl.errors import DataError, writable_folder
+from dynamo_mtl.storage import at_home
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "train-v1.1"),
@@ -118,7 +119,7 @@ def open_table(
             yield {name: getattr(example, name) for name in COLUMNS}
 
     features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
-    cache = str(Path(config.cache_dir or HF_DATASETS_CACHE).expanduser())
+    cache = str(at_home(config.cache_dir or HF_DATASETS_CACHE))
     writable_folder(Path(cache), "data.cache_dir")
     datasets.disable_progress_bars()
     try:
@@ -283,7 +284,7 @@ def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Rows of the official SQuAD JSON, or of a plain JSON list of objects."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if isinstance(content, list):
         for number, row in enumerate(content, start=1):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.evaluation.baselines import (
     Choice,
     Contender,
@@ -38,6 +39,7 @@ from dynamo_mtl.sandbox.run import check_sandbox
 from dynamo_mtl.storage import MANIFEST, verify_folder
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Answer, Example
+from dynamo_mtl.training.pipeline import FOLDERS
 from dynamo_mtl.training.settings import PipelineConfig
 
 logger = logging.getLogger(__name__)
@@ -127,22 +129,34 @@ def evaluate_checkpoint(
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system, metadata.calibration)
+    contenders = own_contenders(predictor, systems, metadata.seed)
+    if "single_task" in systems and (alone := _single_task(predictor, checkpoint, device, config)):
+        contenders["single_task"] = alone
     board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
     if "trivial" in systems:  # first, since it is the one that needs the training data
         board.add_trivial(system, metadata.seed)
-    for name, contender in own_contenders(predictor, systems, metadata.seed).items():
+    for name, contender in contenders.items():
         board.add(name, contender)
-    if "single_task" in systems:
-        before = checkpoint / ".." / "phase_1"
-        if (before / METADATA).is_file():
-            # Where no phase has changed them since, their answers are known.
-            same = _same_adapters(before, checkpoint)
-            board.add("single_task", Contender(predictor if same else load_predictor(before, device, config), told))
-        else:
-            logger.warning("single_task is left out: there is no %s", before)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     execution = score_execution(predictor, board.examples, programs, metadata.seed) if programs else {}
     return make_result(metadata, system, split, board, routing, execution=execution)
+
+
+def _single_task(
+    predictor: Predictor, checkpoint: Path, device: torch.device, config: PipelineConfig
+) -> Contender | None:
+    """The adapters as phase 1 left them, if they lie beside the checkpoint and are of its tasks."""
+    before = checkpoint / ".." / FOLDERS[1]
+    if not (before / METADATA).is_file():
+        logger.warning("single_task is left out: there is no %s", before)
+        return None
+    if _same_adapters(before, checkpoint):  # no phase has changed them since, so their answers are known
+        return Contender(predictor, told)
+    try:
+        return Contender(load_predictor(before, device, config), told)
+    except CheckpointError as error:
+        logger.warning("single_task is left out: %s", error)
+        return None
 
 
 def _same_adapters(one: Path, other: Path) -> bool:
@@ -179,6 +193,8 @@ def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> d
         "random": lambda: Contender(predictor, choose_random(system, seed)),
         "base": lambda: Contender(predictor, without_adapters(system)),
     }
+    if system.config.model.adapters != "routed":  # nothing chooses, and there is one adapter or none to choose
+        makers = {"oracle": makers["oracle"]}
     return {name: make() for name, make in makers.items() if name in systems}
 
 

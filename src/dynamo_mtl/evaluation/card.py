@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from huggingface_hub import EvalResult
 
+from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.inference.card import Measured
 from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.markdown import markdown_table
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.task import task_types
 
 
-def measured(result: Result, config: SystemConfig) -> Measured:
-    """The figures of a result file for the card of the model with this configuration."""
+def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measured:
+    """The figures of a result file for the card of the model that they are of.
+
+    Raises:
+        ConfigError: they are of another model.
+    """
+    of_result = {"backbone": result.backbone, "seed": result.seed, "revision": result.commit,
+                 "tasks": sorted(result.main_metrics)}  # fmt: skip
+    of_model = {"backbone": metadata.backbone, "seed": metadata.seed, "revision": metadata.commit,
+                "tasks": sorted(metadata.tasks)}  # fmt: skip
+    for what, found in of_result.items():
+        if found != of_model[what]:
+            raise ConfigError(f"--result: is of a model with the {what} {found!r}, this one's is {of_model[what]!r}")
     rows: list[list[str]] = []
     for task, metric in result.main_metrics.items():
         scores = [result.systems.get(system, {}).get(task, {}).get(metric) for system in ("dynamo", "oracle")]

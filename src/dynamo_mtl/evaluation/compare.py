@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,9 @@ from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.memory_use import PeakMemory
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
+from dynamo_mtl.processes import first_does
 from dynamo_mtl.settings import read_settings
+from dynamo_mtl.storage import copy_folder, remove_folder
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.training.pipeline import FOLDERS, train
 from dynamo_mtl.training.settings import PipelineConfig
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 OWN_TRAINING = {
     "single_lora": ({"model": {"adapters": "shared"}}, "lora_lr"),
-    "full_finetuning": ({"model": {"adapters": "none", "freeze_backbone": False}}, "backbone_lr"),
+    "full_finetuning": ({"model": {"adapters": "none", "freeze_backbone": False, "quantization": None}}, "backbone_lr"),
 }
 """Systems that are trained from the start: the settings that make them, and the learning rate that is searched."""
 TWO_PASS = {"model": {"router_input": "last_hidden"}}
@@ -104,6 +105,12 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
         DynamoError: bad configuration or data, before any training starts.
         Stopped: SIGTERM or Ctrl-C; what was trained is kept.
     """
+    if config.model.adapters != "routed":
+        raise ConfigError(
+            f"model.adapters: found {config.model.adapters}; the system that others are compared with is routed"
+        )
+    for name in OWN_TRAINING.keys() & set(settings.systems):
+        _baseline_config(config, name, {})  # what contradicts it is said before hours of training
     device = PartialState().device
     assert device is not None
     root = Path(config.checkpoint_dir)
@@ -175,27 +182,41 @@ def _train(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
 
 def _train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) -> tuple[Path, dict[str, Any]]:
     """Train a baseline at the best of its learning rates. Returns its folder, and what the trials found."""
-    changes, key = OWN_TRAINING[name]
+    key = OWN_TRAINING[name][1]
     root = Path(config.checkpoint_dir) / name
     rates = settings.learning_rates.get(name) or [getattr(config.training, key)]
     losses: dict[str, float] = {}
     for rate in rates if len(rates) > 1 else []:
         place = root / "trials" / f"{rate:g}"
-        trial = changed_config(config, {**changes, "training": {key: rate, "step_share": settings.trial_share}}, place)
+        trial = _baseline_config(config, name, {key: rate, "step_share": settings.trial_share}, place)
         _train(trial, place / FOLDERS[3], PHASES)
         score = read_metadata(place / FOLDERS[3]).validation_score
         losses[f"{rate:g}"] = math.inf if score is None else -score
         logger.info("%s at learning rate %g: validation loss %.4f", name, rate, losses[f"{rate:g}"])
     best = min(rates, key=lambda rate: losses.get(f"{rate:g}", math.inf))
-    _train(changed_config(config, {**changes, "training": {key: best}}, root), root / FOLDERS[3], PHASES)
+    _train(_baseline_config(config, name, {key: best}), root / FOLDERS[3], PHASES)
     return root / FOLDERS[3], {"chosen": best, "trial_losses": losses}
+
+
+def _baseline_config(
+    config: PipelineConfig, name: str, training: Mapping[str, Any], place: Path | None = None
+) -> PipelineConfig:
+    """The configuration of a system that is trained from the start, in its own folder or in ``place``."""
+    changes = {**OWN_TRAINING[name][0], "training": training}
+    return changed_config(config, changes, place or Path(config.checkpoint_dir) / name)
 
 
 def _train_two_pass(config: PipelineConfig) -> Path:
     """Train the other router over the same adapters of phase 1."""
     root = Path(config.checkpoint_dir) / "two_pass"
     changed = changed_config(config, TWO_PASS, root)
-    shutil.copytree(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1], dirs_exist_ok=True)
+
+    def copy() -> None:
+        if (root / FOLDERS[1]).exists():  # perhaps of other tasks
+            remove_folder(root / FOLDERS[1])
+        copy_folder(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1])
+
+    first_does(copy)
     _train(changed, root / FOLDERS[2], (2,))
     return root / FOLDERS[2]
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from dynamo_mtl.errors import ConfigError
 
 FORMAT = 1
@@ -53,6 +55,8 @@ class Cost:
 class Result:
     """What a result file holds."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     format: int
     backbone: str
     device: str
@@ -96,9 +100,16 @@ class Result:
 def read_result(path: Path) -> Result:
     """Read a result file. Raises ``ConfigError`` if it is none, or of another format."""
     try:
-        result = Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({error})") from error
-    if result.format != FORMAT:
-        raise ConfigError(f"{path}: format {result.format!r}, this program reads format {FORMAT}")
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ConfigError(f"{path}: format {found['format']!r}, this program reads format {FORMAT}")
+        result = TypeAdapter(Result).validate_json(text)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({said:.200})") from error
+    for system, scores in result.systems.items():
+        for task, metric in result.main_metrics.items():
+            if metric not in scores.get(task, {}):
+                raise ConfigError(f"{path}: systems.{system}.{task}: has no {metric}, the main metric of this task")
     return result

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamo_mtl.errors import DataError
+from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs
 from dynamo_mtl.evaluation.misroutes import score_misroutes
 from dynamo_mtl.evaluation.rejection import score_rejection
@@ -54,7 +54,7 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
     routing["misroutes"] = score_misroutes(predictor, examples)
     try:
         source = ExampleSource(system, load_tables(config, system.tasks))
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         logger.warning("what needs the training data is left out: %s", error)
         return routing
     routing["rejection"] = score_rejection(source, config.training, predictor.calibration.coverage)

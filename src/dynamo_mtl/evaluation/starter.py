@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ MOST_LABELS = 50
 REPEATED = 0.2
 """A column whose distinct values are at most that share of its rows may hold labels."""
 SENTIMENTS = ({"negative", "positive"}, {"negative", "neutral", "positive"})
-UPDATES = {"classification": (900, 32), "sentiment": (900, 32), "ner": (600, 16), "qa": (500, 16)}
+UPDATES = {"classification": (900, 32), "sentiment": (900, 32), "qa": (500, 16)}
 """Updates and examples an update of phase 1, for a first model in minutes on two cores; for the others ``WRITES``."""
 WRITES = (500, 16)
 GUESSED = ("qa", "code_generation", "summarization", "translation")
@@ -49,10 +48,7 @@ def guess_task(path: Path) -> Guess:
         DataError: it cannot be read, or has no rows.
         ConfigError: no task type has such columns; the message says which types have which.
     """
-    try:
-        rows = [row for row, _ in islice(read_rows(str(path), "train", DataConfig()), ROWS)]
-    except csv.Error as error:
-        raise DataError(f"{path}: not a table ({error})") from error
+    rows = [row for row, _ in islice(read_rows(str(path), "train", DataConfig()), ROWS)]
     if not rows:
         raise DataError(f"{path}: has no rows; the first line names the columns, each further one is an example")
     columns = list(rows[0])
@@ -94,7 +90,7 @@ def _labelled(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tupl
 
 def _classification(name: str, path: Path, rows: Sequence[Mapping[str, Any]], text: str, label: str) -> Guess:
     counts = Counter(str(row[label]) for row in rows if row.get(label) is not None)
-    labels = sorted(counts)
+    labels = sorted(counts, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
     is_numbers = labels == [str(number) for number in range(len(labels))]
     is_sentiment = set(labels) in SENTIMENTS or (is_numbers and "sentiment" in name.lower())
     kind = "sentiment" if is_sentiment else "classification"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.inference.system_config import SystemConfig, read_system_config
 from dynamo_mtl.markdown import markdown_table
+from dynamo_mtl.model.backbone import MINILM
 from dynamo_mtl.model.checkpoint import CARD, CONFIG
 from dynamo_mtl.model.metadata import Metadata, read_metadata
 from dynamo_mtl.tasks.task import task_types
@@ -54,7 +56,7 @@ def model_card(metadata: Metadata, config: SystemConfig, name: str, measured: Me
     """The card as Markdown with the hub's front matter."""
     data = ModelCardData(
         model_name=name,
-        base_model=metadata.backbone,
+        base_model=metadata.backbone if _is_hub_id(metadata.backbone) else None,
         library_name="dynamo-mtl",
         tags=["lora", "multi-task", "routing", "dynamo-mtl"],
         pipeline_tag=task_types()[config.tasks[metadata.tasks[0]].type].hub_task,
@@ -73,10 +75,10 @@ def model_card(metadata: Metadata, config: SystemConfig, name: str, measured: Me
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"A [DYNAMO](https://pypi.org/project/dynamo-mtl/) model: one frozen backbone ({metadata.backbone}), "
-        f"{len(rows)} LoRA adapters and heads, and a router that sends every input to the right one in a single pass "
-        f"({metadata.phase}, seed {metadata.seed}, {metadata.train_seconds / 60:.0f} minutes of training on "
-        f"{metadata.device}).",
+        f"A [DYNAMO](https://pypi.org/project/dynamo-mtl/) model: one frozen backbone ({Path(metadata.backbone).name}),"
+        f" {len(rows)} LoRA adapters and heads, and a router that sends every input to the right one in a single pass"
+        f" ({metadata.phase}, seed {metadata.seed}, {metadata.train_seconds / 60:.0f} minutes of training on"
+        f" {metadata.device}).",
         "## Tasks",
         markdown_table(["task", "type", "rank", "training examples", "needs an instruction"], rows),
         "## How to use it",
@@ -91,12 +93,25 @@ def model_card(metadata: Metadata, config: SystemConfig, name: str, measured: Me
     return "\n\n".join(parts) + "\n"
 
 
+REJECTED = {
+    "best_guess": "answered by the likeliest one and marked `rejected`",
+    "base": "answered without adapters and marked `rejected`",
+    "error": "refused",
+}
+"""What becomes of them, by ``router.on_rejection``."""
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether others find a backbone under this name: not a folder of this machine, nor what a package carries."""
+    return name != MINILM and re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name) is not None and not Path(name).exists()
+
+
 def _limits(metadata: Metadata, config: SystemConfig) -> list[str]:
     calibration = metadata.calibration
     said = [
         f"A text longer than {config.data.max_windows} windows of {config.data.max_source_length} tokens is cut.",
-        "Inputs of no task are answered by the likeliest one and marked `rejected`"
-        f" (confidence below {calibration.threshold:.3f}, familiarity below {calibration.familiarity:.4f}).",
+        f"Inputs of no task are {REJECTED[config.router.on_rejection]} (confidence below {calibration.threshold:.3f}, "
+        f"familiarity below {calibration.familiarity:.4f}).",
     ]
     required = [task for task in metadata.tasks if config.tasks[task].requires_instruction]
     if required:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
@@ -17,7 +18,6 @@ from dynamo_mtl.model.checkpoint import copy_tokenizer
 from dynamo_mtl.model.heads import TokenHead
 from dynamo_mtl.model.peft_format import PATHS
 from dynamo_mtl.storage import new_folder, write_folder
-from dynamo_mtl.tasks.ner import NamedEntities
 from dynamo_mtl.tasks.qa import QuestionAnswering
 
 HEAD = "head.safetensors"
@@ -26,8 +26,9 @@ HEAD = "head.safetensors"
 def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
     """Write a folder that ``from_pretrained`` opens.
 
-    Question answering and named entities become a model with their head, since ``transformers`` has the same one. Other
-    tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that writes text.
+    Question answering and tasks with classes of tokens become a model with their head, since ``transformers`` has the
+    same one. Other tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that
+    writes text.
     Padded rows need ``token_type_ids`` of zero, as the tokenizer here gives none.
 
     Raises:
@@ -61,8 +62,8 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
 
     try:
         write_folder(output, fill)
-    except OSError as error:
-        raise CheckpointError(f"{output}: cannot be written ({error.strerror})") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{output}: cannot be written ({error})") from error
     return output
 
 
@@ -75,8 +76,7 @@ def _published_model(system: System, task: str) -> Any:
         model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
         place = model.qa_outputs
     else:
-        assert isinstance(of_type, NamedEntities)
-        labels = dict(enumerate(of_type.class_names))
+        labels = dict(enumerate(of_type.output_names()))
         model = AutoModelForTokenClassification.from_pretrained(
             folder, dtype=torch.float32, id2label=labels, label2id={name: n for n, name in labels.items()}
         )

@@ -25,8 +25,6 @@ from dynamo_mtl.model.checkpoint import CONFIG, copy_tokenizer
 from dynamo_mtl.model.heads import ClassificationHead, TokenHead
 from dynamo_mtl.model.router import OPENINGS
 from dynamo_mtl.storage import new_folder, write_folder
-from dynamo_mtl.tasks.classification import Classification
-from dynamo_mtl.tasks.ner import NamedEntities
 
 logger = logging.getLogger(__name__)
 
@@ -205,14 +203,7 @@ def _description(system: System, calibration: Calibration, exported: Sequence[st
     tasks: dict[str, Any] = {}
     for name in exported:
         task = system.tasks[name]
-        labels = (
-            task.config.labels
-            if isinstance(task, Classification)
-            else task.class_names
-            if isinstance(task, NamedEntities)
-            else ["start", "end"]
-        )
-        tasks[name] = {"type": task.type, "labels": labels}
+        tasks[name] = {"type": task.type, "labels": task.output_names()}
     tokenizer = system.source.tokenizer
     return {
         "inputs": list(INPUTS),

@@ -45,8 +45,12 @@ class DynamoInference:
             checkpoint: folder written by training.
             config: settings to use instead of those stored in the checkpoint, or the file that holds them.
             device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
+
+        Raises:
+            CheckpointError: unusable checkpoint.
+            ConfigError: unusable settings, or no such device.
         """
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = _device(device)
         settings = config if isinstance(config, SystemConfig | None) else read_system_config(Path(config))
         self.checkpoint = Path(checkpoint)
         self.system, self.metadata = load_system(self.checkpoint, place, settings)
@@ -317,7 +321,21 @@ class DynamoInference:
         }
 
 
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such kind of device; none of this build; no such number
+        said = str(error).strip().split("\n", maxsplit=1)[0]
+        raise ConfigError(
+            f"device: '{name}' cannot be used here ({said:.120}); use cpu, or cuda:0 for a GPU"
+        ) from error
+
+
 def _batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    if size < 1:
+        raise ConfigError(f"batch_size: found {size}, use 1 or more")
     remaining = iter(inputs)
     while batch := list(itertools.islice(remaining, size)):
         yield batch

@@ -130,7 +130,12 @@ class Predictor:
         return torch.stack([rows[index] for index in range(len(inputs))])
 
     def route(self, inputs: Sequence[TextInput]) -> list[Route]:
-        """Where every input belongs; only what the router reads is computed."""
+        """Where every input belongs; only what the router reads is computed.
+
+        Raises:
+            ConfigError: the model has no router.
+        """
+        self._check_routed()
         router = self.system.model.router
         if not inputs:
             return []
@@ -169,11 +174,15 @@ class Predictor:
         Raises:
             ConfigError: no task is named, and the model has no router.
         """
-        if self.system.config.model.adapters != "routed" and any(q.task is None for q in questions):
-            raise ConfigError("task_hint: this model was trained without a router (model.adapters), so name the task")
+        if any(q.task is None for q in questions):
+            self._check_routed()
         with self._lock:
             self.system.model.eval()
             return self._begin(questions, decoder)
+
+    def _check_routed(self) -> None:
+        if self.system.config.model.adapters != "routed":
+            raise ConfigError("task_hint: this model was trained without a router (model.adapters), so name the task")
 
     def step(self, decoder: Decoder) -> list[Draft]:
         """Write one token of every draft of a decoder; see ``Decoder.step``."""

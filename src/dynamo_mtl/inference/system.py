@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,12 @@ class System:
         """Position of a sequence's first token."""
         return self.model.encoder.config.first_position
 
-    def collate(self, examples: Sequence[EncodedExample]) -> PackedExamples:
-        """Pack examples as this model's attention wants them, on the host."""
-        return collate(examples, self.first_position, self.model.variable_length)
+    @property
+    def collate(self) -> Callable[[Sequence[EncodedExample]], PackedExamples]:
+        """Packs examples as this model wants them, on the host; sent to another process, it goes without the model."""
+        return functools.partial(
+            collate, first_position=self.first_position, variable_length=self.model.variable_length
+        )
 
     def route_of(self, task: str) -> int:
         """The router output that belongs to a task."""

@@ -47,6 +47,7 @@ class SystemConfig(BaseModel):
             **{k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)},
         }
         tasks: dict[str, TaskConfig] = {}
+        # In the order of a saved model's outputs where all are named, else of the data paths that users write.
         for name in named if paths.keys() <= named.keys() else dict.fromkeys([*paths, *named]):
             settings = named.get(name) or {}
             if not isinstance(settings, dict | TaskConfig):

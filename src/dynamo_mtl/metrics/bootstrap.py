@@ -15,6 +15,10 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     Efron 1979, Annals of Statistics 7(1).
     """
     sample = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
-    low, high = np.percentile(sample[picks].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(sample[resamples(len(sample), seed)].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def resamples(count: int, seed: int = 0) -> np.ndarray:
+    """``(resamples, count)`` numbers of examples, drawn with replacement."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))

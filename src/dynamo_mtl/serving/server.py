@@ -104,7 +104,10 @@ def serve(
         )  # fmt: skip
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
-        listening.listen(CONNECTIONS)  # who comes once the address is told waits for the listener
+        try:
+            listening.listen(CONNECTIONS)  # who comes once the address is told waits for the listener
+        except OSError as error:  # somebody else was bound to it too, and was faster
+            raise _taken(host, port, error) from error
         logger.info("serving %s on http://%s:%d", checkpoint, host, port)
         _run(listener, server, listening)
         return listener.exit_code
@@ -160,6 +163,10 @@ def _signals() -> Iterator[socket.socket]:
         writing.close()
 
 
+def _taken(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"serving.host, serving.port: cannot listen on {host}:{port} ({error.strerror})")
+
+
 def _listen(host: str, port: int) -> socket.socket:
     with ExitStack() as failing:
         try:
@@ -168,7 +175,6 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((host, port))
         except OSError as error:
-            says = f"cannot listen on {host}:{port} ({error.strerror})"
-            raise ConfigError(f"serving.host, serving.port: {says}") from error
+            raise _taken(host, port, error) from error
         failing.pop_all()
     return listening

@@ -46,8 +46,10 @@ class Classification(Task):
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         label = self.column(row, "label", where)
         names = self.config.labels
-        if isinstance(label, str):
-            label = names.index(label) if label in names else int(label) if label.strip().isdecimal() else label
+        if str(label) in names:  # a number may be a name too, such as one of five stars
+            label = names.index(str(label))
+        elif isinstance(label, str) and label.strip().isdecimal():
+            label = int(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
             raise DataError(
                 f"{where}: label {label!r} of task '{self.name}' is out of range; "
@@ -55,6 +57,9 @@ class Classification(Task):
                 "label out of range",
             )
         return Example(self.text_column(row, "text", where), None, str(label))
+
+    def output_names(self) -> list[str]:
+        return self.config.labels
 
     def label(self, example: Example) -> str | None:
         return self.config.labels[int(example.target)]

@@ -197,7 +197,10 @@ def _view(
         tokens=(starts[:, None] + places) * mask,
         mask=mask,
         target=batch.target_slices.get(task, (0, 0)),
-        labels={name: torch.tensor([v for i in members for v in examples[i].labels[name]]) for name in names},
+        labels={
+            name: torch.tensor([v for i in members for v in examples[i].labels[name]], dtype=torch.long)
+            for name in names
+        },
         label_rows=torch.arange(len(members)).repeat_interleave(torch.tensor(counts)),
         copying=_copy_view([examples[i] for i in members], batch.top_starts[[first_window[i] for i in members]]),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.metrics.entities import Entity, entity_scores
+from dynamo_mtl.metrics.entities import Entity, entity_interval, entity_scores
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
@@ -50,8 +50,7 @@ class NamedEntities(Task):
     hub_task = "token-classification"
     config: EntityConfig
 
-    @property
-    def class_names(self) -> list[str]:
+    def output_names(self) -> list[str]:
         """The classes of tokens by number, as CoNLL-2003 names them."""
         return ["O", *(f"{place}-{kind}" for kind in self.config.kinds for place in "BI")]
 
@@ -91,7 +90,7 @@ class NamedEntities(Task):
     def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
         """Words and a BIO tag for each, as a name or as the number of CoNLL-2003: O, B-PER, I-PER, B-ORG, …"""
         words, tags = self.column(row, "tokens", where), self.column(row, "tags", where)
-        kinds, names = self.config.kinds, self.class_names
+        kinds, names = self.config.kinds, self.output_names()
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             raise DataError(f"{where}: task '{self.name}' needs a tag for every word", "words and tags do not match")
         entities: list[Entity] = []
@@ -113,7 +112,7 @@ class NamedEntities(Task):
         return text, entities
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("token", labels=len(self.class_names))
+        return HeadConfig("token", labels=len(self.output_names()))
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         entities = [(s + source.lead, e + source.lead, kind) for s, e, kind in json.loads(example.target)]
@@ -181,11 +180,19 @@ class NamedEntities(Task):
         ]
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
+        return entity_scores(*self._compared(answers, examples))
+
+    def interval(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[float, float]:
+        return entity_interval(*self._compared(answers, examples))
+
+    def _compared(
+        self, answers: Sequence[Answer | None], examples: Sequence[Example]
+    ) -> tuple[list[list[Entity]], list[list[Entity]]]:
         predicted = [
             [(e["start"], e["end"], e["entity_group"]) for e in (answer or {}).get("entities", [])]
             for answer in answers
         ]
-        return entity_scores(predicted, [[(s, e, k) for s, e, k in json.loads(x.target)] for x in examples])
+        return predicted, [[(s, e, k) for s, e, k in json.loads(x.target)] for x in examples]
 
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
         names = {e.text[s:t]: kind for e in train for s, t, kind in json.loads(e.target)}

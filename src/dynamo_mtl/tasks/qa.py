@@ -68,6 +68,9 @@ class QuestionAnswering(Task):
                 )
         return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
 
+    def output_names(self) -> list[str]:
+        return ["start", "end"]
+
     def head_config(self) -> HeadConfig:
         return HeadConfig("token", labels=2)  # whether an answer starts or ends there
 

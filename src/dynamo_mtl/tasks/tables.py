@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import datasets
 from dynamo_mtl.data.samples import SAMPLE
 from dynamo_mtl.data.sources import COLUMNS, DATA_PATH, DataConfig, is_sample, open_table, sample_of
 from dynamo_mtl.errors import ConfigError, DataError
+from dynamo_mtl.storage import at_home
 from dynamo_mtl.tasks.task import Example, Task
 
 TRAIN = "train"
@@ -32,7 +37,7 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
     """
     settings = task.config
     location = task_location(task, split, config)
-    key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)}"
+    key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)} {_reader_revision(type(task))}"
     table = open_table(location, split, task.read, key, config)
     belongs = part_of_file(task, split, config)
     if belongs is not None:
@@ -42,6 +47,16 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
             raise DataError(f"{location}: {len(table)} rows are too few to hold out a share of {share} for validation")
         table = table.select(rows)
     return sample_of(table, settings.train_examples if split == TRAIN else settings.validation_examples, seed)
+
+
+@functools.cache
+def _reader_revision(kind: type[Task]) -> str:
+    """Of the source files that say how a type reads rows: prepared rows are read anew when one of them changes."""
+    digest = hashlib.sha256()
+    for module in dict.fromkeys(base.__module__ for base in kind.__mro__ if issubclass(base, Task)):
+        with suppress(OSError, TypeError, KeyError):  # typed into an interpreter, or without its source
+            digest.update(inspect.getsource(sys.modules[module]).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_splits(task: Task, config: DataConfig) -> None:
@@ -114,7 +129,7 @@ def _examples(rows: dict[str, list[Any]]) -> list[Example]:
 
 
 def _rooted(path: str, root: str | None) -> str:
-    expanded = Path(path).expanduser()
+    expanded = at_home(path)
     if root is None or expanded.is_absolute():
         return str(expanded) if path.startswith("~") else path
-    return str((Path(root).expanduser() / path).absolute())  # never taken for the id of a hub data set
+    return str((at_home(root) / path).absolute())  # never taken for the id of a hub data set

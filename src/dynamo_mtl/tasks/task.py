@@ -162,6 +162,10 @@ class Task(abc.ABC):
             )
         return clean(value)
 
+    def output_names(self) -> list[str]:
+        """What the outputs of a head with classes are called, by their numbers; for other programs."""
+        return [str(number) for number in range(self.head_config().labels)]
+
     def label(self, example: Example) -> str | None:
         """The class that is expected, for types with classes."""
         return None

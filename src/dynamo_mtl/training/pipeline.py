@@ -182,6 +182,11 @@ def _stages(
         for task in source.system.tasks:
             stages.append(Stage(1, lambda _, task=task: AdapterPhase(source, task, settings), workers))
     if 2 in phases:
+        if not settings.routing_weight and not settings.router.mixture_steps:
+            raise ConfigError(
+                "training.router.mixture_steps: found 0 with training.routing_weight 0, so that phase 2 would train "
+                "nothing; give one of them"
+            )
         if settings.routing_weight:  # without the known task, there is nothing to learn from features alone
             stages.append(Stage(2, lambda _: FeaturePhase(source, settings, held_out()), 0))
         if settings.router.mixture_steps:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ STATES = "resume"
 LATEST = "latest"
 FREE = (
     "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
-    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "training.token_budget", "compare",
+    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "training.token_budget",
+    "compare", "serving",
 )  # fmt: skip
 """Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
 
@@ -160,9 +163,16 @@ class RunStates:
         def remove() -> None:
             for folder in self.folder.glob(f"{PREFIX}*"):
                 remove_folder(folder)
-            self.folder.rmdir()
+            with suppress(OSError):  # never made where nothing was trained, and kept where something else lies in it
+                self.folder.rmdir()
 
         first_does(remove)
+
+
+def deciding_settings(config: PipelineConfig) -> str:
+    """Those that decide what is trained, as one text."""
+    settings = sorted(_flat(config.model_dump(mode="json")).items())
+    return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
 
 
 def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
@@ -176,10 +186,13 @@ def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, 
         logger.debug("saved settings that are no longer valid are compared as they are")
     old, new = _flat(then), _flat(now.model_dump())
     for key in sorted(old.keys() | new.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-        if not free and old.get(key) != new.get(key):
+        if not _is_free(key) and old.get(key) != new.get(key):
             return key, old.get(key), new.get(key)
     return None
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -204,7 +204,7 @@ def _task_loss(system: System, packed: PackedExamples, hidden: Tensor, totals: d
         examples, labels = totals[view.task]
         losses = system.tasks[view.task].losses(system.model.head(view.task), hidden, view)
         weight = system.config.tasks[view.task].loss_weight
-        parts.append(losses.sum() * (weight * examples / everything / labels))
+        parts.append(losses.sum() * (weight * examples / everything / max(1, labels)))  # a text may have no tokens
     return torch.stack(parts).sum()
 
 
@@ -228,7 +228,7 @@ def _share_losses(system: System, examples: Sequence[EncodedExample], budget: in
             losses = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, view)
             counts = torch.bincount(view.label_rows, minlength=len(view.examples))
             sums = torch.zeros(len(view.examples), device=losses.device).index_add(0, view.label_rows, losses)
-            for member, value in zip(view.examples.tolist(), (sums / counts).tolist(), strict=True):
+            for member, value in zip(view.examples.tolist(), (sums / counts.clamp_min(1)).tolist(), strict=True):
                 result[group[member]] = value
 
     run_in_groups([e.tokens for e in examples], budget, run)

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.markdown import markdown_table
 from dynamo_mtl.pictures import Picture
 from dynamo_mtl.processes import add_up, here
 
@@ -34,20 +35,31 @@ class MetricsLog:
         Args:
             folder: where it is.
             accelerator: whose trackers are written to as well.
-            end: bytes and lines after which a resumed run goes on; what was logged later is cut off.
+            end: bytes and lines after which a resumed run goes on; what was logged later, by itself or by another run
+                in the same folder, is moved to ``metrics.cut.jsonl``.
         """
         self.accelerator = accelerator
         self.path = folder / "metrics.jsonl" if here().first else Path(os.devnull)
         self.count = 0
-        self.trackers_failed = False
+        self.failed: set[str] = set()
+        """Names of trackers that are told nothing more."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
             if here().first and end is not None and self.file.tell() >= end[0]:
-                self.file.truncate(end[0])
+                self._cut(end[0])
                 self.count = end[1]
         except OSError as error:
             raise ConfigError(f"log_dir: {self.path} cannot be written ({error})") from error
+
+    def _cut(self, end: int) -> None:
+        with self.path.open("rb") as file:
+            file.seek(end)
+            later = file.read()
+        if later:
+            with self.path.with_name("metrics.cut.jsonl").open("ab") as file:
+                file.write(later)
+            self.file.truncate(end)
 
     @property
     def end(self) -> tuple[int, int]:
@@ -58,55 +70,63 @@ class MetricsLog:
         """Log the values of a step."""
         self.file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
         self.file.flush()
-        if self.accelerator.trackers and not self.trackers_failed:
-            numbers = {f"{phase}/{name}": value for name, value in values.items()}
-            # Phases count their own steps; trackers want one that only grows.
-            self._tell(lambda: self.accelerator.log(numbers, step=self.count))
+        numbers = {f"{phase}/{name}": value for name, value in values.items()}
+        # Phases count their own steps; trackers want one that only grows.
+        self._tell(lambda tracker: tracker.log(numbers, step=self.count))
         self.count += 1
 
     @property
     def has_trackers(self) -> bool:
         """Whether somebody wants more than numbers."""
-        return bool(self.accelerator.trackers) and not self.trackers_failed
+        return any(tracker.name not in self.failed for tracker in self.accelerator.trackers)
 
     def show(self, picture: Picture) -> None:
         """Give a picture to the trackers that take some; called once in a while."""
         image = _pixels(picture)
-        for tracker in self.accelerator.trackers if self.has_trackers else []:
+
+        def tell(tracker: Any) -> None:
             if tracker.name == "tensorboard":
-                self._tell(lambda t=tracker: t.log_images({picture.name: image[None]}, self.count, dataformats="NHWC"))
+                tracker.log_images({picture.name: image[None]}, self.count, dataformats="NHWC")
             elif tracker.name == "mlflow":
-                name = f"{picture.name.replace(' ', '_')}.png"
-                self._tell(lambda t=tracker, name=name: t.tracker.log_image(image, artifact_file=name))
+                tracker.tracker.log_image(image, artifact_file=f"{picture.name.replace(' ', '_')}.png")
             elif hasattr(tracker, "log_images"):
-                self._tell(lambda t=tracker: t.log_images({picture.name: [image]}, self.count))
+                tracker.log_images({picture.name: [image]}, self.count)
+
+        self._tell(tell)
 
     def table(self, name: str, columns: list[str], rows: list[list[str]]) -> None:
         """Give a table of texts to the trackers: as a table, or as Markdown where they have none."""
-        text = "\n".join(
-            "| " + " | ".join(map(_cell, line)) + " |" for line in [columns, ["---"] * len(columns), *rows]
-        )
-        for tracker in self.accelerator.trackers if self.has_trackers else []:
+        text = markdown_table(list(map(_cell, columns)), [list(map(_cell, row)) for row in rows])
+
+        def tell(tracker: Any) -> None:
             if tracker.name == "wandb":
-                self._tell(lambda t=tracker: t.log_table(name, columns=columns, data=rows, step=self.count))
+                tracker.log_table(name, columns=columns, data=rows, step=self.count)
             elif tracker.name == "mlflow":
-                self._tell(lambda t=tracker: t.tracker.log_text(text, f"{name.replace(' ', '_')}.md"))
+                tracker.tracker.log_text(text, f"{name.replace(' ', '_')}.md")
             else:
-                self._tell(lambda t=tracker: t.log({name: text}, self.count))
+                tracker.log({name: text}, self.count)
+
+        self._tell(tell)
 
     def close(self) -> None:
-        """Finish the file and the trackers."""
+        """Finish the file and the trackers, those too that failed before."""
         self.file.close()
-        for tracker in self.accelerator.trackers:
-            self._tell(tracker.finish)
+        self.failed.clear()
+        self._tell(lambda tracker: tracker.finish())
 
-    def _tell(self, action: Callable[[], None]) -> None:
-        """Talk to the trackers. One that fails never stops the training: it is told nothing more."""
-        try:
-            action()
-        except Exception as error:  # trackers are network clients, which raise anything
-            self.trackers_failed = True
-            logger.warning("a tracker failed and is left out from here on (%s: %s)", type(error).__name__, error)
+    def _tell(self, action: Callable[[Any], None]) -> None:
+        """Talk to every tracker. One that fails never stops the training nor the others: it is told nothing more."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name in self.failed:
+                continue
+            try:
+                action(tracker)
+            except Exception as error:  # trackers are network clients, which raise anything
+                self.failed.add(tracker.name)
+                logger.warning(
+                    "the tracker %s failed and is left out from here on (%s: %s)",
+                    tracker.name, type(error).__name__, error,
+                )  # fmt: skip
 
 
 def _pixels(picture: Picture) -> np.ndarray:

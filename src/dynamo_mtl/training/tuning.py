@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from dynamo_mtl.errors import ConfigError, writable_folder
+from dynamo_mtl.errors import ConfigError, DivergedError, writable_folder
 from dynamo_mtl.inference.system import build_system, make_tasks
 from dynamo_mtl.model.router import Router
 from dynamo_mtl.pictures import COLORS, Picture, save_pictures
@@ -37,6 +37,7 @@ from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
 from dynamo_mtl.training.pipeline import load_tables
 from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.states import deciding_settings
 from dynamo_mtl.training.tracking import MetricsLog
 
 if TYPE_CHECKING:
@@ -129,14 +130,24 @@ class _Watched:
         return values
 
 
+def _forgiving(objective: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
+    """An objective of which a trial is given up where its training diverges: others may not."""
+
+    def trial_value(trial: optuna.Trial) -> float:
+        try:
+            return objective(trial)
+        except DivergedError as error:
+            raise optuna.TrialPruned(str(error)) from error
+
+    return trial_value
+
+
 class _Bench:
     """What trials share: data, log, storage."""
 
     def __init__(self, config: PipelineConfig, share: float, folder: Path) -> None:
         self.config, self.share, self.folder = config, share, folder
-        places = {"log_dir", "checkpoint_dir", "trackers", "use_wandb", "wandb_project", "wandb_tags"}
-        settings = config.model_dump_json(exclude=places)
-        self.identity = hashlib.sha256(f"{settings} {share}".encode()).hexdigest()
+        self.identity = hashlib.sha256(f"{deciding_settings(config)} {share}".encode()).hexdigest()
         self.tables = load_tables(config, make_tasks(config))
         self.accelerator = Accelerator()
         self.studies: dict[str, optuna.Study] = {}
@@ -181,8 +192,12 @@ class _Bench:
         done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         left = trials - len(study.get_trials(deepcopy=False, states=done))
         if left > 0:
-            study.optimize(objective, n_trials=left, callbacks=[self._say])
+            study.optimize(_forgiving(objective), n_trials=left, callbacks=[self._say])
         pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
+        if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+            raise ConfigError(
+                f"{name}: no trial of {len(study.trials)} came to its end; look for what makes training diverge"
+            )
         best = study.best_trial
         assert best.value is not None
         return Found(name, best.value, dict(best.params), len(study.trials), pruned)
@@ -276,12 +291,12 @@ class _Bench:
             return run_phase(watched, source.system, config.training, 0, self.accelerator, log)
 
     def tap_trial(self, trial: optuna.Trial, settings: Settings) -> float:
-        """Minus the tasks' mean loss relative to that of tap layer 0, and minus the router's share of errors."""
+        """Minus the tasks' mean loss relative to that of the first trial, and minus the router's share of errors."""
         tap = trial.suggest_categorical("model.tap_layer", self.taps)
         at = {**settings, "model.tap_layer": tap}
         losses = {task: -self._task_score(task, _of_task(at, task), None) for task in self.config.tasks}
         trial.set_user_attr("losses", losses)
-        first = self._losses_at_zero(trial, losses)
+        first = self._first_losses(trial, losses)
         relative = sum(losses[task] / first[task] for task in losses) / len(losses)
         config = with_settings(self.config, at)
         set_seed(config.training.seed)
@@ -291,7 +306,7 @@ class _Bench:
         accuracy = self._train_router(phase, source, config, None)
         return -relative - (1 - accuracy)
 
-    def _losses_at_zero(self, trial: optuna.Trial, losses: Mapping[str, float]) -> Mapping[str, float]:
+    def _first_losses(self, trial: optuna.Trial, losses: Mapping[str, float]) -> Mapping[str, float]:
         """What all layers are compared with: the losses of the first trial that has any."""
         for earlier in trial.study.get_trials(deepcopy=False):
             if "losses" in earlier.user_attrs and earlier.number < trial.number:

@@ -77,7 +77,7 @@ class BranchPhase:
         """Args: whose last branch it is; what it learns from; learning rate, epochs, seed."""
         self.name, self.best_at_end = "added task router", True
         self.router, self.inputs, self.config = router, inputs, config
-        self.half = config.router.feature_batch_size // 2
+        self.half = max(1, config.router.feature_batch_size // 2)
         self.negatives = inputs.negatives
         rounds = math.ceil(max(len(inputs.own), len(self.negatives)) / self.half)
         self.steps = rounds * config.router.feature_epochs
