@@ -3,12 +3,13 @@
 import ast
 import html
 import inspect
-import re
+import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -35,16 +36,23 @@ def said_of_fields(model: type[BaseModel]) -> dict[str, str]:
         for field, below in zip(tree.body, tree.body[1:], strict=False):
             is_said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                said[field.target.id] = " ".join(str(below.value.value).split()) if is_said else ""
+                about = " ".join(str(below.value.value).split()) if is_said else ""
+                said[field.target.id] = about or said.get(field.target.id, "")
     return said
 
 
 def shown_type(annotation: Any) -> str:
     """An annotation as a reader understands it."""
-    text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing\.)?Annotated\[([\w.]+),(?:[^\[\]]|\[[^\]]*\])*\]", r"\1", text)
-    text = re.sub(r"\b(typing|pydantic|dynamo_mtl)(\.\w+)*\.", "", text)
-    return text.replace("Optional", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return shown_type(inner[0])
+    if origin is Literal:
+        return " or ".join(map(json.dumps, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(shown_type, inner))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(shown_type, inner))}]"
+    return "null" if annotation in (None, NoneType) else getattr(annotation, "__name__", str(annotation))
 
 
 def table(model: type[BaseModel], skip: tuple[str, ...] = ()) -> str:
@@ -60,7 +68,7 @@ def table(model: type[BaseModel], skip: tuple[str, ...] = ()) -> str:
             if field.is_required()
             else ""
             if is_section
-            else f"`{field.get_default(call_default_factory=True)!r}`"
+            else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
         )
         kind = "section, below" if is_section else f"`{shown_type(field.annotation)}`"
         what = said.get(name, "").replace("``", "`").replace("|", "or")

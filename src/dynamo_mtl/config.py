@@ -21,7 +21,7 @@ class DynamoConfig(PipelineConfig):
     compare: CompareConfig = CompareConfig()
     serving: ServingConfig = ServingConfig()
     visualization_dir: str = "./visualizations"
-    """Where ``dynamo evaluate`` draws its picture."""
+    """Where ``dynamo evaluate``, ``compare`` and ``analyze`` draw pictures and write their page."""
 
 
 PLACES = (

@@ -36,7 +36,7 @@ DATA_PATH = "_data_path"
 class DataConfig(BaseModel):
     """Where the data lies and how sources are cut and mixed.
 
-    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a hub id (``owner/name``, or
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a single file, a hub id (``owner/name``, or
     ``owner/name:configuration`` where a data set has several), or ``sample``.
     """
 
@@ -53,7 +53,9 @@ class DataConfig(BaseModel):
     max_source_length: int = Field(default=256, ge=16)
     """Tokens in a window of a source."""
     window_overlap: int = Field(default=64, ge=0)
+    """Tokens that two neighbouring windows of a long source share."""
     max_windows: int = Field(default=4, ge=1)
+    """Windows of one source; what does not fit into them is not read."""
     instruction_rate: float = Field(default=0.3, ge=0, le=1)
     """Share of training examples that get an instruction."""
     crossed_rate: float = Field(default=1.0, ge=0, le=1)
@@ -61,6 +63,7 @@ class DataConfig(BaseModel):
     sampling_exponent: float = Field(default=0.5, ge=0, le=1)
     """Mixtures draw a task with a probability proportional to its size to this power."""
     num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches ahead, for a GPU that would wait for them."""
 
     @model_validator(mode="before")
     @classmethod

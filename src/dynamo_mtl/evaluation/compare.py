@@ -62,6 +62,7 @@ class CompareConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     systems: list[str] = [*SYSTEMS]
+    """What is scored; those with a training of their own are trained."""
     learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {
         "single_lora": [5e-4, 1e-3, 2e-3],
         "full_finetuning": [5e-5, 1e-4, 3e-4],
@@ -76,6 +77,7 @@ class CompareConfig(BaseModel):
     timing_inputs: int = Field(default=8, ge=1)
     """Inputs of each task that every system answers to be timed."""
     timing_rounds: int = Field(default=3, ge=1)
+    """How often the sample is answered by each; the median counts."""
 
     @model_validator(mode="after")
     def _known_systems(self) -> CompareConfig:

@@ -41,10 +41,16 @@ class LoraConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1)
+    """Rows of A and columns of B."""
     alpha: float = Field(default=32.0, gt=0)
+    """What the adapter adds is multiplied by ``alpha / rank``."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of the adapter's input in training."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Any of ``query``, ``key``, ``value``, ``attention.output``, ``intermediate`` and ``output``, or all of them."""
     use_rslora: bool = False
+    """Multiply by ``alpha / √rank`` (Kalajdzievski 2023, arXiv 2312.03732), so that large ranks learn as fast as small
+    ones."""
 
     @field_validator("target_modules")
     @classmethod

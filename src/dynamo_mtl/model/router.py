@@ -29,7 +29,9 @@ class RouterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = [768, 512, 256]
+    """Layers of the router between the features and one output for each adapter."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Behind each of them."""
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature at the start of training."""
     final_temperature: float | None = Field(default=None, gt=0)
@@ -37,7 +39,9 @@ class RouterConfig(BaseModel):
     learn_temperature: bool = False
     """Learn the temperature around its schedule (``temperature_weight`` pulls it back)."""
     min_temperature: float = Field(default=0.05, gt=0)
+    """Where a learned temperature ends."""
     max_temperature: float = Field(default=10.0, gt=0)
+    """The same above."""
     branches: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     """Of each task that was added to a trained model, the last ones: the hidden size of its branch; 0 for a single row,
     a prototype. Written by ``dynamo add-task``."""

@@ -38,6 +38,7 @@ class ServingConfig(BaseModel):
     """How long the server goes on with what it accepted, once it is told to stop."""
 
     max_body_bytes: int = Field(default=1_000_000, ge=1)
+    """Of one request."""
     max_characters: int = Field(default=20_000, ge=1)
     """Of one input, its context and instruction included."""
     max_items: int = Field(default=64, ge=1)
@@ -45,3 +46,4 @@ class ServingConfig(BaseModel):
     max_new_tokens: int = Field(default=256, ge=1)
     """Largest ``max_new_tokens`` that a client may ask for."""
     max_beams: int = Field(default=8, ge=1)
+    """Largest ``num_beams`` that a client may ask for."""

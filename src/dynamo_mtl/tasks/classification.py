@@ -25,7 +25,9 @@ class ClassificationConfig(TaskConfig):
     """Labels are names, or numbers in the data; their names are what users read."""
 
     labels: list[str] = Field(min_length=2)
+    """Names in the order of the numbers that the data may hold instead."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv 1512.00567)."""
     classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the head."""
 

@@ -31,8 +31,11 @@ class GenerationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_new_tokens: int = Field(default=64, ge=1)
+    """Most tokens of an answer."""
     min_new_tokens: int = Field(default=0, ge=0)
+    """Fewest tokens of an answer."""
     num_beams: int = Field(default=1, ge=1)
+    """Beams of the search; 1 takes the likeliest token each time."""
     sampling_temperature: float | None = Field(default=None, ge=1e-3)
     """Draw every token from the distribution at this temperature, not the likeliest one. Needs ``num_beams: 1``."""
     length_penalty: float = 1.0
@@ -61,6 +64,7 @@ class GenerationTaskConfig(TaskConfig):
     max_target_length: int = Field(default=64, ge=1)
     """Target tokens that training uses; longer targets are cut."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread over the vocabulary (Szegedy et al. 2016, arXiv 1512.00567)."""
     generation: GenerationConfig = GenerationConfig()
 
 

@@ -29,6 +29,7 @@ class EntityConfig(TaskConfig):
     """The kinds of entities, as they are named in the data and for users."""
 
     kinds: list[str] = Field(default=["PER", "ORG", "LOC", "MISC"], min_length=1)
+    """What entities can be."""
 
 
 class NamedEntities(Task):

@@ -26,6 +26,7 @@ class QuestionAnsweringConfig(TaskConfig):
     """Extractive question answering."""
 
     max_answer_tokens: int = Field(default=30, ge=1)
+    """A longer span is no answer."""
 
 
 class QuestionAnswering(Task):

@@ -34,11 +34,17 @@ class TaskTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Most updates."""
     batch_size: int | None = Field(default=None, ge=1)
+    """Examples of one update."""
     lora_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the adapter."""
     head_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the head."""
     load_best_model_at_end: bool | None = None
+    """End in the best validated state rather than the last one."""
 
 
 class TaskConfig(BaseModel):
@@ -47,6 +53,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     type: str
+    """The task's type; its name says it if not given."""
     train_file: str | None = None
     """Overrides the training file of the task's data path."""
     validation_file: str | None = None
@@ -66,6 +73,7 @@ class TaskConfig(BaseModel):
     requires_instruction: bool = False
     """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
     loss_weight: float = Field(default=1.0, gt=0)
+    """Of the task's loss where tasks are mixed, in phases 2 and 3."""
     training: TaskTraining = TaskTraining()
 
 

@@ -16,9 +16,11 @@ class TranslationConfig(GenerationTaskConfig):
     """The language is part of the wordings: it is how an instruction names the task."""
 
     target_language: str = "German"
+    """As the wordings of instructions name it."""
     source_code: str = "en"
     """Column of the source, where rows hold languages: ``en`` beside ``de``, or ``translation: {en: …, de: …}``."""
     target_code: str = "de"
+    """Column of the target, likewise."""
 
 
 class Translation(GenerationTask):

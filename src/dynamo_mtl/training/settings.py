@@ -22,7 +22,9 @@ class RouterPhaseConfig(BaseModel):
     """Texts are chosen with a probability proportional to their length to this power, where not all of a task are
     taken: more than 0 where training texts are mostly shorter than those that will be asked about, such as phrases."""
     feature_epochs: int = Field(default=15, ge=1)
+    """Passes over the cached features; they take seconds."""
     feature_batch_size: int = Field(default=64, ge=1)
+    """Features of one update of the warm-up."""
     novelty_examples: int = Field(default=800, ge=1)
     """Training texts of each task that say what is known: inputs unlike them are rejected."""
     memory_examples: int = Field(default=300, ge=1)
@@ -54,35 +56,52 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     seed: int = Field(default=0, ge=0)
+    """Of all that is drawn: parameters, order, dropout, samples."""
     num_epochs: float = Field(default=10, gt=0)
     """Passes over a task's training data in phase 1; ``max_steps`` cuts it short."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Most updates of phase 1 for each task; ``num_epochs`` alone decides if not given."""
     step_share: float = Field(default=1.0, gt=0, le=1)
     """Share of phase 1's updates that are made, under a schedule of that length: less than 1 is a trial."""
     batch_size: int = Field(default=16, ge=1)
+    """Examples of one update, over all processes and micro-batches."""
     token_budget: int = Field(default=8192, ge=1)
     """Most tokens in one forward pass: a larger batch is split into micro-batches and accumulated."""
     lora_lr: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of adapters, reached after the warm-up and falling to 0 along a cosine."""
     head_lr: float = Field(default=1e-3, gt=0)
+    """The same of heads and own target vocabularies."""
     router_lr: float = Field(default=1e-3, gt=0)
+    """The same of the router."""
     backbone_lr: float = Field(default=1e-4, gt=0)
     """Of full fine-tuning, where ``model.freeze_backbone`` is false."""
     loraplus_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW, on adapters, the router and the matrices of a backbone that is trained; heads have none."""
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the updates in which the learning rate rises."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """A longer gradient is shortened to this length."""
     compile: bool = False
     """Compile the encoder's layers with ``torch.compile``."""
 
     task_weight: float = Field(default=1.0, ge=0)
+    """Of the tasks' own losses, where the router's weights mix the adapters."""
     routing_weight: float = Field(default=1.0, ge=0)
+    """Of the cross entropy with the known task."""
     load_balance_weight: float = Field(default=0.1, ge=0)
+    """Of the divergence between the tasks of a batch and where it is sent."""
     efficiency_weight: float = Field(default=0.01, ge=0)
+    """Of the effective number of adapters of an input."""
     consistency_weight: float = Field(default=0.1, ge=0)
+    """Of the divergence between two views of an input: two dropout masks, two wordings."""
     entropy_weight: float = Field(default=0.0, ge=0)
+    """Of the entropy of the routing weights."""
     temperature_weight: float = Field(default=0.1, ge=0)
+    """Of the distance of a learned temperature from its schedule."""
     z_loss_weight: float = Field(default=0.001, ge=0)
+    """Of the size of the router's logits."""
     term_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weights of registered terms of one's own, by name."""
 
@@ -102,6 +121,7 @@ class TrainingConfig(BaseModel):
     patience: int | None = Field(default=None, ge=1)
     """Stop after that many validations without a better score."""
     log_every: int = Field(default=20, ge=1)
+    """Updates between two lines on the console and in ``metrics.jsonl``."""
     router: RouterPhaseConfig = RouterPhaseConfig()
     joint: JointPhaseConfig = JointPhaseConfig()
 
@@ -115,9 +135,11 @@ class PipelineConfig(SystemConfig):
     checkpoint_dir: str = "./checkpoints"
     """Where a checkpoint of each phase goes, and the states of a run while it goes on."""
     use_wandb: bool = False
+    """Short for ``trackers: [wandb]``."""
     wandb_project: str = "dynamo"
     """Name of the project for every tracker."""
     wandb_tags: list[str] = Field(default_factory=list)
+    """Tags of the run at W&B."""
     trackers: list[Literal["wandb", "tensorboard", "mlflow", "trackio"]] = Field(default_factory=list)
     """Where values, routing heat maps and sample answers are logged beside ``log_dir``; ``use_wandb`` adds wandb."""
 
