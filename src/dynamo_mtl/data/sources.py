@@ -36,8 +36,8 @@ DATA_PATH = "_data_path"
 class DataConfig(BaseModel):
     """Where the data lies and how sources are cut and mixed.
 
-    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a single file, a hub id (``owner/name``, or
-    ``owner/name:configuration`` where a data set has several), or ``sample``.
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a single file, a hub id (``owner/name``,
+    or ``owner/name:configuration`` where a data set has several), or ``sample``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
