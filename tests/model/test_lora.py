@@ -172,7 +172,7 @@ def test_an_adapter_folder_opens_in_peft_and_gives_the_same_states(system, tmp_p
 
     names = system.model.task_names
     metadata = Metadata(names, str(tiny_roberta), system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "saved", metadata, "")
+    system.save(tmp_path / "saved", metadata, system.config.to_yaml())
     ids = torch.randint(5, 500, (1, 17))
     batch = build_batch([Window(ids[0].tolist(), 0)], [], system.first_position)
     for index, name in enumerate(names):
