@@ -1,5 +1,7 @@
 """One update: mixed batches, micro-batches and idle adapters."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -144,3 +146,11 @@ def test_the_curriculum_ranks_from_easy_to_hard(session_config, system, tables):
         assert losses == sorted(losses)
         assert losses[0] < losses[-1]
     assert ranked == rank_by_loss(source, session_config.training)
+
+
+def test_a_batch_that_a_loader_process_sends_goes_without_the_model(system, tables):
+    """Fails if a batch holds the system: each would carry the whole model through the queue."""
+    batch = make_step_batch(_examples(system, tables, 1), [], 100_000, system.collate)
+    sent = pickle.dumps(batch)
+    assert b"DynamoModel" not in sent
+    assert torch.equal(pickle.loads(sent).micro[0].batch.ids, batch.micro[0].batch.ids)
