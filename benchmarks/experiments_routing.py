@@ -167,6 +167,7 @@ def main() -> None:
         began = time.perf_counter()
         content = {
             "config": chosen.config.name,
+            "base": list(PHASE_3 if chosen.question == "joint" else SMALL),
             "variants": variants,
             "commit": source_revision(),
             "machine": machine(torch.device("cpu")),

@@ -159,7 +159,8 @@ def added_table(path: Path) -> str:
 
 def small_table(path: Path) -> str:
     """What fewer bits cost."""
-    forms = json.loads(path.read_text(encoding="utf-8"))["forms"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    forms = content["forms"]
     rows = [
         [
             name, f"{found['backbone_mib']:.0f}", f"{found['scores']['sentiment']['accuracy']:.3f}",
@@ -176,7 +177,8 @@ def small_table(path: Path) -> str:
         "bare inputs routed right",
         "time over fp32",
     ]
-    return markdown_table(header, rows)
+    milliseconds = f"One input in fp32 takes {forms['fp32']['ms']:.0f} ms"
+    return f"{markdown_table(header, rows)}\n\n{milliseconds} on {performance.told_machine(content['machine'])}."
 
 
 def serving_table(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Without any extra, every command works or names the extra to install; and the wheel holds what the package reads."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -8,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from dynamo_mtl.cli import app
 from dynamo_mtl.model.metadata import Metadata
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +25,8 @@ PathFinder.find_spec = classmethod(
     lambda cls, name, path=None, target=None: None if name.split(".")[0] in MISSING else real(name, path, target)
 )
 from dynamo_mtl.cli import main
-import contextlib, io
+import contextlib, io, dynamo_mtl
+print("from", dynamo_mtl.__file__)
 for arguments in json.loads(sys.argv[2]):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -46,8 +50,24 @@ def checkpoint(system, session_config, tmp_path):
     return tmp_path / "model"
 
 
-def test_without_extras_commands_work_or_name_the_extra(checkpoint, tiny_config_file, tmp_path):
-    """Fails if a command needs a package that no dependency brings, or ends with a traceback."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel that users install."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (found,) = folder.glob("dynamo_mtl-*.whl")
+    return found
+
+
+def _all_commands():
+    for name, command in get_command(app).commands.items():
+        yield from (f"{name} {inner}" for inner in command.commands) if hasattr(command, "commands") else (name,)
+
+
+def test_without_extras_commands_work_or_name_the_extra(wheel, checkpoint, tiny_config_file, tmp_path):
+    """Of the wheel's files. Fails if a command needs a package that no dependency brings, or shows a traceback."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     model, out = str(checkpoint), str(tmp_path)
     works = [
         ["predict", model, "I love this movie!"],
@@ -58,19 +78,39 @@ def test_without_extras_commands_work_or_name_the_extra(checkpoint, tiny_config_
         ["rename-task", model, "--name", "qa", "--to", "questions", "--output", f"{out}/renamed"],
         ["remove-task", model, "--name", "qa", "--output", f"{out}/removed"],
         ["export", model, f"{out}/merged", "--format", "merged", "--task", "qa"],
-    ]
+        ["data", "check", str(tiny_config_file), "--sample", "4"],
+        ["doctor", model],
+        ["init", f"{out}/mine.csv", "--output", f"{out}/mine.yaml"],
+        ["analyze", model, "--limit", "4", "--pictures", f"{out}/analysis"],
+        ["import-adapter", model, f"{model}/adapters/qa", "--task", "translation", "--output", f"{out}/imported"],
+        ["compare", str(tiny_config_file), "--output", f"{out}/compared.json", "training.max_steps=1",
+         f"checkpoint_dir={out}/compare", "compare.systems=[dynamo,oracle]"],
+        ["add-task", f"{out}/compare/final_model", "--name", "more", "--type", "sentiment", "--data", "sample",
+         "--output", f"{out}/added",
+         "tasks.more.train_examples=8", "tasks.more.training.max_steps=1", "training.router.feature_epochs=1"],
+    ]  # fmt: skip
+    (tmp_path / "mine.csv").write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
+    at_hub = {
+        "push": (["push", model, "owner/name"], "the hub took no model"),
+        "pull": (["pull", "owner/name", f"{out}/pulled"], "could be fetched from the hub"),
+    }
     names = {
         "serve": (["serve", model], "pip install 'dynamo-mtl[serve]'"),
         "tune": (["tune", str(tiny_config_file)], "pip install 'dynamo-mtl[tune]'"),
         "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install 'dynamo-mtl[export]'"),
         "train": (["train", str(tiny_config_file), "model.quantization=int8"], "pip install 'dynamo-mtl[quantize]'"),
     }
+    names |= at_hub  # whose package comes with transformers: what is missing here is the network
     commands = [*works, *(command for command, _ in names.values())]
+    called = {" ".join(c[:2]) if c[0] == "data" else c[0] for c in commands}
+    assert called == set(_all_commands()), "a command is not tried"
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, json.dumps(MISSING), json.dumps(commands)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert f"from {tmp_path / 'installed'}" in done.stdout
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(found) == len(commands), done.stderr
     for command, code, said in found[: len(works)]:
@@ -81,11 +121,8 @@ def test_without_extras_commands_work_or_name_the_extra(checkpoint, tiny_config_
         assert "Traceback" not in said
 
 
-def test_the_wheel_holds_what_the_package_reads(tmp_path):
+def test_the_wheel_holds_what_the_package_reads(wheel):
     """Fails if a page, a template or a file of instructions stays behind."""
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("dynamo_mtl-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     source = ROOT / "src"
     expected = {

@@ -171,6 +171,7 @@ def test_any_text_is_answered(answering, text, context, instruction, hint):
         )
     )
     if answer is None:
+        assert hint is not None
         assert hint not in answering.task_names
     else:
         json.dumps(answer)

@@ -29,12 +29,11 @@ def hub(tmp_path):
     """The stand-in: its repositories, and a way to run the command against it."""
     with hub_stand_in() as (address, repositories):
 
-        def run(*arguments, token=TOKEN):
+        def run(*arguments, token=TOKEN, code="from dynamo_mtl.cli import main; main()"):
             environment = {
                 **os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
                 "HF_TOKEN": token, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
             }  # fmt: skip
-            code = "from dynamo_mtl.cli import main; main()"
             command = [sys.executable, "-c", code, *map(str, arguments)]
             return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -56,6 +55,27 @@ def test_a_model_comes_back_as_it_went(checkpoint, hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert _files(tmp_path / "back") == _files(checkpoint)
     assert DynamoInference(tmp_path / "back").task_names == DynamoInference(checkpoint).task_names
+
+
+IN_PYTHON = """
+import sys
+from dynamo_mtl import DynamoInference
+
+model = DynamoInference.from_pretrained("ada/five-tasks", revision="v1", token=sys.argv[1])
+print(model.push_to_hub("ada/copy", private=True, revision="v2", token=sys.argv[1]))
+"""
+
+
+def test_a_model_goes_to_the_hub_and_back_from_python(checkpoint, hub):
+    """With the token as an argument: that of the environment may not read."""
+    repositories, run = hub
+    assert run("push", checkpoint, NAME, "--private", "--revision", "v1").returncode == 0
+    done = run(TOKEN, token="hf_other", code=IN_PYTHON)
+    assert done.returncode == 0, done.stderr
+    assert repositories["ada/copy"]["private"]
+    assert repositories["ada/copy"]["revisions"]["v2"] == _files(checkpoint)
+    assert "ada/copy" in done.stdout
+    assert run("hf_other", code=IN_PYTHON).returncode != 0
 
 
 def test_a_file_that_was_changed_on_the_hub_is_found_out(checkpoint, hub, tmp_path):

@@ -52,6 +52,8 @@ def test_every_system_is_scored_on_the_same_examples_with_its_cost(job):
         assert (cost["train_seconds"] is not None) == (
             system in ("dynamo", "single_task", "single_lora", "full_finetuning", "two_pass")
         )
+    assert result.costs.keys() == result.systems.keys() - {"trivial"}
+    assert result.intervals.keys() == result.systems.keys()
     for name, tasks in result.intervals.items():
         for task, (low, high) in tasks.items():
             value = result.systems[name][task][result.main_metrics[task]]
@@ -76,7 +78,7 @@ def test_what_is_trained_is_not_trained_again(job, monkeypatch):
     """Fails if a finished system is ignored, or one with other settings is taken."""
     trained = []
     monkeypatch.setattr(
-        compared, "train", lambda config, phases, resume: trained.append((config.checkpoint_dir, phases))
+        compared, "train", lambda config, phases, resume: trained.append((config.checkpoint_dir, phases, resume))
     )
     config = load_config(job / "job.yaml")
     compare(config, config.compare)
@@ -86,7 +88,13 @@ def test_what_is_trained_is_not_trained_again(job, monkeypatch):
     )
     compare(changed, changed.compare)
     # The rate of full fine-tuning is a setting of its own; for the others it is another setting, so that all differ.
-    assert {place for place, _ in trained} >= {str(job / "checkpoints" / "full_finetuning")}
+    systems = {place: phases for place, phases, _ in trained}
+    assert systems == {
+        str(job / "checkpoints"): (1, 2, 3),
+        **{str(job / "checkpoints" / name): (1, 2, 3) for name in ("single_lora", "full_finetuning")},
+        str(job / "checkpoints" / "two_pass"): (2,),
+    }
+    assert {resume for *_, resume in trained} == {"latest"}  # what was interrupted goes on
 
 
 def test_every_system_saw_the_same_settings(job):

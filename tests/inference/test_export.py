@@ -1,6 +1,7 @@
 """What other programs get: an ONNX graph that answers as the model does, and merged checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from dynamo_mtl.inference.onnx_export import export_onnx
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.metadata import Metadata
+from dynamo_mtl.settings import dump_yaml, read_settings
+from dynamo_mtl.storage import write_manifest
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -164,3 +168,22 @@ def test_a_model_that_only_writes_is_not_exported(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "load_system", only_writers)
     with pytest.raises(ConfigError, match="every task of this model writes text"):
         export_onnx(saved, tmp_path / "onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_has_the_weights_as_they_were_published(saved, graph, tmp_path):
+    """Where a model is computed in bf16, the graph is not: fails if rounded weights are exported."""
+    settings = read_settings(saved / CONFIG)
+    settings["model"]["precision"] = "bf16"
+    rounded = tmp_path / "model"
+    shutil.copytree(saved, rounded)
+    (rounded / CONFIG).write_text(dump_yaml(settings))
+    write_manifest(rounded)
+    sessions = [
+        onnxruntime.InferenceSession(folder / "model.onnx")
+        for folder in (graph, export_onnx(rounded, tmp_path / "onnx"))
+    ]
+    ids = np.array([[0, 17, 33, 51, 2]])
+    fed = {"ids": ids, "mask": np.ones_like(ids), "task": np.array([-1])}
+    for ours, other in zip(*(session.run(None, fed) for session in sessions), strict=True):
+        assert np.array_equal(ours, other)

@@ -5,8 +5,9 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
+from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.metrics.classification import classification_scores
-from dynamo_mtl.metrics.generation import bleu, chrf, collapse_blanks, exact_match, parses, rouge
+from dynamo_mtl.metrics.generation import bleu, bleu_interval, chrf, collapse_blanks, exact_match, parses, rouge
 from dynamo_mtl.metrics.routing import (
     area_under_risk_coverage,
     collapse_warnings,
@@ -180,3 +181,20 @@ def test_collapse_is_told_in_words_by_hand():
     assert any(text.startswith("the adapter of a takes nearly all: it has 95.0 %") for text in all_of_it)
     undecided = collapse_warnings(np.full((10, 2), 0.5), truth, names)
     assert undecided == ["the router hardly chooses: entropy 0.69 of at most 0.69"]
+
+
+def test_the_interval_of_a_share_is_that_of_the_binomial():
+    """70 of 100: about 0.7 ± 1.96 · √(0.7 · 0.3 / 100)."""
+    low, high = bootstrap_interval([1.0] * 70 + [0.0] * 30)
+    assert low == pytest.approx(0.61, abs=0.015)
+    assert high == pytest.approx(0.79, abs=0.015)
+
+
+def test_the_interval_of_bleu_lies_around_it():
+    """All right is 100 in every resample; half of them wrong words spread around the score of the corpus."""
+    lines = [f"the {word} sits on the mat over there" for word in ("cat", "dog", "cow", "hen", "fox")] * 4
+    assert bleu_interval(lines, lines) == pytest.approx((100.0, 100.0))
+    found = [line if number % 2 else "no word of it is right here now" for number, line in enumerate(lines)]
+    low, high = bleu_interval(found, lines)
+    assert low < bleu(found, lines) < high
+    assert high - low > 10

@@ -123,6 +123,6 @@ def test_lengths_are_checked_when_a_checkpoint_is_used(system, saved):
 
 def test_a_model_card_says_what_it_is(saved):
     card = (saved / "README.md").read_text()
-    assert "| qa | qa | 6 |" in card
+    assert "| qa | qa | 6 | sample |" in card
     assert "seed 3" in card
     assert "Nothing: no result file was given." in card

@@ -85,6 +85,22 @@ def test_an_imported_adapter_gives_the_same_hidden_states(case, tiny_roberta, ch
         assert (again(input_ids=IDS).last_hidden_state[0] - expected).abs().max() < 1e-5
 
 
+def test_an_adapter_of_a_whole_classifier_is_taken_over_another_backbone_with_a_warning(
+    tiny_roberta, checkpoint, tmp_path, caplog
+):
+    """Its keys have the encoder's name in front: ``base_model.model.roberta.encoder…``."""
+    _saved(tiny_roberta, tmp_path / "peft", target_modules=["query", "value"])
+    path, settings = tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"
+    renamed = {n.replace("model.encoder", "model.roberta.encoder"): t for n, t in load_file(path).items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": "x/other-base"}))
+    replace_adapter(checkpoint, tmp_path / "imported", "translation", tmp_path / "peft")
+    assert "was trained over x/other-base, this model's backbone is" in caplog.text
+    _saved(tiny_roberta, tmp_path / "plain", target_modules=["query", "value"])
+    replace_adapter(checkpoint, tmp_path / "same", "translation", tmp_path / "plain")
+    assert torch.equal(_hidden(tmp_path / "imported", "translation"), _hidden(tmp_path / "same", "translation"))
+
+
 def test_the_head_and_all_other_tasks_stay(tiny_roberta, checkpoint, tmp_path):
     _saved(tiny_roberta, tmp_path / "peft", target_modules=["query"])
     folder = replace_adapter(checkpoint, tmp_path / "imported", "qa", tmp_path / "peft")

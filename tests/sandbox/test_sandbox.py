@@ -82,7 +82,8 @@ while frame:
     [
         "import os\nos._exit(0)",
         "import sys\nsys.exit(0)",
-        "import json, os\nos.write(1, json.dumps({'nonce': '', 'values': ['3']}).encode() + b'\\n')\nos._exit(0)",
+        "import json, os\nos.write(1, json.dumps({'nonce': '', 'values': ['3', '[4]']}).encode() + b'\\n')\n"
+        "os._exit(0)",
         FORGERY,
         "import builtins\nbuiltins.repr = lambda x: '3'\nf = lambda: 0",
         "class Same:\n    def __eq__(self, other):\n        return True\nf = Same",

@@ -82,7 +82,8 @@ def test_s6_told_to_stop_it_finishes_what_it_accepted_and_refuses_the_rest(check
         accepted, results = threading.Event(), []
 
         def load():
-            calls = [lambda: httpx.post(f"{address}/v1/predict", json=WRITE, timeout=30)] * 6
+            long = {**WRITE, "parameters": {"max_new_tokens": 60, "min_new_tokens": 60}}  # three seconds
+            calls = [lambda: httpx.post(f"{address}/v1/predict", json=long, timeout=30)] * 6
             accepted.set()
             results.extend(together(*calls))
 

@@ -62,7 +62,7 @@ def test_typing_gives_an_answer_and_how_it_was_routed(page):
     response, shown = answered(page, "A slow start but what an ending.")
     answer = response.json()
     names = ("label", "answer", "summary_text", "generated_text", "translation_text")
-    assert shown == str(next(answer[name] for name in names if name in answer)).strip() or shown == "(nothing)"
+    assert shown == (str(next(answer[name] for name in names if name in answer)).strip() or "(nothing)")
     probabilities = answer["routing"]["probabilities"]
     page.wait_for_timeout(500)
     for task, share in probabilities.items():

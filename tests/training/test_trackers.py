@@ -1,6 +1,7 @@
 """Trackers by name: what they are told, and that none of them can stop a training."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -50,10 +51,6 @@ class _Told:
 
     def __init__(self, name, can_show=True):
         self.name, self.said = name, []
-        self.tracker = SimpleNamespace(
-            log_image=lambda image, artifact_file: self.said.append((artifact_file, image.shape[2])),
-            log_text=lambda text, place: self.said.append((place, text)),
-        )
         if can_show:
             self.log_images = lambda values, step, **_: self.said.append(next(iter(values)))
             self.log_table = lambda name, columns, data, step: self.said.append((name, columns, data))
@@ -65,8 +62,14 @@ class _Told:
         pass
 
 
-def test_each_tracker_is_told_in_its_own_way(tmp_path):
+def test_each_tracker_is_told_in_its_own_way(tmp_path, monkeypatch):
+    """MLflow's pictures go through its package: Accelerate's tracker holds a run, which has no such methods."""
     trackers = [_Told("wandb"), _Told("mlflow", False), _Told("trackio", False)]
+    package = SimpleNamespace(
+        log_image=lambda image, artifact_file: trackers[1].said.append((artifact_file, image.shape[2])),
+        log_text=lambda text, place: trackers[1].said.append((place, text)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", package)
     log = MetricsLog(tmp_path, SimpleNamespace(trackers=trackers))
     log.show(confusion_picture([[3, 1], [0, 2]], ["a", "b"], "bare inputs"))
     log.table("answers", ["task", "text"], [["a", "x | y"]])
@@ -77,15 +80,16 @@ def test_each_tracker_is_told_in_its_own_way(tmp_path):
     assert trackers[2].said == [{"answers": markdown}]  # it takes no pictures
 
 
-def test_a_tracker_that_cannot_be_started_is_left_out_with_a_warning(tiny_config_file, monkeypatch, caplog):
+def test_a_tracker_that_cannot_be_started_is_left_out_with_a_warning(tiny_config_file, tmp_path, monkeypatch, caplog):
     """Fails without the guard around the start: a service that is down would end the run before its first step."""
 
     def down(*_, **__):
         raise ConnectionError("service is down")
 
-    monkeypatch.setattr("accelerate.Accelerator.init_trackers", down)
-    train(load_config(tiny_config_file, [*SHORT, "trackers=[tensorboard]"]), (1,))
-    assert "trackers could not be started and are left out (ConnectionError: service is down)" in caplog.text
+    monkeypatch.setattr("accelerate.tracking.WandBTracker.start", down)
+    train(load_config(tiny_config_file, [*SHORT, "trackers=[wandb, tensorboard]", f"log_dir={tmp_path}"]), (1,))
+    assert "the tracker wandb could not be started and is left out (ConnectionError: service is down)" in caplog.text
+    assert list(tmp_path.rglob("events.out.tfevents*"))  # the other one went on
 
 
 def test_a_tracker_that_fails_takes_no_other_with_it(tmp_path, caplog):

@@ -130,6 +130,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     for kind, before in routing["before"].items():
         after = routing["after"][kind]
         lines += [f"  {kind} inputs of {task}: {before[task]:.4f} before, {after[task]:.4f} after" for task in before]
+    lines.append(f"  largest fall of an older task: {report['largest_fall']:.2f} points")
     answers = report["answers"]
     lines.append(f"  answers of the older tasks: {answers['identical']} of {answers['n']} identical")
     return lines

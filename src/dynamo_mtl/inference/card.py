@@ -67,6 +67,7 @@ def model_card(metadata: Metadata, config: SystemConfig, name: str, measured: Me
             task,
             config.tasks[task].type,
             str(config.lora_configs[task].rank),
+            Path(config.data.paths.get(task, "")).name or "unknown",
             str(metadata.dataset_sizes.get(task, "unknown")),
             "yes" if config.tasks[task].requires_instruction else "no",
         ]
@@ -80,7 +81,7 @@ def model_card(metadata: Metadata, config: SystemConfig, name: str, measured: Me
         f" ({metadata.phase}, seed {metadata.seed}, {metadata.train_seconds / 60:.0f} minutes of training on"
         f" {metadata.device}).",
         "## Tasks",
-        markdown_table(["task", "type", "rank", "training examples", "needs an instruction"], rows),
+        markdown_table(["task", "type", "rank", "data", "training examples", "needs an instruction"], rows),
         "## How to use it",
         f'```python\nfrom dynamo_mtl import DynamoInference\n\nmodel = DynamoInference.from_pretrained("{name}")\n'
         'model("A text.")  # the answer, its task, and how sure the router is\n```',

@@ -105,7 +105,7 @@ def import_for(checkpoint: Path, adapter: Path, strict: bool = True) -> Adapter:
             raise CheckpointError(f"{sentence}; --no-strict leaves it out")
         logger.warning("left out: %s", sentence)
 
-    return import_adapter(adapter, encoder, metadata.tap_layer, refuse)
+    return import_adapter(adapter, encoder, metadata.backbone, metadata.tap_layer, refuse)
 
 
 def replace_adapter(checkpoint: Path, output: Path, task: str, adapter: Path, strict: bool = True) -> Path:

@@ -134,7 +134,8 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
     Args:
         checkpoint: a routed model.
         output: the folder.
-        quantize: also write the graph with its matrices in 8 bits (weight-only, ONNX Runtime's dynamic form).
+        quantize: also write the graph with its matrices in 8 bits (ONNX Runtime's dynamic form: inputs
+            of a product are rounded to 8 bits too, as they come).
 
     Returns:
         ``output``.
@@ -145,8 +146,9 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
     """
     output = new_folder(output)
     config = read_system_config(checkpoint / CONFIG)
-    # ONNX cannot express torchao's matrices; a graph is quantized by ONNX Runtime.
-    whole = config.model_copy(update={"model": config.model.model_copy(update={"quantization": None})})
+    # Weights as they were published, not as this machine would round them: the graph is for others too.
+    full = config.model.model_copy(update={"precision": "fp32", "quantization": None})
+    whole = config.model_copy(update={"model": full})
     system, metadata = load_system(checkpoint, CPU, whole)
     graph = make_graph(system, metadata.calibration)
     length = min(16, system.config.data.max_source_length)

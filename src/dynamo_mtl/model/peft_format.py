@@ -7,6 +7,7 @@ another choice of modules: their update of every linear layer stays the same, in
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
 from dynamo_mtl.model.lora import Adapter, LoraConfig
 from dynamo_mtl.settings import validate
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -137,7 +140,9 @@ def read_tensors(path: Path, types: tuple[torch.dtype, ...] = (torch.float32,)) 
     return tensors
 
 
-def import_adapter(folder: Path, encoder: EncoderConfig, first_layer: int, refuse: Callable[[str], None]) -> Adapter:
+def import_adapter(
+    folder: Path, encoder: EncoderConfig, backbone: str, first_layer: int, refuse: Callable[[str], None]
+) -> Adapter:
     """An adapter from a PEFT LoRA folder of anybody, with the settings that it has here.
 
     Every linear layer gets the update that PEFT would give it: modules with a rank or alpha of their own are widened
@@ -146,6 +151,8 @@ def import_adapter(folder: Path, encoder: EncoderConfig, first_layer: int, refus
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         encoder: the backbone's shape.
+        backbone: its name; an adapter that was trained over one of another name is taken with a warning, since the same
+            weights may lie anywhere.
         first_layer: lowest layer that can have an adapter.
         refuse: is given a sentence about each part that cannot be taken over; raises, or lets it be left out.
 
@@ -166,6 +173,9 @@ def import_adapter(folder: Path, encoder: EncoderConfig, first_layer: int, refus
             f"{folder / CONFIG}: init_lora_weights is {settings['init_lora_weights']!r:.60}, which changes the "
             "backbone too; save the adapter as a plain one, with PEFT's path_initial_model_for_weight_conversion"
         )
+    trained_over = str(settings.get("base_model_name_or_path") or backbone)
+    if Path(trained_over).name.lower() != Path(backbone).name.lower():
+        logger.warning("%s: was trained over %s, this model's backbone is %s", folder, trained_over, backbone)
     tensors = read_tensors(folder / WEIGHTS, (torch.float32, torch.float16, torch.bfloat16))
     pairs = _pairs(folder / WEIGHTS, tensors, encoder, first_layer, refuse)
     if not pairs:

@@ -98,21 +98,21 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     folder = Path(config.checkpoint_dir)
     Objective(config.training)
     before = folder / FOLDERS[chosen[0] - 1] if chosen[0] > 1 and routed else None
-    if before is not None and not (before / METADATA).is_file():
-        raise CheckpointError(
-            f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
-            f"run --phase {chosen[0] - 1} first, or --phase all"
-        )
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
-    tables = shared_tables(config, make_tasks(config))
     states = RunStates(folder / STATES, config, chosen)
-    place, state = states.find(resume)
-    system, metadata = _start(config, tables, place or before, accelerator.device)
-    states.check_data(metadata, tables)
-    source = ExampleSource(system, tables)
-    _start_equal(system, config.training.seed)
-    with _writing(folder, states.folder, Path(config.log_dir)):
+    with _writing(folder, states.folder, Path(config.log_dir)):  # which also gives folders of killed runs their names
+        if before is not None and not (before / METADATA).is_file():
+            raise CheckpointError(
+                f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
+                f"run --phase {chosen[0] - 1} first, or --phase all"
+            )
+        place, state = states.find(resume)
+        tables = shared_tables(config, make_tasks(config))
+        system, metadata = _start(config, tables, place or before, accelerator.device)
+        states.check_data(metadata, tables)
+        source = ExampleSource(system, tables)
+        _start_equal(system, config.training.seed)
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
         start_trackers(config, accelerator)
         if config.training.compile:

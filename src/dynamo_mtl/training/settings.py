@@ -38,8 +38,8 @@ class JointPhaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    max_steps: int = Field(default=300, ge=0)
-    """0 leaves the phase out: the final model is that of phase 2."""
+    max_steps: int = Field(default=0, ge=0)
+    """Updates; 0 leaves the phase out, and the final model is that of phase 2: on real data the phase did not help."""
     examples_per_task: int = Field(default=2000, ge=1)
     """Training examples of each task that are ranked by their loss and drawn from."""
     lr_factor: float = Field(default=0.2, gt=0)

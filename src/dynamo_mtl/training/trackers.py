@@ -42,11 +42,17 @@ def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
     if not config.chosen_trackers:
         return
     own = {"wandb": {"tags": config.wandb_tags, "dir": config.log_dir}}
-    try:
-        accelerator.init_trackers(config.wandb_project, config=_flat(config), init_kwargs=own)
-    except Exception as error:  # trackers are network clients, which raise anything
-        logger.warning("trackers could not be started and are left out (%s: %s)", type(error).__name__, error)
-        accelerator.trackers = []
+    wanted, started = list(accelerator.log_with), []
+    for tracker in wanted:
+        accelerator.log_with, accelerator.trackers = [tracker], []
+        try:
+            accelerator.init_trackers(config.wandb_project, config=_flat(config), init_kwargs=own)
+            started += accelerator.trackers
+        except Exception as error:  # trackers are network clients, which raise anything
+            logger.warning(
+                "the tracker %s could not be started and is left out (%s: %s)", tracker, type(error).__name__, error
+            )
+    accelerator.log_with, accelerator.trackers = wanted, started
 
 
 def _flat(config: PipelineConfig) -> dict[str, str | int | float | bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -88,7 +89,7 @@ class MetricsLog:
             if tracker.name == "tensorboard":
                 tracker.log_images({picture.name: image[None]}, self.count, dataformats="NHWC")
             elif tracker.name == "mlflow":
-                tracker.tracker.log_image(image, artifact_file=f"{picture.name.replace(' ', '_')}.png")
+                _mlflow().log_image(image, artifact_file=f"{picture.name.replace(' ', '_')}.png")
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({picture.name: [image]}, self.count)
 
@@ -102,7 +103,7 @@ class MetricsLog:
             if tracker.name == "wandb":
                 tracker.log_table(name, columns=columns, data=rows, step=self.count)
             elif tracker.name == "mlflow":
-                tracker.tracker.log_text(text, f"{name.replace(' ', '_')}.md")
+                _mlflow().log_text(text, f"{name.replace(' ', '_')}.md")
             else:
                 tracker.log({name: text}, self.count)
 
@@ -127,6 +128,11 @@ class MetricsLog:
                     "the tracker %s failed and is left out from here on (%s: %s)",
                     tracker.name, type(error).__name__, error,
                 )  # fmt: skip
+
+
+def _mlflow() -> Any:
+    """The package itself: Accelerate's tracker only holds the run, and MLflow logs to the one that is active."""
+    return importlib.import_module("mlflow")
 
 
 def _pixels(picture: Picture) -> np.ndarray:
