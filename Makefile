@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart newcomer serve-demo test test-cluster check docs reference format clean torture fuzz \
+.PHONY: install quickstart minilm newcomer serve-demo test test-cluster check docs reference format clean torture fuzz \
 	reliability bench tables lock audit
 
 install: .venv/.installed
@@ -23,6 +23,17 @@ quickstart: install
 		--output runs/quickstart/result.json --pictures runs/quickstart
 
 # Three tables of a user's own, from nothing to a served model, by the commands of docs/your_own_data.md.
+# The full run on real data: make minilm DATA=path (docs/experiments.md says what lies there). Goes on where it was stopped.
+MINILM := runs/minilm
+minilm: install
+	test -d "$(DATA)" || { echo "say where the data lies: make minilm DATA=path"; exit 2; }
+	$(BIN)/dynamo train configs/minilm.yaml data.root=$(DATA) checkpoint_dir=$(MINILM)/checkpoints log_dir=$(MINILM)/logs \
+		--resume latest
+	$(BIN)/dynamo evaluate $(MINILM)/checkpoints/final_model data.root=$(DATA) \
+		tasks.qa.validation_file=qa/squad11_dev_12articles.jsonl.gz tasks.summarization.validation_examples=500 \
+		--output results/minilm-cpu.json
+	cp $(MINILM)/logs/metrics.jsonl results/minilm-cpu.metrics.jsonl
+
 newcomer: install
 	$(BIN)/python tests/newcomer.py --output results/newcomer.json
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -245,6 +246,32 @@ def test_deadlines_of_requests(serve, model, monkeypatch):
     given = {"inputs": {"text": "x", "task_hint": "translation"}, "deadline_seconds": 0.1}
     _is_failure(client.post("/v1/predict", json=given), 504, "deadline")
     assert wait_until(lambda: server.engine.in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "path", "stage"), [("max_requests", "/v1/predict", "begin"), ("max_routing", "/v1/route", "route")]
+)
+def test_a_full_server_says_when_to_come_back(serve, model, monkeypatch, limit, path, stage):
+    """One request is held while a second one comes. Fails if it waits, or is refused without a time."""
+    real, came, go = getattr(model.predictor, stage), threading.Event(), threading.Event()
+
+    def held(*given):
+        came.set()
+        assert go.wait(20)
+        return real(*given)
+
+    monkeypatch.setattr(model.predictor, stage, held)
+    _, client = serve(**{limit: 1})
+    first = []
+    worker = threading.Thread(target=lambda: first.append(client.post(path, json={"inputs": "A wonderful film."})))
+    worker.start()
+    assert came.wait(20)
+    second = client.post(path, json={"inputs": SECRET})
+    _is_failure(second, 429, "overloaded")
+    assert int(second.headers["retry-after"]) >= 1
+    go.set()
+    worker.join(20)
+    assert first[0].status_code == 200
 
 
 def test_every_answer_carries_the_headers_that_protect_its_page(serve):

@@ -99,6 +99,29 @@ def test_what_the_labels_say_is_spelled_back(task, encoder, instruction):
     assert losses.max() < 0.01
 
 
+@pytest.mark.parametrize("surer", [0, 1])
+def test_where_windows_disagree_the_surer_one_says(task, encoder, surer):
+    """A token of two windows, of one class in each: fails if the first or the last window always wins."""
+    source, encoded = _classes(task, encoder)
+    packed = collate([encoded], 0)
+    (view,) = packed.views
+    places = [(w, window.body_start + n, offsets) for w, window in enumerate(source.windows[:2])
+              for n, offsets in enumerate(window.offsets)]  # fmt: skip
+    shared = next(o for w, _, o in places if w and o in {p[2] for p in places if not p[0]})
+    hidden = torch.zeros(int(view.tokens.max()) + 1, 7)
+    hidden[:, 0] = 5.0
+    for window, token, offsets in places:
+        if offsets == shared:
+            hidden[view.tokens[window, token]] = 0.0
+            hidden[view.tokens[window, token], (1, 3)[window]] = 9.0 if window == surer else 3.0
+    head = TokenHead(7, 7)
+    with torch.no_grad():
+        head.out.weight.copy_(torch.eye(7))
+        head.out.bias.zero_()
+    (answer,) = task.answers(head, hidden, view, [source])
+    assert [e["entity_group"] for e in answer["entities"]] == [KINDS[surer]]
+
+
 def test_an_entity_counts_if_characters_and_kind_are_right():
     """3 found, 4 expected, 2 right: precision 2/3, recall 1/2, F1 4/7."""
     predictions = [[(0, 3, "PER"), (5, 8, "LOC")], [(0, 4, "ORG")]]

@@ -294,6 +294,34 @@ def test_what_no_input_of_the_added_task_looks_like_is_not_taken_by_it():
     assert torch.allclose(branch.looks_like, torch.tensor([0.751, 0.251]) / 1.002)
 
 
+def test_a_branch_says_the_same_share_at_any_temperature():
+    """An added task's share is sigmoid(d), the others keep their proportions. Fails if d is not scaled by T."""
+    torch.manual_seed(1)
+    router = Router(RouterConfig(hidden_sizes=[4], dropout=0.0, branches=[0], temperature=2.0), 24, 3).eval()
+    features = torch.randn(6, 24)
+    with torch.no_grad():
+        weights = router(features).weights
+        before = router.shares_before(features, 0)
+        odds = last_branch(router)(features, before)[:, 0]
+    assert torch.allclose(weights[:, 2], torch.sigmoid(odds), atol=1e-6)
+    assert torch.allclose(weights[:, :2], before * (1 - weights[:, 2:]), atol=1e-6)
+
+
+@pytest.mark.parametrize("gone", [2, 3])
+def test_the_branch_that_stays_keeps_what_it_knows(gone):
+    """Two added tasks, of which one is taken out: fails if the other one's row or looks are the wrong ones."""
+    torch.manual_seed(2)
+    router = Router(RouterConfig(hidden_sizes=[4], dropout=0.0, branches=[3, 3]), 24, 4)
+    router.branches[0].looks_like.copy_(torch.tensor([0.3, 0.7]))
+    router.branches[1].looks_like.copy_(torch.tensor([0.1, 0.4, 0.5]))
+    left = router.without(gone)
+    kept = router.branches[3 - gone]
+    assert len(left.branches) == 1
+    assert all(torch.equal(t, left.branches[0].mlp.state_dict()[n]) for n, t in kept.mlp.state_dict().items())
+    expected = [0.2, 0.8] if gone == 2 else [0.3, 0.7]
+    assert left.branches[0].looks_like.tolist() == pytest.approx(expected, abs=2e-3)
+
+
 def _router(size):
     """Over two tasks, with a branch of a third."""
     return Router(RouterConfig(hidden_sizes=[4], dropout=0.0, branches=[size]), 24, 3)
