@@ -101,18 +101,19 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
     states = RunStates(folder / STATES, config, chosen)
-    with _writing(folder, states.folder, Path(config.log_dir)):  # which also gives folders of killed runs their names
-        if before is not None and not (before / METADATA).is_file():
-            raise CheckpointError(
-                f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
-                f"run --phase {chosen[0] - 1} first, or --phase all"
-            )
-        place, state = states.find(resume)
-        tables = shared_tables(config, make_tasks(config))
-        system, metadata = _start(config, tables, place or before, accelerator.device)
-        states.check_data(metadata, tables)
-        source = ExampleSource(system, tables)
-        _start_equal(system, config.training.seed)
+    first_does(lambda: _recover(folder, states.folder))
+    if before is not None and not (before / METADATA).is_file():
+        raise CheckpointError(
+            f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
+            f"run --phase {chosen[0] - 1} first, or --phase all"
+        )
+    tables = shared_tables(config, make_tasks(config))
+    place, state = states.find(resume)
+    system, metadata = _start(config, tables, place or before, accelerator.device)
+    states.check_data(metadata, tables)
+    source = ExampleSource(system, tables)
+    _start_equal(system, config.training.seed)
+    with _writing(folder, states.folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
         start_trackers(config, accelerator)
         if config.training.compile:
@@ -136,6 +137,19 @@ def _start_equal(system: System, seed: int) -> None:
 
 _APART = 1_000_003
 """Between the seeds of two processes: far more than a user's seeds lie apart."""
+
+
+def _recover(checkpoints: Path, states: Path) -> None:
+    """Give folders their names back whose replacement was killed, before any of them is looked for."""
+    if not checkpoints.is_dir():
+        return
+    writable_folder(checkpoints, "checkpoint_dir")
+    lock = only_writer(checkpoints, "checkpoint_dir")
+    try:
+        sweep(checkpoints)
+        sweep(states)
+    finally:
+        lock.release()
 
 
 @contextmanager
