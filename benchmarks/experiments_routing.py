@@ -63,8 +63,7 @@ TERM_VARIANTS: dict[str, tuple[str, ...]] = {
 }
 TEXT_VARIANTS: dict[str, tuple[str, ...]] = {
     "any texts": ("training.router.length_exponent=0.0",),
-    "longer ones likelier": ("training.router.length_exponent=1.0",),
-    "longer ones much likelier": ("training.router.length_exponent=2.0",),
+    "longer ones likelier": ("training.router.length_exponent=2.0",),
 }
 
 
