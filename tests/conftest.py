@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_tiny_roberta, tiny_system_settings
+from tiny import make_tiny_roberta, small_system, tiny_system_settings
 
 from dynamo_mtl.config import DynamoConfig, load_config
-from dynamo_mtl.inference.system import System, build_system, make_tasks
+from dynamo_mtl.inference.system import System, make_tasks
 from dynamo_mtl.settings import dump_yaml
-from dynamo_mtl.tasks.tables import all_examples
 from dynamo_mtl.training.examples import TaskTables
 from dynamo_mtl.training.pipeline import load_tables
 
@@ -81,9 +80,4 @@ def tables(session_config) -> dict[str, TaskTables]:
 @pytest.fixture
 def system(session_config, tables) -> System:
     """A fresh small system whose adapters are not no-ops."""
-    torch.manual_seed(0)
-    built = build_system(session_config, lambda task: all_examples(tables[task.name].train), torch.device("cpu"))
-    with torch.no_grad():
-        for parameter in built.model.bank.parameters():
-            parameter.normal_(std=0.2)
-    return built
+    return small_system(session_config, tables)

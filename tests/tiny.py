@@ -5,6 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from dynamo_mtl.data.samples import sample_rows
+from dynamo_mtl.inference.system import build_system
+from dynamo_mtl.tasks.tables import all_examples
 
 TASKS = ("sentiment", "qa", "summarization", "code_generation", "translation")
 
@@ -78,3 +80,13 @@ def without_dropout(settings, names):
         "lora_configs": {n: {**settings["lora_configs"][n], "dropout": 0.0} for n in names},
         "router": {"hidden_sizes": [16], "dropout": 0.0},
     }
+
+
+def small_system(config, tables):
+    """A fresh system of a configuration, whose adapters are not no-ops and the same each time."""
+    torch.manual_seed(0)
+    built = build_system(config, lambda task: all_examples(tables[task.name].train), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in built.model.bank.parameters():
+            parameter.normal_(std=0.2)
+    return built

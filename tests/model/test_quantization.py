@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
+from tiny import small_system
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.system import build_system
 from dynamo_mtl.model.dynamo import ModelConfig
 from dynamo_mtl.model.quantization import quantize_layers, stored_bytes
 from dynamo_mtl.tasks.encoding import collate
-from dynamo_mtl.tasks.tables import all_examples, example_at
+from dynamo_mtl.tasks.tables import example_at
 
 
 @pytest.fixture
@@ -19,12 +19,7 @@ def make(session_config, tables):
 
     def build(**changes):
         config = session_config.model_copy(update={"model": session_config.model.model_copy(update=changes)})
-        torch.manual_seed(0)
-        system = build_system(config, lambda task: all_examples(tables[task.name].train), torch.device("cpu"))
-        with torch.no_grad():
-            for parameter in system.model.bank.parameters():
-                parameter.normal_(std=0.2)
-        return system
+        return small_system(config, tables)
 
     return build
 

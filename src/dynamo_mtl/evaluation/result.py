@@ -100,11 +100,10 @@ class Result:
 def read_result(path: Path) -> Result:
     """Read a result file. Raises ``ConfigError`` if it is none, or of another format."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ConfigError(f"{path}: format {found['format']!r}, this program reads format {FORMAT}")
-        result = TypeAdapter(Result).validate_json(text)
+        result = TypeAdapter(Result).validate_python(found)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{path}: not a result file written by dynamo evaluate ({said:.200})") from error

@@ -113,7 +113,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     states.check_data(metadata, tables)
     source = ExampleSource(system, tables)
     _start_equal(system, config.training.seed)
-    with _writing(folder, states.folder, Path(config.log_dir)):
+    with _writing(folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
         start_trackers(config, accelerator)
         if config.training.compile:
@@ -140,7 +140,7 @@ _APART = 1_000_003
 
 
 def _recover(checkpoints: Path, states: Path) -> None:
-    """Give folders their names back whose replacement was killed, before any of them is looked for."""
+    """Clear away what killed runs left, and give folders their names back, before any of them is looked for."""
     if not checkpoints.is_dir():
         return
     writable_folder(checkpoints, "checkpoint_dir")
@@ -153,8 +153,8 @@ def _recover(checkpoints: Path, states: Path) -> None:
 
 
 @contextmanager
-def _writing(checkpoints: Path, states: Path, logs: Path) -> Iterator[None]:
-    """Make the folders of a run, keep other runs out of them, and clear away what killed ones left.
+def _writing(checkpoints: Path, logs: Path) -> Iterator[None]:
+    """Make the folders of a run and keep other runs out of them.
 
     The first process of a job does so for all.
     """
@@ -164,8 +164,6 @@ def _writing(checkpoints: Path, states: Path, logs: Path) -> Iterator[None]:
         writable_folder(checkpoints, "checkpoint_dir")
         writable_folder(logs, "log_dir")
         locks.append(only_writer(checkpoints, "checkpoint_dir"))
-        sweep(checkpoints)
-        sweep(states)
 
     try:
         first_does(prepare)
