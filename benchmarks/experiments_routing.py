@@ -39,8 +39,9 @@ from dynamo_mtl.training.pipeline import load_tables, source_revision, train
 from dynamo_mtl.training.tracking import MetricsLog
 
 SEEDS = (0, 1, 2)
-TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
-"""Those with a weight by default, beside the routing loss; ``temperature`` is 0 unless the temperature is learned."""
+TERMS = {"load_balance": 0.1, "efficiency": 0.01, "consistency": 0.1, "z_loss": 0.001}
+"""Weights of those beside the routing loss; ``temperature`` is 0 unless the temperature is learned."""
+WITH_TERMS = tuple(f"training.{term}_weight={weight}" for term, weight in TERMS.items())
 WITHOUT_TERMS = tuple(f"training.{term}_weight=0.0" for term in TERMS)
 SMALL = ("training.router.examples_per_task=6000", "training.router.feature_epochs=2")
 """A router in a quarter of a minute, so that every term can be left out with several seeds."""
@@ -52,13 +53,13 @@ PHASE_3 = (
 )
 """The phase, which ``configs/minilm.yaml`` leaves out."""
 JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
-    "as configured": (),
+    "all terms": WITH_TERMS,
     "routing and task loss alone": WITHOUT_TERMS,
-    "no curriculum": ("training.joint.initial_competence=1.0",),
+    "no curriculum": (*WITH_TERMS, "training.joint.initial_competence=1.0"),
 }
 TERM_VARIANTS: dict[str, tuple[str, ...]] = {
-    "all terms": (),
-    **{f"without {term}": (f"training.{term}_weight=0.0",) for term in TERMS},
+    "all terms": WITH_TERMS,
+    **{f"without {term}": (*WITH_TERMS, f"training.{term}_weight=0.0") for term in TERMS},
     "routing loss alone": WITHOUT_TERMS,
 }
 TEXT_VARIANTS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,16 @@ from rouge_score import rouge_scorer
 
 from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.metrics.classification import classification_scores
-from dynamo_mtl.metrics.generation import bleu, bleu_interval, chrf, collapse_blanks, exact_match, parses, rouge
+from dynamo_mtl.metrics.generation import (
+    bleu,
+    bleu_interval,
+    chrf,
+    collapse_blanks,
+    exact_match,
+    parses,
+    rouge,
+    sentence_bleu,
+)
 from dynamo_mtl.metrics.routing import (
     area_under_risk_coverage,
     collapse_warnings,
@@ -188,6 +197,13 @@ def test_the_interval_of_a_share_is_that_of_the_binomial():
     low, high = bootstrap_interval([1.0] * 70 + [0.0] * 30)
     assert low == pytest.approx(0.61, abs=0.015)
     assert high == pytest.approx(0.79, abs=0.015)
+
+
+def test_every_line_counts_alike_in_sentence_bleu_but_not_in_that_of_the_corpus():
+    right, long = "return self . name", " ".join(f"word{number}" for number in range(40))
+    assert sentence_bleu([right, "none"], [right, long]) == pytest.approx(50)
+    assert bleu([right, "none"], [right, long]) < 5
+    assert sentence_bleu(["pass"], ["pass"]) == pytest.approx(100)
 
 
 def test_the_interval_of_bleu_lies_around_it():

@@ -153,6 +153,7 @@ def test_code_reports_how_many_references_parse():
     examples = [Example("Do", None, "if x :"), Example("do", None, "return (")]
     scores = task.score([{"generated_text": "if  x :"}, {"generated_text": "y = 1"}], examples)
     assert scores["exact_match"] == 0.5
+    assert scores["sentence_bleu"] == pytest.approx(50)
     assert scores["parses"] == 1.0
     assert scores["reference_parses"] == 0.5
     assert scores["uppercase_share"] == 0.5

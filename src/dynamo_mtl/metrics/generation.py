@@ -53,6 +53,15 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
     return sacrebleu.corpus_bleu(list(predictions), [list(references)]).score
 
 
+def sentence_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Mean over examples of their own BLEU, in percent (sacrebleu's, smoothed, up to the longest n-gram that fits).
+
+    Every example counts alike, while the longest ones decide a BLEU of the corpus.
+    """
+    pairs = list(zip(predictions, references, strict=True))
+    return sum(sacrebleu.sentence_bleu(prediction, [reference]).score for prediction, reference in pairs) / len(pairs)
+
+
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Corpus chrF2, in percent (sacrebleu)."""
     return sacrebleu.corpus_chrf(list(predictions), [list(references)]).score

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.metrics.generation import collapse_blanks, parses
+from dynamo_mtl.metrics.generation import collapse_blanks, parses, sentence_bleu
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer, Example
 from dynamo_mtl.tasks.wordings import read_wordings
@@ -60,6 +60,7 @@ class CodeGeneration(GenerationTask):
         predictions, references = super().compared(answers, examples)
         return {
             **super().score(answers, examples),
+            "sentence_bleu": sentence_bleu(*self.compared(answers, examples)),
             "parses": sum(map(parses, predictions)) / len(predictions),
             "reference_parses": sum(map(parses, references)) / len(references),
             "uppercase_share": sum(any(c.isupper() for c in e.text) for e in examples) / len(examples),

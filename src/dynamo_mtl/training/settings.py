@@ -90,9 +90,9 @@ class TrainingConfig(BaseModel):
     """Of the tasks' own losses, where the router's weights mix the adapters."""
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the cross entropy with the known task."""
-    load_balance_weight: float = Field(default=0.1, ge=0)
-    """Of the divergence between the tasks of a batch and where it is sent."""
-    efficiency_weight: float = Field(default=0.01, ge=0)
+    load_balance_weight: float = Field(default=0.0, ge=0)
+    """Of the divergence between the tasks of a batch and where it is sent; no gain was measured, as for the next."""
+    efficiency_weight: float = Field(default=0.0, ge=0)
     """Of the effective number of adapters of an input."""
     consistency_weight: float = Field(default=0.1, ge=0)
     """Of the divergence between two views of an input: two dropout masks, two wordings."""
@@ -100,8 +100,8 @@ class TrainingConfig(BaseModel):
     """Of the entropy of the routing weights."""
     temperature_weight: float = Field(default=0.1, ge=0)
     """Of the distance of a learned temperature from its schedule."""
-    z_loss_weight: float = Field(default=0.001, ge=0)
-    """Of the size of the router's logits."""
+    z_loss_weight: float = Field(default=0.0, ge=0)
+    """Of the size of the router's logits; no gain was measured."""
     term_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weights of registered terms of one's own, by name."""
 
