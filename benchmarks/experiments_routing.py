@@ -1,11 +1,11 @@
-"""What phase 3, each term of the objective and the router's texts change, from the checkpoints of a finished run.
+"""What phase 3, each term of the objective and smoothing change, from the checkpoints of a finished run.
 
-    python benchmarks/experiments_routing.py terms|texts|joint --data PATH --checkpoints FOLDER [--config FILE]
+    python benchmarks/experiments_routing.py terms|smoothing|joint --data PATH --checkpoints FOLDER [--config FILE]
 
-``terms`` trains the router of phase 2 anew on cached features, without one term at a time, and ``texts`` on features of
-texts that are chosen in other ways; ``joint`` goes on from phase 2 with variants of phase 3, and notes where each ends,
-not the best state on the way. Every variant is trained with the same seeds. All read the validation values of training
-itself: routing of held-out inputs, and losses of tasks under the router's own choice. Writes
+``terms`` trains the router of phase 2 anew on cached features, without one term at a time, and ``smoothing`` with more
+or less of that term; ``joint`` goes on from phase 2 with variants of phase 3, and notes where each ends, not the best
+state on the way. Every variant is trained with the same seeds. All read the validation values of training itself:
+routing of held-out inputs, and losses of tasks under the router's own choice. Writes
 ``results/experiments/QUESTION.json``.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from experiments import CONFIG, ROOT, places
+from experiments import CONFIG, QA, ROOT, places
 from harness import machine
 
 from dynamo_mtl.config import DynamoConfig, load_config
@@ -34,7 +34,7 @@ from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group
-from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
+from dynamo_mtl.training.phases.phase_2_router import BARE, FeaturePhase, validation_features
 from dynamo_mtl.training.pipeline import load_tables, source_revision, train
 from dynamo_mtl.training.tracking import MetricsLog
 
@@ -45,6 +45,8 @@ WITH_TERMS = tuple(f"training.{term}_weight={weight}" for term, weight in TERMS.
 WITHOUT_TERMS = tuple(f"training.{term}_weight=0.0" for term in TERMS)
 SMALL = ("training.router.examples_per_task=6000", "training.router.feature_epochs=2")
 """A router in a quarter of a minute, so that every term can be left out with several seeds."""
+CLOSE = (*SMALL, "training.eval_examples=1000", f"tasks.{QA}.validation_file=qa/squad11_dev_12articles.jsonl.gz")
+"""The same, measured on more inputs, for differences of a few of a thousand."""
 PHASE_3 = (
     "training.joint.max_steps=60",
     "training.joint.examples_per_task=500",
@@ -62,10 +64,12 @@ TERM_VARIANTS: dict[str, tuple[str, ...]] = {
     **{f"without {term}": (*WITH_TERMS, f"training.{term}_weight=0.0") for term in TERMS},
     "routing loss alone": WITHOUT_TERMS,
 }
-TEXT_VARIANTS: dict[str, tuple[str, ...]] = {
-    "any texts": ("training.router.length_exponent=0.0",),
-    "longer ones likelier": ("training.router.length_exponent=2.0",),
+SMOOTHING_VARIANTS: dict[str, tuple[str, ...]] = {
+    "none": ("training.smoothing_weight=0.0",),
+    "0.1": ("training.smoothing_weight=0.11",),
+    "0.2": ("training.smoothing_weight=0.25",),
 }
+"""Label smoothing ε → its term's weight ε / (1 - ε)."""
 
 
 def validations(log: Path) -> list[dict[str, float]]:
@@ -92,16 +96,17 @@ def joint_runs(config_file: Path, checkpoints: Path, place: Path, data: str, wri
 
 def term_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
     """The router by terms of its objective and seed, on the same features."""
-    _router_runs(TERM_VARIANTS, config_file, checkpoints, place, data, write)
+    _router_runs(TERM_VARIANTS, SMALL, config_file, checkpoints, place, data, write)
 
 
-def text_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
-    """The router by choice of its texts and seed."""
-    _router_runs(TEXT_VARIANTS, config_file, checkpoints, place, data, write)
+def smoothing_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
+    """The router by smoothing and seed, on the same features."""
+    _router_runs(SMOOTHING_VARIANTS, CLOSE, config_file, checkpoints, place, data, write)
 
 
 def _router_runs(
     variants: dict[str, tuple[str, ...]],
+    common: tuple[str, ...],
     config_file: Path,
     checkpoints: Path,
     place: Path,
@@ -110,18 +115,15 @@ def _router_runs(
 ) -> None:
     """The router on cached features by variant and seed: validation in its best state, which is the one kept."""
     shutil.rmtree(place, ignore_errors=True)
-    base = load_config(config_file, [*SMALL, *places(place, data)])
+    base = load_config(config_file, [*common, *places(place, data)])
     system, _ = load_system(checkpoints / "phase_1", torch.device("cpu"), base, with_router=False, for_training=True)
     source = ExampleSource(system, load_tables(base, system.tasks))
     held_out = validation_features(source, base.training)
-    cached: dict[float, FeaturePhase] = {}  # by the choice of texts
+    cached = FeaturePhase(source, base.training, held_out)
     for variant, overrides in variants.items():
         for seed in SEEDS:
-            config = load_config(config_file, [*SMALL, *overrides, *places(place / variant / str(seed), data)])
-            exponent = config.training.router.length_exponent
-            if exponent not in cached:
-                cached[exponent] = FeaturePhase(source, config.training, held_out)
-            write(variant, overrides, seed, {"after": _train_router(cached[exponent], source, config, seed)})
+            config = load_config(config_file, [*common, *overrides, *places(place / variant / str(seed), data)])
+            write(variant, overrides, seed, {"after": _train_router(cached, source, config, seed)})
 
 
 def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoConfig, seed: int) -> dict[str, float]:
@@ -139,10 +141,15 @@ def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoCon
     log = MetricsLog(Path(config.log_dir), accelerator)
     run_phase(phase, source.system, config.training, 0, accelerator, log)
     log.close()
-    return phase.validate()
+    features, routes = phase.held_out[BARE]
+    with torch.no_grad():
+        right = (model.router(features).weights.argmax(dim=1) == routes).float()
+    own = {f"accuracy_bare_{task}": float(right[routes == k].mean()) for k, task in enumerate(source.system.tasks)}
+    return {**phase.validate(), **own}
 
 
-RUNS = {"terms": term_runs, "texts": text_runs, "joint": joint_runs}
+RUNS = {"terms": term_runs, "smoothing": smoothing_runs, "joint": joint_runs}
+BASES = {"terms": SMALL, "smoothing": CLOSE, "joint": PHASE_3}
 
 
 def main() -> None:
@@ -167,7 +174,7 @@ def main() -> None:
         began = time.perf_counter()
         content = {
             "config": chosen.config.name,
-            "base": list(PHASE_3 if chosen.question == "joint" else SMALL),
+            "base": list(BASES[chosen.question]),
             "variants": variants,
             "commit": source_revision(),
             "machine": machine(torch.device("cpu")),

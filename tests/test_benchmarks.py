@@ -81,7 +81,7 @@ def test_every_variant_of_an_experiment_is_a_valid_configuration(question, varia
         experiments_routing.PHASE_3,
         *experiments_routing.JOINT_VARIANTS.values(),
         *experiments_routing.TERM_VARIANTS.values(),
-        *experiments_routing.TEXT_VARIANTS.values(),
+        *experiments_routing.SMOOTHING_VARIANTS.values(),
     ],
 )
 def test_every_variant_of_routing_is_a_valid_configuration(overrides):

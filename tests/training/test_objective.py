@@ -59,6 +59,21 @@ def test_consistency_is_the_symmetric_kl_of_views_and_of_wordings():
     assert float(TERMS["consistency"](_inputs())) == 0
 
 
+def test_smoothing_is_the_cross_entropy_with_the_uniform_distribution():
+    expected = -sum(math.log(p) for p in (0.8, 0.2, 0.4, 0.6)) / 4
+    assert float(TERMS["smoothing"](_inputs())) == pytest.approx(expected)
+
+
+def test_smoothing_beside_routing_is_label_smoothing():
+    logits, routes, epsilon = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4, 0.1
+    objective = Objective(TrainingConfig(smoothing_weight=epsilon / (1 - epsilon), consistency_weight=0.0))
+    inputs = _inputs(logits=logits, weights=logits.softmax(dim=1), routes=routes)
+    total = objective.total(objective.routing_terms(inputs), torch.device("cpu"))
+    reference = nn.functional.cross_entropy(logits, routes, label_smoothing=epsilon)
+    temperature = objective.weights["temperature"] * math.log(2) ** 2  # which these inputs are away from the schedule
+    assert float(total) == pytest.approx(float(reference) / (1 - epsilon) + temperature, rel=1e-5)
+
+
 def test_entropy_temperature_and_z_loss():
     entropy = -sum(p * math.log(p) for p in (0.8, 0.2, 0.4, 0.6)) / 2
     assert float(TERMS["entropy"](_inputs())) == pytest.approx(entropy)

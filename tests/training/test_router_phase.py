@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from dynamo_mtl.model.router import Routing
-from dynamo_mtl.tasks.tables import all_examples
 from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.phases.phase_2_router import (
     FeaturePhase,
-    _by_length,
     routing_validation,
     trunk_features,
     validation_features,
@@ -95,16 +93,3 @@ def test_a_task_of_few_long_texts_is_drawn_more_often_than_its_share(source, ses
     drawn = Counter(task for step in range(20 * phase.order.steps_per_epoch) for task, _ in phase.order.batch(step))
     shares = np.array([drawn[task] for task in range(len(sizes))]) / drawn.total()
     np.testing.assert_allclose(shares, np.sqrt(sizes) / np.sqrt(sizes).sum(), rtol=0.15)
-
-
-def test_longer_texts_come_first_in_proportion(system, tables):
-    """Against the shares that the first draw must have: words to the power, at most 40 of them."""
-    source = ExampleSource(system, tables)
-    words = np.array([len(e.text.split()) for e in all_examples(tables["sentiment"].train)])
-    first = [_by_length(source, "sentiment", 2.0, np.random.default_rng(s))[0] for s in range(300)]
-    expected = (words**2 * words).sum() / (words**2).sum()
-    assert words[first].mean() == pytest.approx(expected, rel=0.05)
-    order = _by_length(source, "sentiment", 2.0, np.random.default_rng(0))
-    assert sorted(order) == list(range(len(words)))
-    uniform = _by_length(source, "sentiment", 0.0, np.random.default_rng(0))
-    assert np.array_equal(uniform, np.random.default_rng(0).permutation(len(words)))

@@ -75,6 +75,16 @@ def routing(inputs: RoutingTerms) -> Tensor:
     return nn.functional.nll_loss(inputs.weights.clamp_min(1e-9).log(), inputs.routes)
 
 
+@register_term("smoothing")
+def smoothing(inputs: RoutingTerms) -> Tensor:
+    """Mean cross entropy of the routing with the uniform distribution, ``-(Σ_k log w_k) / K``.
+
+    Beside ``routing``, a weight of ``ε / (1 - ε)`` is label smoothing of ε, but for the size of the sum (Szegedy et al.
+    2016, arXiv 1512.00567, section 7).
+    """
+    return -inputs.weights.clamp_min(1e-9).log().mean()
+
+
 @register_term("load_balance")
 def load_balance(inputs: RoutingTerms) -> Tensor:
     """``Σ_k m_k log(m_k / p_k)`` of the batch's true task mix m and its mean routing p.

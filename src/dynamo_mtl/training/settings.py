@@ -18,9 +18,6 @@ class RouterPhaseConfig(BaseModel):
     """Training texts of each task whose trunk features are computed once, bare, instructed and crossed."""
     tokens_per_task: int = Field(default=1_000_000, ge=1)
     """No further text of a task is read once its inputs have that many tokens: long texts are costly."""
-    length_exponent: float = Field(default=0.0, ge=0)
-    """Texts are chosen with a probability proportional to their length to this power, where not all of a task are
-    taken: more than 0 where training texts are mostly shorter than those that will be asked about, such as phrases."""
     feature_epochs: int = Field(default=15, ge=1)
     """Passes over the cached features; they take seconds."""
     feature_batch_size: int = Field(default=64, ge=1)
@@ -90,6 +87,8 @@ class TrainingConfig(BaseModel):
     """Of the tasks' own losses, where the router's weights mix the adapters."""
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the cross entropy with the known task."""
+    smoothing_weight: float = Field(default=0.0, ge=0)
+    """Of the cross entropy with no task in particular: 0.11 is a label smoothing of 0.1 of the router."""
     load_balance_weight: float = Field(default=0.0, ge=0)
     """Of the divergence between the tasks of a batch and where it is sent; no gain was measured, as for the next."""
     efficiency_weight: float = Field(default=0.0, ge=0)

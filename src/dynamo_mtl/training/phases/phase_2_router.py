@@ -21,7 +21,7 @@ from dynamo_mtl.inference.system import System
 from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
 from dynamo_mtl.tasks.encoding import EncodedExample
-from dynamo_mtl.tasks.tables import all_examples, first_examples
+from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.known_inputs import trunk_features
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 BARE, INSTRUCTED, CROSSED = "bare", "instructed", "crossed"
 HeldOut = dict[str, tuple[Tensor, Tensor]]
 """Router features and true adapters of validation inputs, by their kind."""
-LONG = 40
-"""Words from which on a text counts as long: all news texts are."""
 TIE_BREAK = 1e-3
 """Weight of the cross entropy in a score that is an accuracy."""
 
@@ -116,7 +114,7 @@ class FeaturePhase:
         for task in source.system.tasks:
             first = len(examples)
             tokens = 0
-            order = _by_length(source, task, config.router.length_exponent, rng)
+            order = rng.permutation(len(source.tables[task].train))
             for row in order[: config.router.examples_per_task]:
                 self._add(examples, task, int(row), rng)
                 tokens += sum(example.tokens for example in examples[first:])
@@ -192,19 +190,6 @@ class FeaturePhase:
     def state(self) -> dict[str, Any]:
         """Nothing: all of it follows from the configuration and the frozen trunk."""
         return {}
-
-
-def _by_length(source: ExampleSource, task: str, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Rows of a task in a random order in which longer texts tend to come first.
-
-    Each next row is drawn with a probability proportional to its words, ``LONG`` at most, to the power of ``exponent``
-    (Efraimidis and Spirakis 2006, Information Processing Letters 97(5), algorithm A).
-    """
-    table = source.tables[task].train
-    if not exponent:
-        return rng.permutation(len(table))
-    words = np.array([min(max(1, len(example.text.split())), LONG) for example in all_examples(table)])
-    return np.argsort(rng.exponential(size=len(table)) / words**exponent)
 
 
 def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
