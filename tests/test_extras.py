@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import save_system
 from typer.main import get_command
 
 from dynamo_mtl.cli import app
-from dynamo_mtl.model.metadata import Metadata
 
 ROOT = Path(__file__).parent.parent
 WITHOUT = """
@@ -45,9 +45,7 @@ MISSING = [
 
 @pytest.fixture
 def checkpoint(system, session_config, tmp_path):
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model")
 
 
 @pytest.fixture(scope="module")

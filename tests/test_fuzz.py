@@ -13,13 +13,13 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import save_system
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.data.sources import DataConfig, open_table
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import build_system, load_system, make_tasks
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
 from dynamo_mtl.tasks.tables import all_examples
 
@@ -118,9 +118,7 @@ def saved(session_config, tables, tmp_path_factory):
     torch.manual_seed(0)
     system = build_system(session_config, lambda t: all_examples(tables[t.name].train), CPU)
     folder = tmp_path_factory.mktemp("saved") / "model"
-    metadata = Metadata(system.model.task_names, "x", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(folder, metadata, system.config.to_yaml())
-    return folder
+    return save_system(system, folder)
 
 
 def _replace_json(path: Path, place, value):

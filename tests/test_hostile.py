@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny import save_system
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
@@ -18,7 +19,6 @@ from dynamo_mtl.errors import BackboneError, CheckpointError, ConfigError, Dynam
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.backbone import load_backbone
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import write_manifest
 from dynamo_mtl.tasks.tables import all_examples
@@ -29,10 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def saved(system, tmp_path):
     """A checkpoint whose maker can also write a manifest that fits."""
-    names, backbone = system.model.task_names, system.backbone
-    metadata = Metadata(names, backbone.name, backbone.weight_hash, 1, "final_model", 3, 1.5)
-    system.save(tmp_path / "model", metadata, system.config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model", seed=3, train_seconds=1.5)
 
 
 @pytest.fixture
@@ -369,9 +366,7 @@ def answering(session_config, tables, tmp_path_factory):
     torch.manual_seed(0)
     system = build_system(session_config, lambda t: all_examples(tables[t.name].train), CPU)
     folder = tmp_path_factory.mktemp("answering") / "model"
-    metadata = Metadata(system.model.task_names, "x", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(folder, metadata, system.config.to_yaml())
-    return DynamoInference(folder)
+    return DynamoInference(save_system(system, folder))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))

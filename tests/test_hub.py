@@ -6,12 +6,12 @@ import sys
 
 import pytest
 from hub_stand_in import TOKEN, hub_stand_in
+from tiny import save_system
 
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.hub import fetch, push
 from dynamo_mtl.inference.editing import rename_task
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import copy_folder
 
 NAME = "ada/five-tasks"
@@ -19,9 +19,7 @@ NAME = "ada/five-tasks"
 
 @pytest.fixture
 def checkpoint(system, session_config, tmp_path):
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model")
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """A random RoBERTa, 4 layers of width 32, and the settings of small systems over it."""
 
+import dataclasses
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from dynamo_mtl.data.samples import sample_rows
 from dynamo_mtl.inference.system import build_system
+from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import all_examples
 
 TASKS = ("sentiment", "qa", "summarization", "code_generation", "translation")
@@ -91,3 +94,19 @@ def small_system(config, tables):
         for parameter in built.model.bank.parameters():
             parameter.normal_(std=0.2)
     return built
+
+
+def save_system(system, folder, **facts):
+    """A checkpoint of a system as it stands, said to be of a finished run; ``facts`` are what its metadata has else."""
+    metadata = Metadata(list(system.tasks), system.backbone.name, system.backbone.weight_hash, 1, "final_model", 0, 0.0)
+    system.save(folder, dataclasses.replace(metadata, **facts), system.config.to_yaml())
+    return folder
+
+
+def answer_by_text(system):
+    """Heads that write, drawn so that an untrained system's answers differ from text to text."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name in ("summarization", "code_generation", "translation"):
+            system.model.head(name).embeddings.normal_(std=0.4)
+            system.model.head(name).bias.normal_(std=0.3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import save_system
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
@@ -18,7 +19,6 @@ from dynamo_mtl.inference.editing import rename_task
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.predictor import Predictor, Route
 from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.tables import first_examples
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def saved(system, session_config, tmp_path):
     """A checkpoint of the untrained small system."""
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model")
 
 
 @pytest.fixture
@@ -113,10 +111,9 @@ def test_a_phase_1_of_other_tasks_is_left_out(saved, tmp_path, caplog):
 def test_a_model_without_a_router_has_no_routes(system, session_config, tmp_path):
     """Fails if the choices of a router that nobody trained are scored as if they were its own."""
     model = session_config.model.model_copy(update={"adapters": "shared"})
-    config = session_config.model_copy(update={"model": model})
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, config.to_yaml())
-    result = evaluate_checkpoint(tmp_path / "model", config, "validation", ("dynamo", "oracle", "random"))
+    system.config = session_config.model_copy(update={"model": model})
+    save_system(system, tmp_path / "model")
+    result = evaluate_checkpoint(tmp_path / "model", system.config, "validation", ("dynamo", "oracle", "random"))
     assert list(result.systems) == ["oracle"]
     with pytest.raises(ConfigError, match="trained without a router"):
         DynamoInference(tmp_path / "model").route("I love this movie!")

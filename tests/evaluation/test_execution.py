@@ -4,6 +4,7 @@ import json
 import platform
 
 import pytest
+from tiny import save_system
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.errors import ConfigError
@@ -11,7 +12,6 @@ from dynamo_mtl.evaluation import execution
 from dynamo_mtl.evaluation.execution import score_execution
 from dynamo_mtl.evaluation.result import read_result
 from dynamo_mtl.inference.predictor import Prediction, Predictor, Route
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.tasks.task import Example
 
 pytestmark = pytest.mark.skipif(
@@ -78,8 +78,7 @@ def test_code_runs_only_where_it_is_confirmed(system, session_config, tmp_path, 
     ]
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
+    save_system(system, tmp_path / "model")
     arguments = ["evaluate", str(tmp_path / "model"), f"data.code_generation_data_path={folder}"]
     places = ["--systems", "dynamo", "--output", str(tmp_path / "result.json"), "--pictures", str(tmp_path / "page")]
     with pytest.raises(SystemExit) as end:

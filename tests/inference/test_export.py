@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import save_system, small_system
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoTokenizer
 
 from dynamo_mtl.cli import main
@@ -19,7 +20,6 @@ from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.settings import dump_yaml, read_settings
 from dynamo_mtl.storage import write_manifest
 
@@ -34,22 +34,14 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, session_config, tables):
     """The small system with adapters, heads and a router that all do something, and its exported graph."""
-    from dynamo_mtl.inference.system import build_system
-    from dynamo_mtl.tasks.tables import all_examples
-
-    torch.manual_seed(0)
-    system = build_system(session_config, lambda task: all_examples(tables[task.name].train), CPU)
+    system = small_system(session_config, tables)
     with torch.no_grad():
-        for parameter in (*system.model.bank.parameters(), *system.model.router.parameters()):
+        for parameter in system.model.router.parameters():
             parameter.normal_(std=0.2)
         system.model.router.log_temperature.zero_()
     folder = tmp_path_factory.mktemp("saved")
     calibration = Calibration(temperature=1.7)
-    metadata = Metadata(
-        list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0, calibration=calibration
-    )
-    system.save(folder / "model", metadata, session_config.to_yaml())
-    return folder / "model"
+    return save_system(system, folder / "model", calibration=calibration)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tiny import answer_by_text, save_system
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.model.metadata import Metadata
 
 SHAPES = {
     "sentiment": {"label", "score"},
@@ -31,18 +31,14 @@ MIXED = [
 @pytest.fixture
 def model(system, session_config, tmp_path):
     """The small system, untrained, with heads whose answers differ from text to text."""
-    torch.manual_seed(3)
+    answer_by_text(system)
     with torch.no_grad():
         for name in ("summarization", "code_generation", "translation"):
-            system.model.head(name).embeddings.normal_(std=0.4)
-            system.model.head(name).bias.normal_(std=0.3)
             vocabulary = system.tasks[name].vocabulary
             for token in range(len(system.model.head(name).bias)):
                 if "\ufffd" in vocabulary.decode([token]):  # a part of a character
                     system.model.head(name).bias[token] -= 20
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return DynamoInference(tmp_path / "model", device="cpu")
+    return DynamoInference(save_system(system, tmp_path / "model"), device="cpu")
 
 
 def test_answers_have_the_shapes_that_people_know_with_routing_beside_them(model):

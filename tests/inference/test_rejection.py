@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from tiny import save_system
 
 from dynamo_mtl.errors import RejectedError
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.predictor import Predictor, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.training.phases.phase_2_router import calibrate
 
 TEXTS = ["A fine film.", "The cat sat on the mat.", "Return the sum of two numbers."]
@@ -29,10 +29,7 @@ def _know(system, shift):
 
 
 def _save(system, folder, calibration):
-    names, digest = system.model.task_names, system.backbone.weight_hash
-    metadata = Metadata(names, "x", digest, 1, "final_model", 0, 0.0, calibration=calibration)
-    system.save(folder, metadata, system.config.to_yaml())
-    return DynamoInference(folder)
+    return DynamoInference(save_system(system, folder, calibration=calibration))
 
 
 def test_a_checkpoint_keeps_its_calibration(system, tmp_path):

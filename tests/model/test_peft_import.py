@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import save_system
 from transformers import RobertaModel
 
 from dynamo_mtl.cli import main
@@ -14,7 +15,6 @@ from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.editing import import_for, replace_adapter
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.batch import Window, build_batch
-from dynamo_mtl.model.metadata import Metadata
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[0, 45, 67, 89, 101, 45, 2]])
@@ -23,9 +23,7 @@ LAYERS = [1, 2, 3]
 
 @pytest.fixture
 def checkpoint(system, session_config, tmp_path):
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model")
 
 
 def _saved(tiny_roberta, folder, dtype=torch.float32, **settings):

@@ -6,11 +6,10 @@ import time
 
 import httpx
 import pytest
-import torch
 import uvicorn
+from tiny import answer_by_text, save_system
 
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.serving.app import Server, make_app
 from dynamo_mtl.serving.settings import ServingConfig
 
@@ -18,14 +17,8 @@ from dynamo_mtl.serving.settings import ServingConfig
 @pytest.fixture
 def checkpoint(system, session_config, tmp_path):
     """The small system, untrained, with heads whose answers differ from text to text."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name in ("summarization", "code_generation", "translation"):
-            system.model.head(name).embeddings.normal_(std=0.4)
-            system.model.head(name).bias.normal_(std=0.3)
-    metadata = Metadata(list(system.tasks), "tiny", system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "model", metadata, session_config.to_yaml())
-    return tmp_path / "model"
+    answer_by_text(system)
+    return save_system(system, tmp_path / "model")
 
 
 @pytest.fixture
