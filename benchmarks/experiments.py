@@ -123,11 +123,13 @@ QUESTIONS = {
         trains=False,
     ),
     "decoding-code": Question(
-        CODE, "How many beams?",
+        CODE, "How many beams, and which length penalty?",
         (),
         {
             "greedy": _own(CODE, "generation.num_beams=1"),
-            "4 beams": _own(CODE, "generation.num_beams=4"),
+            "4 beams, length penalty 1.0": _own(CODE, "generation.num_beams=4", "generation.length_penalty=1.0"),
+            "4 beams, length penalty 1.5": _own(CODE, "generation.num_beams=4", "generation.length_penalty=1.5"),
+            "4 beams, length penalty 2.0": _own(CODE, "generation.num_beams=4", "generation.length_penalty=2.0"),
         },
         trains=False,
     ),

@@ -38,16 +38,21 @@ SCORES = {
     "sentiment": ("accuracy",),
     "qa": ("f1", "exact_match"),
     "summarization": ("rouge1", "rouge2"),
-    "code_generation": ("bleu", "exact_match", "parses"),
+    "code_generation": ("bleu", "sentence_bleu", "exact_match", "parses"),
     "translation": ("bleu", "chrf"),
 }
-"""What the table of an experiment shows of a task's scores."""
+"""What a table shows of a task's scores."""
+
+
+def shown(task: str, scores: dict[str, float]) -> list[str]:
+    """Those of ``SCORES`` that a file has: an older one lacks what has been added since."""
+    return [name for name in SCORES[task] if name in scores]
 
 
 def experiment_table(path: Path) -> str:
     """The variants of an experiment: scores, and the interval of the first one over examples."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    names = SCORES[content["task"]]
+    names = shown(content["task"], next(iter(content["variants"].values()))["scores"])
     rows: list[list[str]] = []
     for variant, found in content["variants"].items():
         low, high = found["interval"]
@@ -61,7 +66,10 @@ def experiment_table(path: Path) -> str:
 def detail_table(path: Path) -> str:
     """What a result holds of each task beside its main metric."""
     result = read_result(path)
-    columns = [(task, name) for task, main in result.main_metrics.items() for name in SCORES[task] if name != main]
+    scores = next(iter(result.systems.values()))
+    columns = [
+        (task, name) for task, main in result.main_metrics.items() for name in shown(task, scores[task]) if name != main
+    ]
     rows = [
         [system, *(f"{scores[task][name]:.{1 if scores[task][name] > 1 else 3}f}" for task, name in columns)]
         for system, scores in result.systems.items()
@@ -76,7 +84,8 @@ def parts_table(path: Path) -> str:
         [
             task, part, str(found["n"]), f"{100 * found['share_of_target_tokens']:.0f} %",
             ", ".join(
-                f"{name} {found['scores'][name]:.{1 if found['scores'][name] > 1 else 3}f}" for name in SCORES[task]
+                f"{name} {found['scores'][name]:.{1 if found['scores'][name] > 1 else 3}f}"
+                for name in shown(task, found["scores"])
             ),
         ]
         for task, parts in content["tasks"].items()
