@@ -81,7 +81,10 @@ QUESTIONS = {
     ),
     "questions": Question(
         QA, "Which adapter and which learning rates?",
-        _own(QA, "training.max_steps=700", "validation_file=qa/squad11_dev_12articles.jsonl.gz"),
+        _own(
+            QA, "training.max_steps=700", "training.load_best_model_at_end=true",
+            "validation_file=qa/squad11_dev_12articles.jsonl.gz",
+        ),
         {
             "as it was": (),
             "LoRA+ 4": ("training.loraplus_ratio=4.0",),
@@ -94,6 +97,7 @@ QUESTIONS = {
         REVIEWS, "Which adapter and which learning rate, and what does training the whole backbone reach?",
         _own(
             REVIEWS, "training.max_steps=5000", "training.lora_lr=1e-3", "training.load_best_model_at_end=true",
+            "label_smoothing=0.0",
         ),
         {
             "as it was": (),
@@ -101,13 +105,16 @@ QUESTIONS = {
             "learning rate 5e-4, last state": _own(
                 REVIEWS, "training.lora_lr=5e-4", "training.load_best_model_at_end=false"
             ),
+            "learning rate 5e-4, last state, label smoothing 0.1": _own(
+                REVIEWS, "training.lora_lr=5e-4", "training.load_best_model_at_end=false", "label_smoothing=0.1"
+            ),
             "rank 32": ("lora_configs.sentiment.rank=32", "lora_configs.sentiment.alpha=64"),
             "tap 0": ("model.tap_layer=0",),
             "full fine-tuning": ("model.adapters=none", "model.freeze_backbone=false"),
             "full fine-tuning, last state": (
                 "model.adapters=none",
                 "model.freeze_backbone=false",
-                "training.load_best_model_at_end=false",
+                "tasks.sentiment.training.load_best_model_at_end=false",
             ),
         },
     ),

@@ -121,7 +121,7 @@ def plan(config: DynamoConfig, system: System, run: dict[str, Any]) -> dict[str,
         task = phase.removeprefix("phase 1 ")
         steps = config.tasks[task].training.max_steps if task in config.tasks else None
         steps = config.training.joint.max_steps if phase.startswith("phase 3") else steps
-        if steps is None:
+        if not steps:
             continue
         flops = steps * found["tokens_an_update"] * layer * (2 * layers + 2 * above)
         stretches[phase] = {

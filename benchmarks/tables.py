@@ -6,7 +6,7 @@ The pictures of the comparison and of the races are drawn anew too.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import performance
@@ -44,7 +44,7 @@ SCORES = {
 """What a table shows of a task's scores."""
 
 
-def shown(task: str, scores: dict[str, float]) -> list[str]:
+def shown(task: str, scores: Container[str]) -> list[str]:
     """Those of ``SCORES`` that a file has: an older one lacks what has been added since."""
     return [name for name in SCORES[task] if name in scores]
 
@@ -52,7 +52,8 @@ def shown(task: str, scores: dict[str, float]) -> list[str]:
 def experiment_table(path: Path) -> str:
     """The variants of an experiment: scores, and the interval of the first one over examples."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    names = shown(content["task"], next(iter(content["variants"].values()))["scores"])
+    everywhere = set.intersection(*(set(found["scores"]) for found in content["variants"].values()))
+    names = shown(content["task"], everywhere)
     rows: list[list[str]] = []
     for variant, found in content["variants"].items():
         low, high = found["interval"]

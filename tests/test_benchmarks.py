@@ -78,7 +78,7 @@ def test_every_variant_of_an_experiment_is_a_valid_configuration(question, varia
 @pytest.mark.parametrize(
     "overrides",
     [
-        experiments_routing.PHASE_3,
+        *experiments_routing.BASES.values(),
         *experiments_routing.JOINT_VARIANTS.values(),
         *experiments_routing.TERM_VARIANTS.values(),
         *experiments_routing.SMOOTHING_VARIANTS.values(),

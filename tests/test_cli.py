@@ -60,7 +60,7 @@ def test_evaluate_writes_the_result_file(model, tmp_path, capsys):
         "sentiment": {"accuracy", "precision", "recall", "f1"},
         "qa": {"exact_match", "f1", "start_accuracy", "end_accuracy"},
         "summarization": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match"},
-        "code_generation": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match", "parses"},
+        "code_generation": {"rouge1", "rouge2", "rougeL", "bleu", "sentence_bleu", "exact_match", "parses"},
         "translation": {"rouge1", "rouge2", "rougeL", "bleu", "exact_match", "chrf"},
     }
     for task, names in keys.items():

@@ -64,7 +64,6 @@ def tiny_system_settings(backbone, cache_dir):
         "router": {"hidden_sizes": [16], "dropout": 0.1},
         "training": {
             "num_epochs": 1, "max_steps": 6, "batch_size": 8, "eval_every": 3, "eval_examples": 6, "log_every": 2,
-            "load_balance_weight": 0.1, "efficiency_weight": 0.01, "z_loss_weight": 0.001,
             "router": {"examples_per_task": 20, "feature_epochs": 3, "mixture_steps": 2},
             "joint": {"max_steps": 3, "examples_per_task": 10},
         },

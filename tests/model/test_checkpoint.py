@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny import save_system
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import build_system, load_system
@@ -14,11 +15,7 @@ from dynamo_mtl.tasks.task import Example
 
 @pytest.fixture
 def saved(system, tmp_path):
-    metadata = Metadata(
-        system.model.task_names, system.backbone.name, system.backbone.weight_hash, 1, "final_model", 3, 1.5
-    )
-    system.save(tmp_path / "model", metadata, system.config.to_yaml())
-    return tmp_path / "model"
+    return save_system(system, tmp_path / "model", seed=3, train_seconds=1.5)
 
 
 def test_a_checkpoint_reads_back_bit_for_bit(system, saved):
@@ -40,8 +37,7 @@ def test_it_holds_no_pickle_and_leaves_nothing_beside_it(saved):
 def test_saving_again_replaces_it(system, saved):
     with torch.no_grad():
         system.model.bank["qa"].up["1_query"].add_(1)
-    metadata = Metadata(system.model.task_names, "x", system.backbone.weight_hash, 1, "final_model", 4, 0.0)
-    system.save(saved, metadata, system.config.to_yaml())
+    save_system(system, saved, seed=4)
     loaded, metadata = load_system(saved, torch.device("cpu"))
     assert metadata.seed == 4
     assert torch.equal(loaded.model.bank["qa"].up["1_query"], system.model.bank["qa"].up["1_query"])

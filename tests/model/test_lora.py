@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny import save_system
 
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
 from dynamo_mtl.model.lora import AdapterBank, ConcatenatedMix, GroupedMix, LoraConfig
@@ -168,11 +169,9 @@ def test_dropout_acts_on_each_adapter_at_its_own_rate():
 
 def test_an_adapter_folder_opens_in_peft_and_gives_the_same_states(system, tmp_path, tiny_roberta):
     from dynamo_mtl.model.batch import Window, build_batch
-    from dynamo_mtl.model.metadata import Metadata
 
     names = system.model.task_names
-    metadata = Metadata(names, str(tiny_roberta), system.backbone.weight_hash, 1, "final_model", 0, 0.0)
-    system.save(tmp_path / "saved", metadata, system.config.to_yaml())
+    save_system(system, tmp_path / "saved")
     ids = torch.randint(5, 500, (1, 17))
     batch = build_batch([Window(ids[0].tolist(), 0)], [], system.first_position)
     for index, name in enumerate(names):

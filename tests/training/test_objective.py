@@ -66,12 +66,12 @@ def test_smoothing_is_the_cross_entropy_with_the_uniform_distribution():
 
 def test_smoothing_beside_routing_is_label_smoothing():
     logits, routes, epsilon = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4, 0.1
-    objective = Objective(TrainingConfig(smoothing_weight=epsilon / (1 - epsilon), consistency_weight=0.0))
+    config = TrainingConfig(smoothing_weight=epsilon / (1 - epsilon), consistency_weight=0.0, temperature_weight=0.0)
+    objective = Objective(config)
     inputs = _inputs(logits=logits, weights=logits.softmax(dim=1), routes=routes)
     total = objective.total(objective.routing_terms(inputs), torch.device("cpu"))
     reference = nn.functional.cross_entropy(logits, routes, label_smoothing=epsilon)
-    temperature = objective.weights["temperature"] * math.log(2) ** 2  # which these inputs are away from the schedule
-    assert float(total) == pytest.approx(float(reference) / (1 - epsilon) + temperature, rel=1e-5)
+    assert float(total) == pytest.approx(float(reference) / (1 - epsilon), rel=1e-5)
 
 
 def test_entropy_temperature_and_z_loss():
@@ -83,9 +83,9 @@ def test_entropy_temperature_and_z_loss():
 
 
 def test_the_objective_weights_every_term_and_leaves_out_those_without_weight():
-    objective = Objective(TrainingConfig(routing_weight=2.0, z_loss_weight=0.5, load_balance_weight=0.0))
+    objective = Objective(TrainingConfig(routing_weight=2.0, z_loss_weight=0.5, consistency_weight=0.0))
     terms = objective.routing_terms(_inputs())
-    assert "load_balance" not in terms
+    assert "consistency" not in terms
     assert "entropy" not in terms
     expected = sum(objective.weights[name] * float(value) for name, value in terms.items())
     assert float(objective.total(terms, torch.device("cpu"))) == pytest.approx(expected)

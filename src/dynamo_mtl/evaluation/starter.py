@@ -158,7 +158,7 @@ def starter_config(files: Sequence[Path], backbone: str) -> str:
         "  head_lr: 1e-3",
         "  eval_every: 100",
         "  router: {examples_per_task: 1000, feature_epochs: 10, mixture_steps: 0}",
-        "  joint: {max_steps: 0}   # phase 3; try 200 and compare",
+        "  joint: {max_steps: 0}   # phase 3, everything together; none by default, since it did not help on real data",
         "",
         "checkpoint_dir: runs/own/checkpoints",
         "log_dir: runs/own/logs",

@@ -34,11 +34,11 @@ def _sentence_lines(text: str) -> str:
 
 
 def signatures() -> dict[str, str]:
-    """What makes the figures of ``bleu`` and ``chrf`` comparable with others' (sacrebleu's signatures)."""
-    bleu_metric, chrf_metric = BLEU(), CHRF()
-    bleu_metric.corpus_score(["a"], [["a"]])  # the number of references is known only once something was scored
-    chrf_metric.corpus_score(["a"], [["a"]])
-    return {"bleu": str(bleu_metric.get_signature()), "chrf": str(chrf_metric.get_signature())}
+    """What makes the figures of these metrics comparable with others': sacrebleu's signatures."""
+    metrics = {"bleu": BLEU(), "sentence_bleu": BLEU(effective_order=True), "chrf": CHRF()}
+    for metric in metrics.values():
+        metric.corpus_score(["a"], [["a"]])  # the number of references is known only once something was scored
+    return {name: str(metric.get_signature()) for name, metric in metrics.items()}
 
 
 def bleu_interval(predictions: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
@@ -58,8 +58,11 @@ def sentence_bleu(predictions: Sequence[str], references: Sequence[str]) -> floa
 
     Every example counts alike, while the longest ones decide a BLEU of the corpus.
     """
-    pairs = list(zip(predictions, references, strict=True))
-    return sum(sacrebleu.sentence_bleu(prediction, [reference]).score for prediction, reference in pairs) / len(pairs)
+    scores = [
+        sacrebleu.sentence_bleu(prediction, [reference]).score
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return sum(scores) / len(scores)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:

@@ -88,11 +88,12 @@ class TrainingConfig(BaseModel):
     routing_weight: float = Field(default=1.0, ge=0)
     """Of the cross entropy with the known task."""
     smoothing_weight: float = Field(default=0.0, ge=0)
-    """Of the cross entropy with no task in particular: 0.11 is a label smoothing of 0.1 of the router."""
+    """Of the cross entropy with no task in particular: beside a ``routing_weight`` of 1,
+    0.11 is a label smoothing of 0.1."""
     load_balance_weight: float = Field(default=0.0, ge=0)
-    """Of the divergence between the tasks of a batch and where it is sent; no gain was measured, as for the next."""
+    """Of the divergence between the tasks of a batch and where it is sent; no gain was measured."""
     efficiency_weight: float = Field(default=0.0, ge=0)
-    """Of the effective number of adapters of an input."""
+    """Of the effective number of adapters of an input; no gain was measured."""
     consistency_weight: float = Field(default=0.1, ge=0)
     """Of the divergence between two views of an input: two dropout masks, two wordings."""
     entropy_weight: float = Field(default=0.0, ge=0)

@@ -50,7 +50,8 @@ OF = "configuration"
 """What a search notes of the configuration that it is about."""
 ROUTER, TAP = "router", "tap layer"
 RANKS = [4, 8, 16, 32, 64]
-TERMS = ("load_balance", "efficiency", "consistency", "z_loss")
+TERMS = ("smoothing", "consistency")
+"""Those whose weights are searched for, 0 among them."""
 STARTUP = 3
 """Trials of a search that are never given up, so that there is a median."""
 Settings = dict[str, Any]
@@ -268,7 +269,7 @@ class _Bench:
                 "training.router_lr": trial.suggest_float("training.router_lr", 1e-4, 3e-3, log=True),
                 "router.dropout": trial.suggest_float("router.dropout", 0.0, 0.5),
                 **{
-                    f"training.{term}_weight": trial.suggest_float(f"training.{term}_weight", 1e-4, 0.3, log=True)
+                    f"training.{term}_weight": trial.suggest_float(f"training.{term}_weight", 0.0, 0.3)
                     for term in TERMS
                 },
             }
