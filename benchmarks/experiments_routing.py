@@ -41,9 +41,16 @@ from dynamo_mtl.training.tracking import MetricsLog
 SEEDS = (0, 1, 2)
 TERMS = {"load_balance": 0.1, "efficiency": 0.01, "consistency": 0.1, "z_loss": 0.001}
 """Weights of those beside the routing loss; ``temperature`` is 0 unless the temperature is learned."""
-UNSMOOTHED = "training.smoothing_weight=0.0"
-WITH_TERMS = (UNSMOOTHED, *(f"training.{term}_weight={weight}" for term, weight in TERMS.items()))
-WITHOUT_TERMS = (UNSMOOTHED, *(f"training.{term}_weight=0.0" for term in TERMS))
+
+
+def weights(**changed: float) -> tuple[str, ...]:
+    """Overrides for all of them, and for no smoothing, but for what is changed."""
+    chosen = {"smoothing": 0.0, **TERMS, **changed}
+    return tuple(f"training.{term}_weight={weight}" for term, weight in chosen.items())
+
+
+WITH_TERMS = weights()
+WITHOUT_TERMS = weights(**dict.fromkeys(TERMS, 0.0))
 SMALL = ("training.router.examples_per_task=6000", "training.router.feature_epochs=2")
 """A router in a quarter of a minute, so that every term can be left out with several seeds."""
 CLOSE = (*SMALL, "training.eval_examples=1000")
@@ -62,11 +69,11 @@ JOINT_VARIANTS: dict[str, tuple[str, ...]] = {
 }
 TERM_VARIANTS: dict[str, tuple[str, ...]] = {
     "all terms": WITH_TERMS,
-    **{f"without {term}": (*WITH_TERMS, f"training.{term}_weight=0.0") for term in TERMS},
+    **{f"without {term}": weights(**{term: 0.0}) for term in TERMS},
     "routing loss alone": WITHOUT_TERMS,
 }
 SMOOTHING_VARIANTS: dict[str, tuple[str, ...]] = {
-    "none": (UNSMOOTHED,),
+    "none": ("training.smoothing_weight=0.0",),
     "0.1": ("training.smoothing_weight=0.11",),
     "0.2": ("training.smoothing_weight=0.25",),
 }
