@@ -78,6 +78,10 @@ SMOOTHING_VARIANTS: dict[str, tuple[str, ...]] = {
     "0.2": ("training.smoothing_weight=0.25",),
 }
 """Label smoothing ε → its term's weight ε / (1 - ε)."""
+ROUTER_VARIANTS = {"terms": TERM_VARIANTS, "smoothing": SMOOTHING_VARIANTS}
+"""By question, those that train the router of phase 2 anew."""
+BASES = {"terms": SMALL, "smoothing": CLOSE, "joint": PHASE_3}
+"""By question, what all its variants share."""
 
 
 def validations(log: Path) -> list[dict[str, float]]:
@@ -102,33 +106,18 @@ def joint_runs(config_file: Path, checkpoints: Path, place: Path, data: str, wri
             write(variant, overrides, seed, {"before": found[0], "after": found[-1]})
 
 
-def term_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
-    """The router by terms of its objective and seed, on the same features."""
-    _router_runs(TERM_VARIANTS, SMALL, config_file, checkpoints, place, data, write)
-
-
-def smoothing_runs(config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]) -> None:
-    """The router by smoothing and seed, on the same features."""
-    _router_runs(SMOOTHING_VARIANTS, CLOSE, config_file, checkpoints, place, data, write)
-
-
-def _router_runs(
-    variants: dict[str, tuple[str, ...]],
-    common: tuple[str, ...],
-    config_file: Path,
-    checkpoints: Path,
-    place: Path,
-    data: str,
-    write: Callable[..., None],
+def router_runs(
+    question: str, config_file: Path, checkpoints: Path, place: Path, data: str, write: Callable[..., None]
 ) -> None:
     """The router on cached features by variant and seed: validation in its best state, which is the one kept."""
     shutil.rmtree(place, ignore_errors=True)
+    common = BASES[question]
     base = load_config(config_file, [*common, *places(place, data)])
     system, _ = load_system(checkpoints / "phase_1", torch.device("cpu"), base, with_router=False, for_training=True)
     source = ExampleSource(system, load_tables(base, system.tasks))
     held_out = validation_features(source, base.training)
     cached = FeaturePhase(source, base.training, held_out)
-    for variant, overrides in variants.items():
+    for variant, overrides in ROUTER_VARIANTS[question].items():
         for seed in SEEDS:
             config = load_config(config_file, [*common, *overrides, *places(place / variant / str(seed), data)])
             write(variant, overrides, seed, {"after": _train_router(cached, source, config, seed)})
@@ -160,14 +149,10 @@ def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoCon
     return values
 
 
-RUNS = {"terms": term_runs, "smoothing": smoothing_runs, "joint": joint_runs}
-BASES = {"terms": SMALL, "smoothing": CLOSE, "joint": PHASE_3}
-
-
 def main() -> None:
     """Parse the command line, train, write after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=list(RUNS))
+    parser.add_argument("question", choices=list(BASES))
     parser.add_argument("--data", required=True, help="the folder that data.root names")
     parser.add_argument("--checkpoints", type=Path, required=True, help="a run's folder with its phases")
     parser.add_argument("--config", type=Path, default=CONFIG, help="that the run was trained with")
@@ -194,7 +179,11 @@ def main() -> None:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(variant, seed, json.dumps(found), flush=True)
 
-    RUNS[chosen.question](chosen.config, chosen.checkpoints, chosen.work / chosen.question, chosen.data, write)
+    places_and_data = chosen.config, chosen.checkpoints, chosen.work / chosen.question, chosen.data
+    if chosen.question == "joint":
+        joint_runs(*places_and_data, write)
+    else:
+        router_runs(chosen.question, *places_and_data, write)
 
 
 if __name__ == "__main__":
