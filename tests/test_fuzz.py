@@ -13,15 +13,14 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import save_system
+from tiny import save_system, small_system
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.data.sources import DataConfig, open_table
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import build_system, load_system, make_tasks
+from dynamo_mtl.inference.system import load_system, make_tasks
 from dynamo_mtl.storage import write_manifest
-from dynamo_mtl.tasks.tables import all_examples
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 """In all; 0 runs the small fixed set."""
@@ -115,10 +114,7 @@ def test_any_bytes_as_data(tmp_path_factory, session_config, content, suffix, pi
 
 @pytest.fixture(scope="module")
 def saved(session_config, tables, tmp_path_factory):
-    torch.manual_seed(0)
-    system = build_system(session_config, lambda t: all_examples(tables[t.name].train), CPU)
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    return save_system(system, folder)
+    return save_system(small_system(session_config, tables), tmp_path_factory.mktemp("saved") / "model")
 
 
 def _replace_json(path: Path, place, value):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import save_system
+from tiny import save_system, small_system
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
@@ -21,7 +21,6 @@ from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.backbone import load_backbone
 from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import write_manifest
-from dynamo_mtl.tasks.tables import all_examples
 
 CPU = torch.device("cpu")
 
@@ -361,12 +360,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def answering(session_config, tables, tmp_path_factory):
-    from dynamo_mtl.inference.system import build_system
-
-    torch.manual_seed(0)
-    system = build_system(session_config, lambda t: all_examples(tables[t.name].train), CPU)
     folder = tmp_path_factory.mktemp("answering") / "model"
-    return DynamoInference(save_system(system, folder))
+    return DynamoInference(save_system(small_system(session_config, tables), folder))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
