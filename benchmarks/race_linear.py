@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest.mock import patch
 
 import rivals
 import torch
@@ -10,12 +11,12 @@ from harness import Race, race
 from rivals import Inputs, mixed_lengths, routed_forward, routed_model, spread
 from torch import Tensor
 
-from dynamo_mtl.model import fused
+from dynamo_mtl.model import hardware
 
 
 def races(device: torch.device) -> dict[str, Race]:
     """A routed forward in bf16 on a CPU; elsewhere nothing is fused, so that there is nothing to race."""
-    if device.type != "cpu" or not fused.AVAILABLE:
+    if device.type != "cpu" or not hardware.fuses_bf16():
         return {}
     found: dict[str, Race] = {}
     for shape in rivals.SHAPES:
@@ -34,8 +35,5 @@ def races(device: torch.device) -> dict[str, Race]:
 
 
 def _separate(forward: partial[Tensor]) -> Tensor:
-    fused.AVAILABLE = False
-    try:
+    with patch.object(hardware, "fuses_bf16", return_value=False):
         return forward()
-    finally:
-        fused.AVAILABLE = True

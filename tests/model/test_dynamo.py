@@ -9,7 +9,6 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone
 from dynamo_mtl.model.encoder import PackedAttention
-from dynamo_mtl.model.hardware import compute_dtype, cpu_has
 from dynamo_mtl.model.packing import round_up
 from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
@@ -163,13 +162,3 @@ def test_contradictions_with_the_backbone_are_refused(system):
         check_against_backbone(ModelConfig(tap_layer=4), system.backbone)
     with pytest.raises(ConfigError, match=r"hidden_size: found 768.*has 32"):
         check_against_backbone(ModelConfig(hidden_size=768), system.backbone)
-
-
-def test_precision_is_taken_as_configured_or_from_the_hardware(monkeypatch):
-    assert compute_dtype("fp32", torch.device("cpu")) is torch.float32
-    assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
-    for capabilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        cpu_has.cache_clear()
-        assert compute_dtype("auto", torch.device("cpu")) is expected
-    cpu_has.cache_clear()

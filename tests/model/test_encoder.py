@@ -160,10 +160,10 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
 @pytest.mark.parametrize("has_amx", [True, False])
 def test_attention_in_bf16_is_exact_but_for_rounding(has_amx, monkeypatch):
     """Against fp32, with gradient and without, whatever this CPU has. Fails if the mask or the scale is left out."""
-    from dynamo_mtl.model import packing
+    from dynamo_mtl.model import hardware
     from dynamo_mtl.model.packing import attention
 
-    monkeypatch.setattr(packing, "cpu_has", lambda capability: has_amx)
+    monkeypatch.setattr(hardware, "has_amx", lambda: has_amx)
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 4, 7, 8, dtype=torch.bfloat16) for _ in range(3))
     mask = torch.rand(2, 1, 7, 7) < 0.7

@@ -1,7 +1,7 @@
 """Linear layers with what follows them: on a CPU in bf16 bias, activation and residual are part of the product.
 
-oneDNN has such products, and PyTorch calls them for compiled code. Called directly they spare three passes over the
-output (``benchmarks/race_linear.py``).
+oneDNN has such products on some CPUs, and PyTorch calls them for compiled code. Called directly they spare three passes
+over the output (``benchmarks/race_linear.py``).
 """
 
 from __future__ import annotations
@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def _is_available() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-AVAILABLE = _is_available()
+from dynamo_mtl.model import hardware
 
 
 def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
@@ -31,10 +26,11 @@ def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor
         ``(tokens, out)``.
     """
     # Compiled code fuses by itself, and cannot take these calls.
-    free = AVAILABLE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    free = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     # A quantized matrix says it is bf16, and is none.
     plain = type(layer.weight) is nn.Parameter
-    if free and plain and inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16:
+    half = inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16
+    if free and plain and half and hardware.fuses_bf16():
         fused = torch.ops.mkldnn._linear_pointwise
         if plus is not None:
             return fused.binary(inputs, plus, layer.weight, layer.bias, "add")

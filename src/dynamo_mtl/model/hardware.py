@@ -1,4 +1,7 @@
-"""What the hardware is fast at."""
+"""What the hardware can do: the one place that asks.
+
+oneDNN may be told to do without instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``), so it is asked too.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,30 @@ def cpu_has(capability: str) -> bool:
     return bool(torch.cpu.get_capabilities().get(capability)) if hasattr(torch.cpu, "get_capabilities") else False
 
 
+@functools.cache
+def onednn_multiplies_bf16() -> bool:
+    """Whether oneDNN has products in bf16 here: from AVX-512 on, or with AVX-NE-CONVERT."""
+    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and asked is not None and bool(asked())
+
+
+@functools.cache
+def fuses_bf16() -> bool:
+    """Whether a linear layer in bf16 can be one product with its bias, activation or residual on this CPU."""
+    return onednn_multiplies_bf16() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether products in bf16 run on tiles on this CPU."""
+    return onednn_multiplies_bf16() and cpu_has("amx_bf16")
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type for large products: as configured, or bf16 where ``device`` multiplies it fast."""
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = cpu_has("avx512_bf16") or cpu_has("amx_bf16")
+    fast = onednn_multiplies_bf16() and (cpu_has("avx512_bf16") or cpu_has("amx_bf16"))
     return torch.bfloat16 if device.type == "cpu" and fast else torch.float32

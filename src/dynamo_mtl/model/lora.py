@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamo_mtl.model import hardware
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
-from dynamo_mtl.model.hardware import cpu_has
 
 GROUPED_OVERHEAD = 1.5
 """How much slower a grouped product is taken to be than a plain one of the same work."""
@@ -156,7 +156,7 @@ class AdapterBank(nn.Module):
         self._forget_changed()
         if top_k is not None and top_k < len(self.adapters if active is None else active):
             ranks = [self[name].config.rank for name in self.names]
-            tiles = rows.device.type == "cpu" and dtype == torch.bfloat16 and cpu_has("amx_bf16")
+            tiles = rows.device.type == "cpu" and dtype == torch.bfloat16 and hardware.has_amx()
             overhead = GROUPED_OVERHEAD_AMX if tiles else GROUPED_OVERHEAD
             grouped_work = top_k * len(rows) * max(ranks) * overhead + len(ranks) * GROUP_COST
             if grouped_work < len(rows) * sum(ranks if active is None else [ranks[index] for index in active]):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.model.hardware import cpu_has
+from dynamo_mtl.model import hardware
 
 CHUNK_SCORES = 2**20
 """Attention scores that are computed at a time on a CPU, about what fits in a core's cache."""
@@ -84,7 +84,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return torch.matmul(torch.softmax(scores, dim=-1), value)
-    if is_half_on_cpu and not cpu_has("amx_bf16"):
+    if is_half_on_cpu and not hardware.has_amx():
         return attention_in_chunks(query, key, value, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
