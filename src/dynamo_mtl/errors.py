@@ -6,6 +6,7 @@ DynamoError
 ├── BackboneError      the pretrained encoder or its tokenizer
 ├── CheckpointError    a saved model
 ├── DivergedError      a loss or gradient that is not finite
+├── InputError         an input that the task cannot answer as it is
 ├── RejectedError      an input of no task
 ├── MemoryShortage     an update that does not fit into memory
 └── ProcessError       another process of the job is gone
@@ -57,6 +58,10 @@ class DivergedError(DynamoError):
     """Training met a loss or gradient that is not finite; what was saved before is intact."""
 
 
+class InputError(DynamoError):
+    """An input that its task cannot answer as it is, such as a question without a passage."""
+
+
 class RejectedError(DynamoError):
     """An input that no task is sure enough of, where such inputs are to be refused."""
 
@@ -87,4 +92,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a suggestion for a misspelt name, such as ``did you mean 'rank'?``, or the list of known names."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(names)}"
+    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {shortened(names, 60)}"
+
+
+def shortened(names: Iterable[str], most: int = 12) -> str:
+    """Names for a sentence, of which only the first ``most`` are listed."""
+    given = list(names)
+    more = f" and {len(given) - most} more" if len(given) > most else ""
+    return ", ".join(given[:most]) + more

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.storage import at_home, remove_strangers, verify_folder
+from dynamo_mtl.storage import MANIFEST, UNHASHED, at_home, named_files, remove_strangers, verify_folder
 
 MARK = "dynamo.json"
 """The file that makes a folder a model of ours."""
@@ -85,7 +85,7 @@ def push(folder: Path, name: str, private: bool = False, revision: str | None = 
             folder_path=folder,
             revision=revision,
             commit_message="Upload a DYNAMO model",
-            ignore_patterns=[".*"],
+            allow_patterns=[*named_files(folder), MANIFEST, *UNHASHED, "LICENSE*"],
             delete_patterns="*",  # files of an earlier model would not belong to this one
         )
     except Exception as error:  # the hub's libraries raise many kinds

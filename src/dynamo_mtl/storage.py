@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,11 @@ from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 MANIFEST = "manifest.json"
 UNHASHED = ("README.md",)
 """Files for people, which may be edited."""
+_READ = re.compile(
+    r"(adapters|heads|vocabularies)/.*|[^/]*\.(safetensors|bin)|config\.yaml|dynamo\.json|loop\.json|tokenizer[^/]*"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template[^/]*|vocab\.[a-z]+|merges\.txt|sentencepiece[^/]*"
+)
+"""Names that a loader would read if they were there. What else lies beside a folder's files is nobody's business."""
 _BLOCK = 1 << 20
 
 
@@ -86,10 +92,10 @@ def copy_folder(source: Path, place: Path) -> Path:
     place = new_folder(place)
 
     def fill(staging: Path) -> None:
-        for path in [*_files(source), *(source / name for name in UNHASHED if (source / name).is_file())]:
-            if path.name != MANIFEST:
-                (staging / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, staging / path.relative_to(source))
+        named = [source / name for name in (*named_files(source), *UNHASHED)]
+        for path in (path for path in named if path.is_file()):
+            (staging / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, staging / path.relative_to(source))
 
     try:
         write_folder(place, fill)
@@ -106,10 +112,11 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """See that a folder holds exactly the files that were written, byte for byte.
+    """See that a folder holds the files that were written, byte for byte, and none beside them that would be read.
 
     Raises:
-        CheckpointError: no manifest, or a file that is missing, changed, or not in it; the message names it.
+        CheckpointError: no manifest, or a file that is missing, changed, or not in it though a loader would read it;
+            the message names it.
     """
     path = folder / MANIFEST
     try:
@@ -119,7 +126,7 @@ def verify_folder(folder: Path) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a manifest ({error})") from error
     present = {_name(f, folder) for f in _files(folder)} - {MANIFEST}
-    for name in sorted(present ^ manifest.keys()):
+    for name in sorted(n for n in present ^ manifest.keys() if n in manifest or _READ.fullmatch(n)):
         what = "missing" if name in manifest else f"not in {MANIFEST}, so it does not belong there"
         raise CheckpointError(f"{folder / name}: {what}")
     for name, (size, sha) in manifest.items():
@@ -129,10 +136,15 @@ def verify_folder(folder: Path) -> None:
             raise CheckpointError(f"{folder / name}: damaged since it was written ({change})")
 
 
+def named_files(folder: Path) -> list[str]:
+    """The files that a verified folder's manifest vouches for."""
+    return list(json.loads((folder / MANIFEST).read_bytes()))
+
+
 def remove_strangers(folder: Path) -> None:
     """Remove files that the manifest of a fetched folder does not name: left of an earlier fetch, or put beside it."""
     try:
-        named = json.loads((folder / MANIFEST).read_bytes()).keys()
+        named = set(named_files(folder))
     except (OSError, ValueError, AttributeError):
         return  # verifying says what is wrong
     for path in _files(folder):
@@ -169,13 +181,18 @@ def _complete(folder: Path) -> bool:
     return True
 
 
-def only_writer(folder: Path, key: str) -> FileLock:
+def only_writer(folder: Path, key: str, inside: bool = True) -> FileLock:
     """Take a lock on ``folder`` until it is released or the process ends.
+
+    Args:
+        folder: that nobody else shall write.
+        key: what chose it.
+        inside: the lock is a file in the folder, which is there; else beside it.
 
     Raises:
         ConfigError: another process writes there; the message names ``key``.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock" if inside else folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -188,16 +205,9 @@ def _hidden(place: Path, suffix: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that a manifest speaks of; links are refused, since they lead out of the folder."""
-    found: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if path.is_symlink():
-            raise CheckpointError(f"{path}: is a link; a checkpoint holds plain files only")
-        if path.is_file() and _name(path, folder) not in UNHASHED:
-            found.append(path)
-    return found
+    """The files that a manifest speaks of; where one is a link, as in the hub's cache, what it leads to counts."""
+    visible = (p for p in sorted(folder.rglob("*")) if not any(x.startswith(".") for x in p.relative_to(folder).parts))
+    return [path for path in visible if path.is_file() and _name(path, folder) not in UNHASHED]
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dynamo_mtl.data.sources import DataConfig, find_file, sample_of
+from dynamo_mtl.data.sources import DataConfig, find_files, sample_of
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.tasks.tables import check_splits, example_at, open_task_table
 from dynamo_mtl.tasks.task import task_types
@@ -91,7 +91,7 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path, config):
         ('{"text": null, "label": 1}\n', r"line 1: column 'text' of task 'sentiment' is empty"),
         ('{"text": 5, "label": 1}\n', r"line 1: column 'text' .* should be text, found 5"),
         ("", r"the split 'train' is empty"),
-        (b"\xff\xfe{", r"not UTF-8"),
+        (b"\xff{", r"not UTF-8"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, config, content, message):
@@ -154,8 +154,8 @@ def test_a_root_is_put_before_relative_paths(tmp_path, config, monkeypatch):
 
 def test_find_file_knows_the_names_of_published_splits(tmp_path):
     _write(tmp_path, "dev.tsv")
-    assert find_file(str(tmp_path), "validation") == tmp_path / "dev.tsv"
-    assert find_file("owner/name", "train") is None
+    assert find_files(str(tmp_path), "validation") == [tmp_path / "dev.tsv"]
+    assert find_files("owner/name", "train") is None
 
 
 def test_one_file_is_not_both_training_and_validation_data(tmp_path, config):

@@ -33,7 +33,9 @@ def test_labels_may_be_numbers_or_names_but_not_out_of_range():
     assert task.read({"text": "a", "label": 1}, "f, line 1").target == "1"
     assert task.read({"sentence": "a", "label": "0"}, "f, line 1").target == "0"
     assert task.read({"text": "a", "label": "positive"}, "f, line 1").target == "1"
-    for label in (2, -1, "good", True, 0.5):
+    for label, target in ((True, "1"), ("False", "0"), (1.0, "1"), ("0.0", "0"), (" Positive ", "1")):
+        assert task.read({"text": "a", "label": label}, "f, line 1").target == target
+    for label in (2, -1, "good", 0.5, "1.5", "9" * 5000):
         with pytest.raises(DataError, match=r"f, line 7: label .* out of range"):
             task.read({"text": "a", "label": label}, "f, line 7")
 
@@ -182,12 +184,13 @@ def test_own_wordings_may_hold_braces_and_are_scored_with():
 @pytest.mark.parametrize(
     "answers",
     [
-        {"text": ["def"], "answer_start": ["4"]},
+        {"text": ["def"], "answer_start": ["four"]},
         {"text": ["def"], "answer_start": [None]},
         {"text": [5], "answer_start": [4]},
-        {"text": "def", "answer_start": 4},
+        {"text": "def", "answer_start": [4, 5]},
         {"text": ["def", "x"], "answer_start": [4]},
-        ["def"],
+        ["ghi"],
+        [5],
         "not json",
         7,
     ],

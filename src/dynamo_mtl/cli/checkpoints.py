@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, needs, start_logging, writable_file
+from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, needs, speaks, start_logging, writable_file
 from dynamo_mtl.errors import ConfigError
 
 Name = Annotated[str, typer.Option(help="Name of the task.")]
@@ -61,6 +61,8 @@ def add_task(
         writable_file(report, "--report")
     train(checkpoint, place, config, start)
     found = added_task_report(checkpoint, place, config, limit)
+    if not speaks():
+        return
     if report is not None:
         report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for line in report_lines(found):

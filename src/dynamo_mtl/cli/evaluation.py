@@ -125,7 +125,8 @@ def check_data(
     start_logging(verbose)
     from dynamo_mtl.config import load_config
     from dynamo_mtl.evaluation.data_check import check_data as check
-    from dynamo_mtl.evaluation.data_check import profile_json, profile_rows, refuse_faults, remarks
+    from dynamo_mtl.evaluation.data_check import profile_json, profile_rows, refuse_faults
+    from dynamo_mtl.evaluation.data_remarks import remarks
     from dynamo_mtl.evaluation.report import print_table
 
     if output is not None:

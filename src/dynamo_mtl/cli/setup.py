@@ -16,22 +16,32 @@ def init(
     files: Annotated[list[Path], typer.Argument(help="Tables, one for each task: CSV, TSV, JSON lines or Parquet.")],
     output: Annotated[Path, typer.Option(help="Configuration file to write.")] = Path("config.yaml"),
     backbone: Annotated[str, typer.Option(help="minilm, a hub id, or a folder with an encoder.")] = "minilm",
+    column: Annotated[
+        list[str] | None, typer.Option(help="NAME.text=COLUMN or NAME.label=COLUMN, where a file leaves it open.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of the files, such as cp1252; UTF-8 if not given.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Between cells; found by reading if not given.")] = None,
 ) -> None:
     """Write a commented starter configuration for your own tables."""
     start_logging(False, quiet=True)
     from dynamo_mtl.config import DynamoConfig, load_config
-    from dynamo_mtl.evaluation.starter import starter_config
+    from dynamo_mtl.data.text_files import Reading
+    from dynamo_mtl.evaluation.starter import guess_tasks, starter_config
     from dynamo_mtl.settings import parse_yaml, validate
 
     if output.exists():
         raise ConfigError(f"--output: {output} is there already; name another file, or remove it")
     writable_folder(output.parent, "--output")
-    text = starter_config(files, backbone)
+    reading = validate(Reading, {"encoding": encoding, "separator": separator}, "init")
+    guesses = guess_tasks(files, column or [], reading)
+    text = starter_config(guesses, backbone, reading)
     validate(DynamoConfig, parse_yaml(text, str(output)), str(output))
     output.write_text(text, encoding="utf-8")
-    config = load_config(output)
-    for name, task in config.tasks.items():
-        typer.echo(f"{name}: {task.type}")
+    load_config(output)
+    for guess in guesses:
+        typer.echo(f"{guess.name}: {guess.type}: {guess.why}")
+        for note in guess.notes:
+            typer.echo(f"  {note}")
     typer.echo(f"written: {output}; look at it, then: dynamo data check {output}")
 
 

@@ -5,39 +5,46 @@ Rows are read as a stream, turned into validated examples by a task's reader, an
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import datasets
 import numpy as np
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfApi
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dynamo_mtl.data.files import SAVED, SUFFIXES, file_rows, named, schema_names
 from dynamo_mtl.data.samples import SAMPLE, sample_revision, sample_rows
+from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import DataError, writable_folder
 from dynamo_mtl.storage import at_home
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_READING = Reading()
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "train-v1.1"),
     "validation": ("validation", "valid", "val", "dev", "dev-v1.1"),
     "test": ("test",),
 }
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
 DATA_PATH = "_data_path"
+SHARD = r"-\d+(-of-\d+)?"
+"""What follows the name of a split where it lies in several files."""
 
 
 class DataConfig(BaseModel):
     """Where the data lies and how sources are cut and mixed.
 
-    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, a single file, a hub id (``owner/name``,
-    or ``owner/name:configuration`` where a data set has several), or ``sample``.
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, perhaps in several shards, a single file,
+    what ``save_to_disk`` wrote, a hub id (``owner/name``, or ``owner/name:configuration`` where a data set has
+    several), or ``sample``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -49,7 +56,9 @@ class DataConfig(BaseModel):
     cache_dir: str | None = None
     """Where prepared data is kept; the cache folder of ``datasets`` if not given."""
     revision: str | None = None
-    """Branch, tag or commit of hub data sets."""
+    """Branch, tag or commit of hub data sets; the newest commit if not given, which checkpoints name."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with rows that cannot be used: end with the first one, or leave them out and say how many and why."""
     max_source_length: int = Field(default=256, ge=16)
     """Tokens in a window of a source."""
     window_overlap: int = Field(default=64, ge=0)
@@ -99,7 +108,12 @@ COLUMNS = ("text", "context", "target", "tests")
 
 
 def open_table(
-    location: str, split: str, reader: Callable[[Mapping[str, Any], str], RowLike], key: str, config: DataConfig
+    location: str,
+    split: str,
+    reader: Callable[[Mapping[str, Any], str], RowLike],
+    key: str,
+    config: DataConfig,
+    reading: Reading = DEFAULT_READING,
 ) -> datasets.Dataset:
     """Validated examples of a split as a memory-mapped table with the columns ``COLUMNS``.
 
@@ -108,40 +122,72 @@ def open_table(
         split: ``train``, ``validation`` or ``test``.
         reader: turns a row and its place ("file, line 3") into an example, or raises ``DataError``.
         key: what the reader depends on (its settings), part of the cache key.
-        config: cache folder and hub revision.
+        config: cache folder, hub revision, and what to do with rows that cannot be used.
+        reading: how text files are written.
 
     Raises:
         DataError: nothing there, an unreadable row, or an empty split.
     """
-    file = None if is_sample(location) else find_file(location, split)
-    fingerprint = _fingerprint(location, split, key, file, config)
+    files = None if is_sample(location) else find_files(location, split)
+    cache = at_home(config.cache_dir or HF_DATASETS_CACHE)
+    writable_folder(cache, "data.cache_dir")
+    commit = hub_commit(location, config) if files is None and not is_sample(location) else None
+    fingerprint = _fingerprint(location, split, key, files, config, commit)
+    skipped: dict[str, int] = {}
+
+    def skip(error: DataError) -> None:
+        if config.bad_rows == "refuse":
+            raise error
+        skipped[error.kind] = skipped.get(error.kind, 0) + 1
 
     def examples() -> Iterator[dict[str, str | None]]:
-        for row, where in read_rows(location, split, config):
-            example = reader(row, where)
+        skipped.clear()
+        for row, where in read_rows(location, split, config, skip, reading):
+            try:
+                example = reader(row, where)
+            except DataError as error:
+                skip(error)
+                continue
             yield {name: getattr(example, name) for name in COLUMNS}
 
     features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
-    cache = str(at_home(config.cache_dir or HF_DATASETS_CACHE))
-    writable_folder(Path(cache), "data.cache_dir")
+    note = cache / "dynamo_skipped" / f"{fingerprint}.json"
     datasets.disable_progress_bars()
     try:
-        table = datasets.Dataset.from_generator(examples, features=features, cache_dir=cache, fingerprint=fingerprint)
+        table = datasets.Dataset.from_generator(
+            examples, features=features, cache_dir=str(cache), fingerprint=fingerprint
+        )
     except DatasetGenerationError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, DataError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+        raise _cause(error) from None
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        raise DataError(f"{file or location}: the split '{split}' is empty; it needs at least one row") from error
+        left = f", {sum(skipped.values())} were left out" if skipped else ""
+        raise DataError(f"{location}: the split '{split}' is empty{left}; it needs at least one row") from error
     finally:
         datasets.enable_progress_bars()
     assert isinstance(table, datasets.Dataset)
+    if skipped:
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps(skipped), encoding="utf-8")
+    _say_skipped(location, split, note)
     return table
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a generator raised, out of what the library made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DataError):
+        cause = cause.__cause__
+    return cause or error
+
+
+def _say_skipped(location: str, split: str, note: Path) -> None:
+    """Say how many rows a prepared table lacks, and why; known from when it was prepared."""
+    if note.is_file():
+        kinds: dict[str, int] = json.loads(note.read_text(encoding="utf-8"))
+        reasons = ", ".join(f"{count} with {kind}" for kind, count in kinds.items())
+        logger.warning("%s, %s: %d rows are left out: %s", location, split, sum(kinds.values()), reasons)
 
 
 def sample_of(table: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
@@ -152,28 +198,49 @@ def sample_of(table: datasets.Dataset, count: int | None, seed: int) -> datasets
     return table.select(chosen)
 
 
-def find_file(location: str, split: str) -> Path | None:
-    """The file of a split in a folder, or the named file itself; None for a hub id.
+def find_files(location: str, split: str) -> list[Path] | None:
+    """The files of a split in a folder, or the named file itself; None for a hub id.
+
+    Names are compared without case. A split may lie in several files, ``train-00000-of-00002.parquet`` and so on, and
+    a folder may be what ``Dataset.save_to_disk`` wrote, or hold such folders.
 
     Raises:
         DataError: a path that does not exist, or a folder without such a split.
     """
     path = Path(location)
-    if path.is_file():
-        return path
+    if path.is_file() or is_saved(path):
+        return [path]
     if not path.is_dir():
         # "owner/name" may be a hub id; anything that looks like a path is one.
-        if location.count("/") > 1 or location.startswith((".", "/", "~")) or location.endswith(SUFFIXES):
+        if location.count("/") > 1 or location.startswith((".", "/", "~")) or location.lower().endswith(SUFFIXES):
             raise DataError(f"{location}: no such file or folder")
         return None
     for name in SPLIT_NAMES.get(split, (split,)):
-        for suffix in SUFFIXES:
-            if (path / f"{name}{suffix}").is_file():
-                return path / f"{name}{suffix}"
+        found = [p for folder in (path, path / "data") for p in _named(folder, name)]
+        if found:
+            return found
     expected = ", ".join(f"{name}.jsonl" for name in SPLIT_NAMES.get(split, (split,))[:2])
     raise DataError(
         f"{location}: no file for the split '{split}'; expected {expected} or another of {', '.join(SUFFIXES)}"
     )
+
+
+def _named(folder: Path, split: str) -> list[Path]:
+    """A split's only file, or all its shards, or its saved folder."""
+    if not folder.is_dir():
+        return []
+    stems = {
+        path: next((path.name.lower().removesuffix(suffix) for suffix in SUFFIXES[::-1]
+                    if path.name.lower().endswith(suffix)), path.name.lower() if is_saved(path) else "")
+        for path in sorted(folder.iterdir())
+    }  # fmt: skip
+    whole = [path for path, stem in stems.items() if stem == split]
+    return whole[:1] or [path for path, stem in stems.items() if re.fullmatch(re.escape(split) + SHARD, stem)]
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is a single data set that ``Dataset.save_to_disk`` wrote."""
+    return all((folder / name).is_file() for name in SAVED)
 
 
 def is_sample(location: str) -> bool:
@@ -181,14 +248,35 @@ def is_sample(location: str) -> bool:
     return location == SAMPLE or location.startswith(f"{SAMPLE}:")
 
 
-def _fingerprint(location: str, split: str, key: str, file: Path | None, config: DataConfig) -> str:
-    stamp = (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file else None
+def _fingerprint(
+    location: str, split: str, key: str, files: Sequence[Path] | None, config: DataConfig, commit: str | None
+) -> str:
+    paths = [f for path in files or () for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     sample = sample_revision(location.removeprefix(f"{SAMPLE}:")) if is_sample(location) else None
-    parts = (location, split, key, stamp, sample, config.revision, FORMAT)
+    parts = (location, split, key, stamps, sample, config.revision, commit, config.bad_rows, FORMAT)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-FORMAT = 2
+def hub_commit(location: str, config: DataConfig) -> str | None:
+    """The commit that a hub data set's revision stands for now; offline the one that was last seen, if any."""
+    name, revision = location.partition(":")[0], config.revision
+    cache = at_home(config.cache_dir or HF_DATASETS_CACHE)
+    seen = cache / "dynamo_commits" / f"{hashlib.sha256(f'{name} {revision}'.encode()).hexdigest()[:32]}.txt"
+    try:
+        commit = HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS).sha
+    except Exception as error:  # the hub's libraries raise many kinds
+        logger.debug("the commit of %s is not known: %s", name, error)
+        return seen.read_text(encoding="utf-8") if seen.is_file() else None
+    if commit:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.write_text(commit, encoding="utf-8")
+    return commit
+
+
+HUB_SECONDS = 10.0
+"""How long the hub is waited for when it is asked for a commit."""
+FORMAT = 3
 """Part of the cache key: raised when the meaning of prepared tables changes."""
 
 
@@ -197,7 +285,11 @@ def _stop(error: DataError) -> None:
 
 
 def read_rows(
-    location: str, split: str, config: DataConfig, refuse: Callable[[DataError], None] = _stop
+    location: str,
+    split: str,
+    config: DataConfig,
+    refuse: Callable[[DataError], None] = _stop,
+    reading: Reading = DEFAULT_READING,
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Raw rows of a split, each with its place ("file, line 3").
 
@@ -206,22 +298,24 @@ def read_rows(
         split: ``train``, ``validation`` or ``test``.
         config: hub revision.
         refuse: is told of each row that cannot be parsed; raises by default, else the next row follows.
+        reading: how text files are written.
     """
-    file = None if is_sample(location) else find_file(location, split)
+    files = None if is_sample(location) else find_files(location, split)
     if is_sample(location):
         for number, row in enumerate(sample_rows(location.removeprefix(f"{SAMPLE}:"), split)):
             yield row, f"{location}, row {number + 1}"
-    elif file is None:
-        yield from _hub_rows(location, split, config.revision)
+    elif files is None:
+        yield from _hub_rows(location, split, config)
     else:
-        yield from _file_rows(file, refuse)
+        for file in files:
+            yield from file_rows(file, reading, refuse)
 
 
 CONVERTED = "refs/convert/parquet"
 """The branch of a data set on the hub where the hub itself keeps its rows as Parquet."""
 
 
-def _hub_rows(location: str, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _hub_rows(location: str, split: str, config: DataConfig) -> Iterator[tuple[Mapping[str, Any], str]]:
     name, _, configuration = location.partition(":")
 
     def stream(revision: str | None) -> Any:
@@ -229,107 +323,19 @@ def _hub_rows(location: str, split: str, revision: str | None) -> Iterator[tuple
 
     try:
         try:
-            rows = stream(revision)
+            rows = stream(hub_commit(location, config) or config.revision)
         except RuntimeError as error:
             # A data set that is a program: it is never run, but the hub has converted most of them.
-            if "scripts are no longer supported" not in str(error) or revision is not None:
+            if "scripts are no longer supported" not in str(error) or config.revision is not None:
                 raise
             rows = stream(CONVERTED)
+        names = schema_names(getattr(rows, "features", None))
         for number, row in enumerate(rows):
             assert isinstance(row, Mapping)
-            yield row, f"{location}, split {split}, row {number + 1}"
+            yield named(row, names), f"{location}, split {split}, row {number + 1}"
     except Exception as error:  # the hub's libraries raise many kinds
         reason = str(error).split("\n", maxsplit=1)[0]
         raise DataError(
             f"{location}: neither a local path nor a data set that could be read from the hub "
             f"({type(error).__name__}: {reason})"
         ) from error
-
-
-def _file_rows(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    name = path.name.lower()
-    try:
-        if name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path, refuse)
-        elif name.endswith(".json"):
-            yield from _squad_rows(path)
-        elif name.endswith((".csv", ".tsv")):
-            yield from _delimited_rows(path, refuse)
-        elif name.endswith(".parquet"):
-            yield from _parquet_rows(path)
-        else:
-            raise DataError(f"{path}: unknown file type; use one of {', '.join(SUFFIXES)}")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def _json_lines(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                refuse(DataError(f"{where}: not valid JSON ({error})", "not valid JSON"))
-                continue
-            if not isinstance(row, dict):
-                refuse(DataError(f"{where}: expected a JSON object, found {type(row).__name__}", "not a JSON object"))
-                continue
-            yield row, where
-
-
-def _squad_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Rows of the official SQuAD JSON, or of a plain JSON list of objects."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    if isinstance(content, list):
-        for number, row in enumerate(content, start=1):
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, item {number}: expected a JSON object, found {type(row).__name__}")
-            yield row, f"{path}, item {number}"
-        return
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    if question.get("is_impossible"):
-                        continue
-                    yield {**question, "context": paragraph["context"]}, f"{path}, question {question['id']}"
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: neither a list of objects nor the SQuAD format (missing {error})") from error
-
-
-def _delimited_rows(path: Path, refuse: Callable[[DataError], None]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    tab = path.suffix.lower() == ".tsv"
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # GLUE's TSV files hold bare quotation marks.
-        quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
-        lines = csv.DictReader(file, delimiter="\t" if tab else ",", quoting=quoting)
-        for row in lines:
-            where = f"{path}, line {lines.line_num}"
-            if None in row or None in row.values():
-                columns = len(lines.fieldnames or [])
-                refuse(DataError(f"{where}: expected {columns} columns as in the header", "another number of columns"))
-                continue
-            yield row, where
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield row, f"{path}, row {number}"
-    except ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error

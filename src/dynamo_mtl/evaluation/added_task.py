@@ -14,7 +14,7 @@ from dynamo_mtl.evaluation.baselines import Contender, choose_by_router, told
 from dynamo_mtl.evaluation.benchmark import Scoreboard
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_examples, task_input
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.scoring import RoutedInput, predict_examples, route_inputs
+from dynamo_mtl.inference.scoring import InputProgress, RoutedInput, route_inputs
 from dynamo_mtl.inference.system import System, load_system
 from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.settings import PipelineConfig
@@ -108,16 +108,14 @@ def _accuracies(predictor: Predictor, inputs: Sequence[RoutedInput], label: str)
 
 def _same_answers(old: Predictor, new: Predictor, older: Examples) -> dict[str, Any]:
     """Answers one by one, since rows of a batch may be summed in another order beside other rows."""
-    same = total = 0
-    for task, rows in older.items():
-        for row in rows[:ANSWERS]:
-            text = task_input(old.system, task, row)
-            first, second = (
-                predict_examples(predictor, [text], [task], None, "")[0].answer for predictor in (old, new)
-            )
-            same += first == second
-            total += 1
-    return {"n": total, "identical": same}
+    asked = [(task, task_input(old.system, task, row)) for task, rows in older.items() for row in rows[:ANSWERS]]
+    progress = InputProgress("answers of the older tasks", len(asked))
+    same = 0
+    for task, text in asked:
+        first, second = (predictor.predict([text], [task])[0].answer for predictor in (old, new))
+        same += first == second
+        progress.advance(1)
+    return {"n": len(asked), "identical": same}
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:

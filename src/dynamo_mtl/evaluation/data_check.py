@@ -17,7 +17,7 @@ from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.model.backbone import SourceTokenizer, find_backbone, load_tokenizer, read_encoder_config
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.tasks.tables import TRAIN, part_of_file, task_location
+from dynamo_mtl.tasks.tables import TRAIN, check_splits, source_split, split_of_file, task_location
 from dynamo_mtl.tasks.task import Example, Task
 
 SPLITS = (TRAIN, "validation")
@@ -55,8 +55,16 @@ class SplitProfile:
     """Median, 95th percentile and maximum over a sample, with special tokens, of what the model reads."""
     cut_sources: float = 0.0
     """Share of the sample whose source does not fit into the windows."""
+    cut_questions: float = 0.0
+    """Share of the sample whose question is longer than the third of a window that it gets."""
     lost_targets: float = 0.0
-    """Share of the sample whose target is cut, or whose answer is in no window."""
+    """Share of the sample whose target training cannot reach as it stands."""
+    lost_reasons: dict[str, int] = field(default_factory=dict)
+    """Why → how many of the sample."""
+    reading_notes: dict[str, int] = field(default_factory=dict)
+    """What was changed or assumed as rows were read → how many rows."""
+    contexts_in_train: int = 0
+    """Passages of the validation data that are in the training data too."""
 
     @property
     def usable(self) -> int:
@@ -83,15 +91,21 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
     tokenizer = load_tokenizer(folder)
     byte_level = read_encoder_config(folder).model_type in BYTE_LEVEL
     profile: Profile = {}
-    for name, task in make_tasks(config).items():
+    tasks = make_tasks(config)
+    for task in tasks.values():
+        check_splits(task, config.data)
+    for name, task in tasks.items():
         profile[name] = {}
         inputs: dict[str, dict[bytes, str]] = {}
+        contexts: dict[str, set[bytes]] = {}
         kept: dict[str, list[Example]] = {}
         for split in SPLITS:
             tell(f"{name}: reading {split}")
-            profile[name][split], inputs[split], kept[split] = _read_split(task, split, config, sample)
+            contexts[split] = set()
+            profile[name][split], inputs[split], kept[split] = _read_split(task, split, config, sample, contexts[split])
         validation = profile[name]["validation"]
         validation.seen_in_train = len(inputs[TRAIN].keys() & inputs["validation"].keys())
+        validation.contexts_in_train = len(contexts[TRAIN] & contexts["validation"])
         validation.labels_never_trained = sorted(validation.labels.keys() - profile[name][TRAIN].labels.keys())
         if isinstance(task, GenerationTask) and kept[TRAIN]:
             choose_vocabulary(task, tokenizer, byte_level, lambda _, rows=kept[TRAIN]: rows)
@@ -102,14 +116,17 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
 
 
 def _read_split(
-    task: Task, split: str, config: SystemConfig, sample: int
+    task: Task, split: str, config: SystemConfig, sample: int, contexts: set[bytes]
 ) -> tuple[SplitProfile, dict[bytes, str], list[Example]]:
-    """The profile of a split but for lengths, its inputs by hash with their targets, and a sample of its examples."""
+    """The profile of a split but for lengths, its inputs by hash with their targets, and a sample of its examples.
+
+    Hashes of its passages are added to ``contexts``.
+    """
     found = SplitProfile()
     inputs: dict[bytes, str] = {}
     kept: list[Example] = []
     rng = np.random.default_rng([0, len(task.name)])
-    belongs = part_of_file(task, split, config.data)
+    parts = split_of_file(task, config.data)
 
     def refuse(error: DataError) -> None:
         fault = found.faults.setdefault(error.kind, Fault(0, str(error)))
@@ -119,18 +136,24 @@ def _read_split(
         found.rows += 1
         refuse(error)
 
-    for row, where in read_rows(task_location(task, split, config.data), split, config.data, refuse_row):
+    location, files_of = task_location(task, split, config.data), source_split(task, split, config.data)
+    for row, where in read_rows(location, files_of, config.data, refuse_row, task.config.reading):
         found.rows += 1
         try:
             example = task.read(row, where)
         except DataError as error:
             refuse(error)
             continue
-        if belongs is not None and not belongs(example.text):
+        if parts is not None and parts.is_held_out(example) == (split == TRAIN):
             found.rows -= 1  # of the other split
             continue
+        note = task.reading_note(row, example)
+        if note is not None:
+            found.reading_notes[note] = found.reading_notes.get(note, 0) + 1
         found.empty_texts += not example.text.strip()
-        key = hashlib.sha256(repr((example.text, example.context)).encode()).digest()[:16]
+        key = _digest((example.text, example.context))
+        if example.context is not None:
+            contexts.add(_digest(example.context))
         if key in inputs:
             found.duplicates += 1
             found.contradictions += inputs[key] != example.target
@@ -147,6 +170,10 @@ def _read_split(
     return found, inputs, kept
 
 
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(repr(value).encode()).digest()[:16]
+
+
 def _measure(
     found: SplitProfile, task: Task, examples: Sequence[Example], tokenizer: SourceTokenizer, config: SystemConfig
 ) -> None:
@@ -160,15 +187,19 @@ def _measure(
     for example in examples:
         source = encoder.encode(example.text, example.context)
         lengths.append(sum(len(window.ids) for window in source.windows))
-        counts["cut"] += source.cut
-        counts["lost"] += task.is_lost(task.encode(example, source, 0), source, example.target)
+        counts["cut"] += source.cut or (not task.all_windows and len(source.windows) > 1)
+        counts["cut question"] += source.question_cut
+        reason = task.lost(task.encode(example, source, 0), source, example.target)
+        if reason is not None:
+            found.lost_reasons[reason] = found.lost_reasons.get(reason, 0) + 1
     found.source_tokens = {
         "median": float(np.median(lengths)),
         "p95": float(np.percentile(lengths, 95)),
         "max": float(max(lengths)),
     }
     found.cut_sources = counts["cut"] / len(examples)
-    found.lost_targets = counts["lost"] / len(examples)
+    found.cut_questions = counts["cut question"] / len(examples)
+    found.lost_targets = sum(found.lost_reasons.values()) / len(examples)
 
 
 def refuse_faults(profile: Profile) -> None:
@@ -199,43 +230,6 @@ def profile_rows(profile: Profile) -> tuple[list[str], list[list[str]]]:
             shares = [f"{100 * share:.1f} %" for share in (found.cut_sources, found.lost_targets)]
             rows.append([name, split, *map(str, counts), lengths, *shares])
     return header, rows
-
-
-def remarks(profile: Profile) -> list[str]:
-    """What a user should know before training, one sentence each."""
-    said: list[str] = []
-    for name, splits in profile.items():
-        for split, found in splits.items():
-            said += [
-                f"{name}, {split}: {fault.rows} rows: {kind}; {fault.first}" for kind, fault in found.faults.items()
-            ]
-            if found.seen_in_train:
-                share = 100 * found.seen_in_train / max(1, found.usable)
-                said.append(f"{name}: {found.seen_in_train} inputs ({share:.1f} %) of {split} are in train too")
-            if found.empty_texts:
-                said.append(f"{name}, {split}: {found.empty_texts} texts are empty or blank")
-            if found.contradictions:
-                said.append(
-                    f"{name}, {split}: {found.contradictions} repeated inputs expect another target than before"
-                )
-            if found.labels_never_trained:
-                labels = ", ".join(found.labels_never_trained)
-                said.append(f"{name}, {split}: labels that train does not have: {labels}")
-            if len(found.labels) == 1 and found.usable > 1:
-                said.append(f"{name}, {split}: every row has the label {next(iter(found.labels))}")
-            if found.lost_targets > LOST:
-                said.append(
-                    f"{name}, {split}: {100 * found.lost_targets:.1f} % of targets are cut or outside of all windows; "
-                    "raise max_target_length, data.max_source_length or data.max_windows"
-                )
-            if found.labels:
-                shares = ", ".join(f"{label} {100 * n / found.usable:.1f} %" for label, n in found.labels.items())
-                said.append(f"{name}, {split}: labels {shares}")
-    return said
-
-
-LOST = 0.02
-"""Share of lost targets that is worth a remark."""
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:

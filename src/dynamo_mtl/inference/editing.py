@@ -172,7 +172,11 @@ def _forgetting(novelty: Novelty, known: KnownInputs, adapter: int) -> Novelty:
 
 
 def _saved(system: System, metadata: Metadata, raw: dict[str, Any], names: Mapping[str, str], output: Path) -> Path:
-    sizes = {new: metadata.dataset_sizes[old] for new, old in names.items() if old in metadata.dataset_sizes}
-    changed = replace(metadata, tasks=list(names), dataset_sizes=sizes, format=type(metadata).format)
+    data = {
+        key: {new: known[old] for new, old in names.items() if old in known}
+        for key in ("dataset_sizes", "data_hashes", "data_revisions")
+        for known in (getattr(metadata, key),)
+    }
+    changed = replace(metadata, tasks=list(names), format=type(metadata).format, **data)
     system.save(output, changed, dump_yaml(raw))
     return output

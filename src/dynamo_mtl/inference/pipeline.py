@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from dynamo_mtl.errors import ConfigError, RejectedError, did_you_mean
+from dynamo_mtl.errors import ConfigError, DynamoError, InputError, RejectedError, did_you_mean
 from dynamo_mtl.hub import fetch, push
 from dynamo_mtl.inference.generation import Decoder
 from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question, Route, TextInput
 from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.inference.system_config import SystemConfig, read_system_config
 from dynamo_mtl.settings import validate
-from dynamo_mtl.storage import copy_folder, verify_folder
+from dynamo_mtl.storage import at_home, copy_folder, verify_folder
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
 INPUT_KEYS = (*TEXT_KEYS, "context", "instruction", "task_hint")
 """What an input says that is a mapping."""
 Given = str | Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Decoding settings that a call asked for."""
+
+    settings: dict[str, GenerationConfig]
+    """By the tasks that can decode so."""
+    unusable: dict[str, str]
+    """Why the others cannot."""
 
 
 class DynamoInference:
@@ -51,8 +62,8 @@ class DynamoInference:
             ConfigError: unusable settings, or no such device.
         """
         place = _device(device)
-        settings = config if isinstance(config, SystemConfig | None) else read_system_config(Path(config))
-        self.checkpoint = Path(checkpoint)
+        settings = config if isinstance(config, SystemConfig | None) else read_system_config(at_home(config))
+        self.checkpoint = at_home(checkpoint)
         self.system, self.metadata = load_system(self.checkpoint, place, settings)
         self.predictor = Predictor(self.system, self.metadata.calibration)
 
@@ -111,23 +122,30 @@ class DynamoInference:
 
         Returns:
             For every input its answer, such as ``{"label", "score"}``, ``{"answer", "score", "start", "end"}`` or
-            ``{"translation_text", "score"}``, with ``task`` and ``routing`` (see ``predict``) beside it.
+            ``{"translation_text", "score"}``, with ``task`` and ``routing`` (see ``predict``) beside it, and
+            ``truncated`` where not all of it was read. Of many inputs, one that cannot be answered has ``error``, a
+            sentence with its number, and ``error_type`` in place of an answer; the others are answered.
 
         Raises:
-            ConfigError: an input that is none, no such task or setting.
-            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
+            ConfigError: no such task or setting; a single input that is none.
+            InputError, RejectedError: a single input, as ``predict`` does.
         """
-        settings = self.decoding(generation)
         self._check(task_hint, top_k)
+        self.decoding(generation, task_hint)
         if isinstance(inputs, str | Mapping):
-            one = cast("Given", inputs)
-            return self._answer([self.question(one, task_hint, top_k, settings)])[0]
-        if not isinstance(inputs, Iterable):
-            raise ConfigError(f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}")
+            question = self.question(cast("Given", inputs), task_hint, top_k, generation)
+            prediction = self.predictor.answer([question])[0]
+            self.refuse(prediction)
+            return self.shown(prediction)
+        if not isinstance(inputs, Iterable) or hasattr(inputs, "columns"):
+            raise ConfigError(
+                f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}; of a table "
+                "give a column as a list, or its rows as mappings (to_dict('records'))"
+            )
         answers = (
             answer
-            for batch in _batches(inputs, batch_size)
-            for answer in self._answer([self.question(one, task_hint, top_k, settings) for one in batch])
+            for first, batch in _batches(inputs, batch_size)
+            for answer in self._answer_each(batch, first, task_hint, top_k, generation)
         )
         return list(answers) if isinstance(inputs, list | tuple) else answers
 
@@ -159,14 +177,16 @@ class DynamoInference:
 
         Raises:
             ConfigError: no such task or setting.
+            InputError: the task that is to answer needs a passage and there is none, or cannot decode as asked.
             RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
         """
         self._check(task_hint, top_k)
         given = {"text": text, "context": context, "instruction": instruction}
-        question = self.question(given, task_hint, top_k, self.decoding(generation))
+        question = self.question(given, task_hint, top_k, generation)
         prediction = self.predictor.answer([question])[0]
         self.refuse(prediction)
-        result: dict[str, Any] = {prediction.task: prediction.answer}
+        truncated = {"truncated": dict(prediction.truncated)} if prediction.truncated is not None else {}
+        result: dict[str, Any] = {prediction.task: {**prediction.answer, **truncated}}
         if return_routing_info:
             result["routing_info"] = self._routing_info(prediction)
         return result
@@ -188,14 +208,13 @@ class DynamoInference:
 
         Raises:
             ConfigError: as ``predict`` does; several beams; or a task that writes no text.
-            RejectedError: as ``predict`` does.
+            InputError, RejectedError: as ``predict`` does.
         """
         self._check(task_hint, top_k)
-        settings = self.decoding({"num_beams": 1, **generation})
-        if any(setting.num_beams > 1 for setting in settings.values()):
+        if generation.setdefault("num_beams", 1) != 1:
             raise ConfigError("num_beams: an answer of several beams is known only at its end; stream with num_beams=1")
         given = {"text": text, "context": context, "instruction": instruction}
-        question = self.question(given, task_hint, top_k, settings)
+        question = self.question(given, task_hint, top_k, generation)
         decoder = Decoder(self.system.model)
         pending = self.predictor.begin([question], decoder)[0]
         self.refuse(pending)
@@ -212,6 +231,9 @@ class DynamoInference:
             and ``probabilities``, both calibrated; ``familiarity``, the share of known inputs that are at least as
             unusual; ``thresholds`` of confidence and familiarity, below which an input is rejected.
         """
+        for name, value in (("text", text), ("context", context), ("instruction", instruction)):
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                raise ConfigError(f"input: {name} should be a text, found {type(value).__name__}")
         route = self.predictor.route([TextInput(text, context, instruction)])[0]
         info, calibration = self._route_info(route), self.predictor.calibration
         task = None if route.is_rejected(calibration) else info["predicted_task"]
@@ -220,52 +242,61 @@ class DynamoInference:
 
     def shown(self, prediction: Prediction) -> dict[str, Any]:
         """An answer as a call gives it."""
-        return {**prediction.answer, "task": prediction.task, "routing": self._routing_info(prediction)}
+        truncated = {"truncated": dict(prediction.truncated)} if prediction.truncated is not None else {}
+        routing = self._routing_info(prediction)
+        return {**prediction.answer, **truncated, "task": prediction.task, "routing": routing}
 
     def _check(self, task_hint: str | None, top_k: int | None) -> None:
         if task_hint is not None and task_hint not in self.system.tasks:
             raise ConfigError(f"task_hint: no task '{task_hint}'; {did_you_mean(task_hint, self.system.tasks)}")
-        if top_k is not None and not 1 <= top_k <= len(self.system.tasks):
-            raise ConfigError(f"top_k: found {top_k}; use 1 to {len(self.system.tasks)}, the number of tasks")
+        if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= len(self.system.tasks)):
+            raise ConfigError(
+                f"top_k: found {top_k!r}; use a whole number from 1 to {len(self.system.tasks)}, the number of tasks"
+            )
 
-    def decoding(self, overrides: Mapping[str, Any]) -> dict[str, GenerationConfig]:
-        """Settings of ``Question.generation``: task → its decoding settings with ``overrides``.
+    def decoding(self, overrides: Mapping[str, Any], task: str | None = None) -> Decoding:
+        """Decoding settings with ``overrides``: of one task, or of all tasks that write text if it is None.
 
         Raises:
-            ConfigError: no such setting, or a value that it cannot have.
+            ConfigError: no task can decode so: no such setting, or a value that it cannot have.
         """
+        found = Decoding({}, {})
         if not overrides:
-            return {}
-        settings = {
-            name: validate(GenerationConfig, {**task.config.generation.model_dump(), **overrides}, "generation")
-            for name, task in self.system.tasks.items()
-            if isinstance(task, GenerationTask)
-        }
+            return found
+        writers = {name: t.config.generation for name, t in self.system.tasks.items() if isinstance(t, GenerationTask)}
+        own = {task: writers[task]} if task in writers else writers
         room = self.system.model.encoder.config.longest_sequence - self.system.config.data.max_source_length - 1
-        if any(setting.max_new_tokens > room for setting in settings.values()):
-            raise ConfigError(
-                f"generation.max_new_tokens: at most {room}; the backbone has no positions for more beside a source"
-            )
-        return settings
+        for name, before in own.items():
+            try:
+                settings = validate(GenerationConfig, {**before.model_dump(), **overrides}, "generation")
+            except ConfigError as error:
+                found.unusable[name] = str(error)
+                continue
+            if settings.max_new_tokens > room:
+                found.unusable[name] = (
+                    f"generation.max_new_tokens: at most {room}; the backbone has no positions for more beside a source"
+                )
+            else:
+                found.settings[name] = settings
+        if found.unusable and not found.settings:
+            raise ConfigError(next(iter(found.unusable.values())))
+        return found
 
     def question(
-        self,
-        given: Given,
-        task_hint: str | None,
-        top_k: int | None,
-        settings: Mapping[str, GenerationConfig],
+        self, given: Given, task_hint: str | None, top_k: int | None, generation: Mapping[str, Any]
     ) -> Question:
         """An input of a call, encoded.
 
         Raises:
-            ConfigError: it is none, or there is no such task.
+            ConfigError: it is none, or there is no such task or decoding setting.
+            InputError: the named task cannot answer it as it is.
         """
         if not isinstance(given, str | Mapping):
             raise ConfigError(f"an input should be a text or a mapping, found {type(given).__name__}")
         values = {"text": given} if isinstance(given, str) else dict(given)
         for key, value in values.items():
             if key not in INPUT_KEYS:
-                raise ConfigError(f"input: no key '{key}'; {did_you_mean(key, INPUT_KEYS)}")
+                raise ConfigError(f"input: no key '{key}'; {did_you_mean(str(key), INPUT_KEYS)}")
             if not isinstance(value, str | None):
                 raise ConfigError(f"input: {key} should be a text, found {type(value).__name__}")
         texts = [values[key] for key in TEXT_KEYS if values.get(key) is not None]
@@ -274,13 +305,38 @@ class DynamoInference:
         hint = values.get("task_hint") or task_hint
         self._check(hint, top_k)
         source = self.system.source.encode(str(texts[0]), values.get("context"), values.get("instruction"))
-        return Question(source, hint, None, top_k, settings)
+        decoding = self.decoding(generation, hint)
+        question = Question(source, hint, None, top_k, decoding.settings, decoding.unusable)
+        if hint is not None and (problem := self.predictor.problem(question, hint)) is not None:
+            raise InputError(problem)
+        return question
 
-    def _answer(self, questions: list[Question]) -> list[dict[str, Any]]:
-        predictions = self.predictor.answer(questions)
-        for prediction in predictions:
-            self.refuse(prediction)
-        return [self.shown(prediction) for prediction in predictions]
+    def _answer_each(
+        self,
+        batch: Sequence[Given],
+        first: int,
+        task_hint: str | None,
+        top_k: int | None,
+        generation: Mapping[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Answers of a batch of inputs, the first of which has the number ``first``."""
+        read: list[Question | DynamoError] = []
+        for given in batch:
+            try:
+                read.append(self.question(given, task_hint, top_k, generation))
+            except DynamoError as error:
+                read.append(error)
+        predictions = iter(self.predictor.answer([one for one in read if isinstance(one, Question)]))
+        for number, one in enumerate(read, start=first):
+            try:
+                if isinstance(one, DynamoError):
+                    raise one
+                prediction = next(predictions)
+                self.refuse(prediction)
+                yield self.shown(prediction)
+            except DynamoError as error:
+                kind = "rejected" if isinstance(error, RejectedError) else "validation"
+                yield {"error": f"input {number}: {error}", "error_type": kind}
 
     def _pieces(self, pending: Pending, decoder: Decoder) -> Iterator[str]:
         draft, task = pending.draft, self.system.tasks[pending.task]
@@ -298,7 +354,13 @@ class DynamoInference:
                 shown = ready
 
     def refuse(self, routed: Prediction | Pending) -> None:
-        """Raise for a rejected input, if the model is configured to."""
+        """Raise for an input that its task cannot answer, or for a rejected one if the model is configured to."""
+        if isinstance(routed, Prediction):
+            problem = routed.problem
+        else:
+            problem = self.predictor.problem(routed.question, routed.task)
+        if problem is not None:
+            raise InputError(problem)
         if not routed.rejected or self.system.config.router.on_rejection != "error":
             return
         info, needed = self._route_info(routed.route), self.predictor.calibration
@@ -333,9 +395,11 @@ def _device(name: str | None) -> torch.device:
         ) from error
 
 
-def _batches(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _batches(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Batches, each with the number of its first input, from 1."""
     if size < 1:
         raise ConfigError(f"batch_size: found {size}, use 1 or more")
-    remaining = iter(inputs)
+    remaining, first = iter(inputs), 1
     while batch := list(itertools.islice(remaining, size)):
-        yield batch
+        yield first, batch
+        first += len(batch)

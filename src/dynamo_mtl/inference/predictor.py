@@ -64,6 +64,10 @@ class Prediction:
     route: Route
     rejected: bool = False
     """Whether the input is likely to be one of no task, so that the answer is a guess."""
+    problem: str | None = None
+    """Why the task cannot answer the input as it is, so that the answer is none."""
+    truncated: Mapping[str, int] | None = None
+    """Characters of the text or passage and how many the answer is made from, where that is not all of it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Question:
     """How many adapters the router mixes; the model's own choice if None."""
     generation: Mapping[str, GenerationConfig] = field(default_factory=dict)
     """Task → decoding settings to use instead of its own."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Task → why it cannot decode with the settings that were asked for."""
 
     @property
     def tokens(self) -> int:
@@ -203,7 +209,18 @@ class Predictor:
             texts = (self.written(pending, h.ids, h.log_probability / max(1, h.tokens)) for h in found)
             answer = task.choose(texts)
         assert answer is not None
-        return Prediction(pending.task, answer, pending.route, pending.rejected)
+        source, of_task = pending.question.source, self.system.tasks[pending.task]
+        truncated = None
+        if of_task.is_cut(source):
+            truncated = {"characters": source.characters, "read_characters": of_task.read_characters(source)}
+        problem = self.problem(pending.question, pending.task)
+        return Prediction(pending.task, answer, pending.route, pending.rejected, problem, truncated)
+
+    def problem(self, question: Question, task: str) -> str | None:
+        """Why a task cannot answer an input as it is; None if it can."""
+        if self.system.tasks[task].needs_context and not question.source.has_context:
+            return f"the task '{task}' answers from a passage, and there is none; give it as context"
+        return question.unusable.get(task)
 
     def written(self, pending: Pending, ids: list[int], score: float) -> Answer:
         """The answer that tokens say, in the vocabulary of the input's task."""

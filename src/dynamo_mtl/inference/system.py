@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,30 @@ class System:
 
 
 def make_tasks(config: SystemConfig) -> dict[str, Task]:
-    """Instances of all configured tasks, in order."""
-    return {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
+    """Instances of all configured tasks, in order.
+
+    Tasks that would be asked for in the same words say in their instructions which of them is meant.
+    """
+    tasks = {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
+    twins = {name for pair in _alike(tasks) for name in pair}
+    for name in twins:
+        tasks[name].is_specific = True
+    return tasks
+
+
+def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:
+    """Pairs of tasks that share an instruction."""
+    worded = {name: set(task.instructions) for name, task in tasks.items()}
+    return [pair for pair in itertools.combinations(tasks, 2) if worded[pair[0]] & worded[pair[1]]]
+
+
+def alike_instructions(tasks: Mapping[str, Task]) -> list[str]:
+    """A sentence about each pair of tasks that no instruction could tell apart."""
+    return [
+        f"{one} and {other} share instructions, which then say nothing about which is meant; give them others with "
+        f"tasks.{one}.instructions, or describe them with tasks.{one}.description"
+        for one, other in _alike(tasks)
+    ]
 
 
 def choose_vocabulary(

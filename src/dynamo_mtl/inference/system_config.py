@@ -18,6 +18,9 @@ from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.settings import dump_yaml, read_settings, validate
 from dynamo_mtl.tasks.task import TaskConfig, task_type, task_types
 
+ROUTING_INFO = "routing_info"
+"""Key beside the task's in an answer, so that no task can have this name."""
+
 
 class SystemConfig(BaseModel):
     """All that a trained model depends on. Tasks are those that have a data path or an entry under ``tasks``."""
@@ -80,6 +83,8 @@ class SystemConfig(BaseModel):
         for name in self.tasks:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
                 raise ConfigError(f"tasks: the name {name!r} should have 1 to 64 letters, digits, _ or -")
+            if name == ROUTING_INFO:
+                raise ConfigError(f"tasks: the name '{name}' is a key of answers; choose another one")
         if self.router.top_k > len(self.tasks):
             raise ConfigError(f"router.top_k: found {self.router.top_k}, but there are only {len(self.tasks)} tasks")
         if len(self.router.branches) >= len(self.tasks):

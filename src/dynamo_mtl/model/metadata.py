@@ -36,6 +36,10 @@ class Metadata:
     """Revision of the source tree that trained it."""
     dataset_sizes: dict[str, int] = field(default_factory=dict)
     """Training examples that were used, by task."""
+    data_hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the rows of a task's training and validation data, as they were read."""
+    data_revisions: dict[str, str] = field(default_factory=dict)
+    """Commit of a task's data set, where that comes from the hub."""
     device: str = "cpu"
     peak_memory_mib: float = 0.0
     """Highest memory use of a training process."""

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from dynamo_mtl.errors import DynamoError, RejectedError
+from dynamo_mtl.errors import DynamoError, InputError, RejectedError
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.predictor import Prediction, Question
 from dynamo_mtl.serving.engine import Abandoned, DeadlineExceeded, Engine, Job, Overloaded, Unavailable
@@ -197,8 +197,7 @@ class Server:
     def _encoded(
         self, items: Sequence[Input], task_hint: str | None, top_k: int | None, parameters: dict[str, Any]
     ) -> list[Question]:
-        settings = self.model.decoding(parameters)
-        return [self.model.question(item.model_dump(exclude_none=True), task_hint, top_k, settings) for item in items]
+        return [self.model.question(item.model_dump(exclude_none=True), task_hint, top_k, parameters) for item in items]
 
     def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
         return [
@@ -229,7 +228,7 @@ class Server:
             prediction: Prediction = job.future.result()
             try:
                 self.model.refuse(prediction)
-            except RejectedError as error:
+            except (RejectedError, InputError) as error:
                 reason = error
             else:
                 self.metrics.answers.labels(prediction.task).inc()
@@ -237,7 +236,7 @@ class Server:
                 return self.model.shown(prediction), 200, {}
         if isinstance(reason, RejectedError):
             self.metrics.rejected.inc()
-        elif not isinstance(reason, DeadlineExceeded | Unavailable):
+        elif not isinstance(reason, DeadlineExceeded | Unavailable | InputError):
             self.metrics.failed.inc()
         said = as_failure(reason)
         content = {"error": said.message, "error_type": said.error_type, "request_id": request_id}
@@ -256,6 +255,8 @@ def as_failure(reason: BaseException) -> RequestError:
             found = RequestError(503, "unavailable", str(reason), {"Retry-After": "5"})
         case DeadlineExceeded():
             found = RequestError(504, "deadline", "the answer was not there in time; ask for less, or try again later")
+        case InputError():
+            found = RequestError(422, "validation", str(reason))
         case RejectedError():
             found = RequestError(422, "rejected", str(reason))
         case Abandoned():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.errors import DataError
+from dynamo_mtl.errors import DataError, shortened
 from dynamo_mtl.metrics.classification import classification_scores
 from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.model.lora import LoraConfig
@@ -25,11 +26,23 @@ class ClassificationConfig(TaskConfig):
     """Labels are names, or numbers in the data; their names are what users read."""
 
     labels: list[str] = Field(min_length=2)
-    """Names in the order of the numbers that the data may hold instead."""
+    """Names in the order of the numbers that the data may hold instead; each once."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv 1512.00567)."""
     classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the head."""
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: list[str]) -> list[str]:
+        seen: dict[str, str] = {}
+        for label in labels:
+            name = label.strip()
+            if not name or name in seen:
+                what = f"'{name}' is there twice" if name else "a label is empty"
+                raise ValueError(f"{what}; give each label once, without blanks around it")
+            seen[name] = label
+        return [label.strip() for label in labels]
 
 
 class Classification(Task):
@@ -47,18 +60,45 @@ class Classification(Task):
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         label = self.column(row, "label", where)
-        names = self.config.labels
-        if str(label) in names:  # a number may be a name too, such as one of five stars
-            label = names.index(str(label))
-        elif isinstance(label, str) and label.strip().isdecimal():
-            label = int(label)
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
+        number = self._number(label)
+        if number is None:
+            shown = f"'{label.strip()}'" if isinstance(label, str) else repr(label)
+            if shown == "''":
+                raise DataError(f"{where}: the label of task '{self.name}' is empty", "no value in 'label'")
             raise DataError(
-                f"{where}: label {label!r} of task '{self.name}' is out of range; "
-                f"use 0 to {len(names) - 1} or one of {', '.join(names)}",
+                f"{where}: label {shown:.80} of task '{self.name}' is out of range; "
+                f"use 0 to {len(self.config.labels) - 1} or one of {shortened(self.config.labels)}",
                 "label out of range",
             )
-        return Example(self.text_column(row, "text", where), None, str(label))
+        return Example(self.text_column(row, "text", where), None, str(number))
+
+    def _number(self, label: Any) -> int | None:
+        """The number of a label that is written as its name, in another case, or as a whole number."""
+        names = self.config.labels
+        written = number_as_written(label)
+        if written in names:  # a number may be a name too, such as one of five stars
+            return names.index(written)
+        folded = [number for number, name in enumerate(names) if name.casefold() == written.casefold()]
+        if len(folded) == 1:
+            return folded[0]
+        if written.casefold() in ("true", "false") and len(names) == 2:
+            return int(written.casefold() == "true")
+        if written.isdecimal() and len(written) < 10 and int(written) < len(names):
+            return int(written)
+        return None
+
+    def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
+        given = str(self.column(row, "label", "")).strip()
+        name = self.config.labels[int(example.target)]
+        return (
+            f"label '{given:.40}' is read as '{name}'" if given.casefold() == name.casefold() != given != name else None
+        )
+
+    @property
+    def subject(self) -> str:
+        """Also its labels, where they are few words."""
+        labels = ", ".join(self.config.labels)
+        return super().subject if self.config.description or len(labels) > 60 else f"{super().subject}: {labels}"
 
     def output_names(self) -> list[str]:
         return self.config.labels
@@ -97,3 +137,9 @@ class Classification(Task):
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
         majority = Counter(int(e.target) for e in train).most_common(1)[0][0]
         return [{"label": self.config.labels[majority], "score": 1.0}] * len(examples)
+
+
+def number_as_written(value: Any) -> str:
+    """A cell as its label: without blanks around it, and ``1.0`` as ``1``, which is what a spreadsheet makes of it."""
+    text = str(value).strip()
+    return text[:-2] if re.fullmatch(r"-?\d{1,15}\.0", text) else text

@@ -50,6 +50,11 @@ class EncodedSource:
     """Whether something did not fit into the windows."""
     lead: int = 0
     """Characters of an instruction, and the blank behind it, in front of the text in ``body``."""
+    question_cut: bool = False
+    """Whether a question, beside its context, is longer than what is read of it."""
+    has_context: bool = False
+    characters: int = 0
+    """Of the text that was windowed, before anything was cut."""
 
 
 class SourceEncoder:
@@ -62,14 +67,18 @@ class SourceEncoder:
     def encode(self, text: str, context: str | None = None, instruction: str | None = None) -> EncodedSource:
         """Encode any text, also an empty one; what does not fit into ``max_windows`` is cut off."""
         limit = self.max_length * self.max_windows * CHARACTERS_PER_TOKEN
-        text = clean(f"{instruction} {text}" if instruction else text)[:limit]
+        whole = clean(f"{instruction} {text}" if instruction else text)
+        text = whole[:limit]
         special = self.tokenizer
+        question_cut = False
         if context is None:
             lead, body = [special.first], text
         else:
-            question = special.backend.encode(text, add_special_tokens=False).ids[: self.max_length // 3]
-            lead = [special.first, *question, *[special.separator] * special.separators_between]
-            body = clean(context)[:limit]
+            question = special.backend.encode(text, add_special_tokens=False).ids
+            question_cut = len(question) > self.max_length // 3
+            lead = [special.first, *question[: self.max_length // 3], *[special.separator] * special.separators_between]
+            whole = clean(context)
+            body = whole[:limit]
         encoding = special.backend.encode(body, add_special_tokens=False)
         capacity = self.max_length - len(lead) - 1
         windows: list[EncodedWindow] = []
@@ -82,7 +91,8 @@ class SourceEncoder:
                 break
             start += capacity - min(self.overlap, capacity // 2)
         lead_characters = len(clean(instruction)) + 1 if instruction and context is None else 0
-        return EncodedSource(windows, body, end < len(encoding.ids), lead_characters)
+        cut = end < len(encoding.ids) or len(body) < len(whole)
+        return EncodedSource(windows, body, cut, lead_characters, question_cut, context is not None, len(whole))
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ class GenerationConfig(BaseModel):
     """Fewest tokens of an answer."""
     num_beams: int = Field(default=1, ge=1)
     """Beams of the search; 1 takes the likeliest token each time."""
-    sampling_temperature: float | None = Field(default=None, ge=1e-3)
+    sampling_temperature: float | None = Field(default=None, ge=1e-3, le=100)
     """Draw every token from the distribution at this temperature, not the likeliest one. Needs ``num_beams: 1``."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(default=1.0, ge=-10, le=10)
     """A finished beam's log-probability is divided by its length to this power: above 1 favours longer answers."""
     no_repeat_ngram_size: int = Field(default=0, ge=0)
     """No n-gram of this size occurs twice in an answer; 0 allows all."""
@@ -49,6 +49,10 @@ class GenerationConfig(BaseModel):
             raise ConfigError(
                 f"generation: sampling_temperature {self.sampling_temperature} with num_beams {self.num_beams}; "
                 "drawing answers needs num_beams: 1"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"generation: min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}"
             )
         return self
 
@@ -135,9 +139,10 @@ class GenerationTask(Task):
             labels={"next": [*ids, self.vocabulary.end]},
         )
 
-    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
+    def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
         limit, words = self.config.max_target_length, self._words(source)
-        return len(self.vocabulary.encode(target, limit + 1, words and words.numbers)) > limit
+        is_cut = len(self.vocabulary.encode(target, limit + 1, words and words.numbers)) > limit
+        return f"the target has more than max_target_length ({limit}) tokens" if is_cut else None
 
     def copyable(self, head: LanguageModelHead, hidden: Tensor, view: TaskView) -> Copyable | None:
         """What each of this task's examples may copy, from the whole top run ``(tokens, hidden)``; None if nothing."""

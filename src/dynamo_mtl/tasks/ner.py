@@ -56,7 +56,7 @@ class NamedEntities(Task):
         return ["O", *(f"{place}-{kind}" for kind in self.config.kinds for place in "BI")]
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
-        if any(name in row for name in self._names("tokens")):
+        if any(name in row for name in self.names_of("tokens")):
             text, entities = self._from_tags(row, where)
         else:
             text = self.text_column(row, "text", where)
@@ -64,9 +64,6 @@ class NamedEntities(Task):
         if not text.strip():
             raise DataError(f"{where}: the text of task '{self.name}' is empty", "empty text")
         return Example(text, None, json.dumps(sorted(entities)))
-
-    def _names(self, column: str) -> tuple[str, ...]:
-        return (self.config.columns[column],) if column in self.config.columns else self.column_names[column]
 
     def _from_spans(self, given: Any, text: str, where: str) -> list[Entity]:
         """``[{"start", "end", "label"}]``, or that as JSON, as in a cell of a table."""
@@ -86,7 +83,8 @@ class NamedEntities(Task):
                     f"of no kind of {', '.join(self.config.kinds)}",
                     "an entity that cannot be",
                 )
-        return found
+        trimmed = [(*_without_blanks(text, start, end), kind) for start, end, kind in found]
+        return [(start, end, kind) for start, end, kind in trimmed if start < end]
 
     def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
         """Words and a BIO tag for each, as a name or as the number of CoNLL-2003: O, B-PER, I-PER, B-ORG, …"""
@@ -102,6 +100,8 @@ class NamedEntities(Task):
                 raise DataError(
                     f"{where}: tag {tag!r} of task '{self.name}' is none of {', '.join(names)}", "an unknown tag"
                 )
+            if not word.strip():
+                continue  # nothing stands there that could be named
             text += " " if text else ""
             start, text = len(text), text + clean(word)
             kind, begins = kinds[(number - 1) // 2], number % 2 == 1
@@ -111,6 +111,16 @@ class NamedEntities(Task):
             elif number:
                 entities[-1] = (entities[-1][0], len(text), kind)
         return text, entities
+
+    def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
+        if any(name in row for name in self.names_of("tokens")):
+            blank = any(not word.strip() for word in self.column(row, "tokens", ""))
+            return "an empty word is left out" if blank else None
+        given = self.column(row, "entities", "")
+        spans = json.loads(given) if isinstance(given, str) else given
+        kept = {(start, end) for start, end, _ in json.loads(example.target)}
+        trimmed = any((span["start"], span["end"]) not in kept for span in spans)
+        return "blanks at the edge of an entity are left out" if trimmed else None
 
     def head_config(self) -> HeadConfig:
         return HeadConfig("token", labels=len(self.output_names()))
@@ -124,6 +134,21 @@ class NamedEntities(Task):
                 labels["window"].append(number)
                 labels["token"].append(window.body_start + place)
         return replace(self.unanswered(source, route), labels=labels)
+
+    def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
+        """An entity that even a perfect tagger could not spell: its tokens' classes give back another one, or none."""
+        offsets = [offset for window in source.windows for offset in window.offsets]
+        tagged = {offset: (1.0, number) for offset, number in zip(offsets, example.labels["class"], strict=True)}
+        found = {(e["start"], e["end"], e["entity_group"]) for e in self._entities(tagged, source)}
+        wanted = [(start, end, kind) for start, end, kind in json.loads(target)]
+        missed = next((entity for entity in wanted if entity not in found), None)
+        if missed is None:
+            return None
+        start, end, _ = missed
+        if any(o != missed and o[0] < end and start < o[1] for o in wanted):
+            return "an entity overlaps another one"
+        read = max((last for _, last in offsets), default=0) - source.lead
+        return "an entity is in no window" if end > read else "an entity begins or ends inside of a token"
 
     def _class(self, start: int, end: int, entities: Iterable[Entity]) -> int:
         """Class of the token with these characters."""
@@ -208,3 +233,8 @@ class NamedEntities(Task):
             }
             for example in examples
         ]
+
+
+def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    inside = text[start:end]
+    return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())

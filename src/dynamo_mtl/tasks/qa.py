@@ -38,6 +38,7 @@ class QuestionAnswering(Task):
     needs_context = True
     all_windows = True
     column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
+    optional_columns = {"answer_start": ("answer_start", "answer_offset")}
     wordings = read_wordings("qa")
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
@@ -47,7 +48,7 @@ class QuestionAnswering(Task):
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         context = self.text_column(row, "context", where)
         answers = self.column(row, "answers", where)
-        pairs = _answer_pairs(answers, context)
+        pairs = _answer_pairs(answers, self.optional_column(row, "answer_start", where), context)
         if pairs is None:
             raise DataError(
                 f"{where}: 'answers' of task '{self.name}' should hold 'text' and 'answer_start', or be words of the "
@@ -81,8 +82,21 @@ class QuestionAnswering(Task):
         labels = {"start": [s for s, _ in spans], "end": [e for _, e in spans]}
         return replace(self.unanswered(source, route), labels=labels)
 
-    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
-        return not any(example.labels["start"])  # the answer's first token is in no window
+    def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
+        answers = self.column(row, "answers", "")
+        if not isinstance(answers, str) or self.optional_column(row, "answer_start", "") is not None:
+            return None
+        text = json.loads(example.target)[0][0]
+        several = answers.strip() == text and (example.context or "").count(text) > 1
+        return "the answer stands several times in its context: the first is taken" if several else None
+
+    def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
+        spans = [(s, e) for s, e in zip(example.labels["start"], example.labels["end"], strict=True) if s]
+        if not spans:
+            return "the answer is in no window, or begins or ends inside of a token"
+        if min(e - s + 1 for s, e in spans) > self.config.max_answer_tokens:
+            return f"the answer has more than max_answer_tokens ({self.config.max_answer_tokens}) tokens"
+        return None
 
     def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:
         """First and last token of a character span; twice the window's first (no answer) if it is not all inside."""
@@ -151,27 +165,54 @@ class QuestionAnswering(Task):
         return answers
 
 
-def _answer_pairs(answers: Any, context: str) -> list[tuple[str, int]] | None:
+def _answer_pairs(answers: Any, start: Any, context: str) -> list[tuple[str, int]] | None:
     """``(text, first character)`` of every accepted answer, from any published form; None if it is none of them.
 
-    Plain text is the answer itself, where it first stands in the context.
+    Args:
+        answers: a text, a list of texts or of ``{"text", "answer_start"}``, lists of both, or one of these as JSON.
+        start: first character of the answer, or a list of one for each, where that is a column of its own.
+        context: where a plain text is looked for if nothing says where it stands: its first place counts.
     """
     if isinstance(answers, str):  # a cell of a table
-        plain = clean(answers).strip()
-        if plain and plain in context:
-            return [(plain, context.index(plain))]
-        try:
-            answers = json.loads(answers)
-        except ValueError:
-            return None
+        return _from_text(clean(answers), start, context)
     if isinstance(answers, Mapping):
-        texts, starts = answers.get("text"), answers.get("answer_start")
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            return None
-        pairs = list(zip(texts, starts, strict=True))
+        texts, starts = answers.get("text"), answers.get("answer_start", start)
+        if isinstance(texts, str):
+            return _from_text(clean(texts), starts, context)
     elif isinstance(answers, list) and all(isinstance(a, Mapping) for a in answers):
-        pairs = [(a.get("text"), a.get("answer_start")) for a in answers]
+        texts, starts = [a.get("text") for a in answers], [a.get("answer_start") for a in answers]
     else:
+        texts, starts = answers, start
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return None
-    well_formed = all(isinstance(text, str) and type(start) is int for text, start in pairs)
-    return pairs if well_formed else None
+    if starts is None or starts == "":
+        plain = [clean(text).strip() for text in texts]
+        return [(t, context.index(t)) for t in plain] if all(t and t in context for t in plain) else None
+    places = _numbers(starts)
+    return list(zip(texts, places, strict=True)) if places is not None and len(places) == len(texts) else None
+
+
+def _from_text(text: str, start: Any, context: str) -> list[tuple[str, int]] | None:
+    plain = text.strip()
+    if start is not None and start != "":
+        places = _numbers(start)
+        if places is None or len(places) != 1:
+            return None
+        exact = context[places[0] : places[0] + len(text)] == text
+        return [(text if exact else plain, places[0])]
+    if plain and plain in context:
+        return [(plain, context.index(plain))]
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return None if isinstance(parsed, str) else _answer_pairs(parsed, start, context)
+
+
+def _numbers(given: Any) -> list[int] | None:
+    """Places of characters: whole numbers, also as the text or the float that a table makes of them."""
+    values = given if isinstance(given, list) else [given]
+    written = [str(value).strip() for value in values]
+    if not all(re.fullmatch(r"-?\d{1,15}(\.0)?", text) for text in written):
+        return None
+    return [int(text.partition(".")[0]) for text in written]

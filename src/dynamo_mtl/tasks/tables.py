@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,17 @@ from typing import Any
 import datasets
 
 from dynamo_mtl.data.samples import SAMPLE
-from dynamo_mtl.data.sources import COLUMNS, DATA_PATH, DataConfig, is_sample, open_table, sample_of
+from dynamo_mtl.data.sources import (
+    COLUMNS,
+    DATA_PATH,
+    DataConfig,
+    find_files,
+    hub_commit,
+    is_sample,
+    is_saved,
+    open_table,
+    sample_of,
+)
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.storage import at_home
 from dynamo_mtl.tasks.task import Example, Task
@@ -23,7 +35,7 @@ TRAIN = "train"
 UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
     "evaluation_instructions", "target_vocabulary", "copy_words", "max_target_length", "label_smoothing", "loss_weight",
-    "requires_instruction", "classifier_dropout", "validation_share",
+    "requires_instruction", "classifier_dropout", "validation_share", "description",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 
@@ -36,12 +48,14 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
         DataError: missing file or column, unreadable row, empty split.
     """
     settings = task.config
-    location = task_location(task, split, config)
+    location, files_of = task_location(task, split, config), source_split(task, split, config)
     key = f"{settings.type} {settings.model_dump_json(exclude=UNREAD)} {_reader_revision(type(task))}"
-    table = open_table(location, split, task.read, key, config)
-    belongs = part_of_file(task, split, config)
-    if belongs is not None:
-        rows = [row for row, text in enumerate(table["text"]) if belongs(text)]
+    table = open_table(location, files_of, task.read, key, config, settings.reading)
+    parts = split_of_file(task, config)
+    if parts is not None:
+        rows = [
+            row for row, example in enumerate(all_examples(table)) if parts.is_held_out(example) != (split == TRAIN)
+        ]
         if not rows:
             share = settings.validation_share
             raise DataError(f"{location}: {len(table)} rows are too few to hold out a share of {share} for validation")
@@ -71,23 +85,68 @@ def check_splits(task: Task, config: DataConfig) -> None:
 
 def _is_one_file(task: Task, config: DataConfig) -> bool:
     train, validation = (task_location(task, split, config) for split in (TRAIN, "validation"))
-    return train == validation and Path(train).is_file()
+    if train != validation:
+        return False
+    path = Path(train)
+    return path.is_file() or is_saved(path) or (path.is_dir() and _lacks_validation(task, config, train))
 
 
-def part_of_file(task: Task, split: str, config: DataConfig) -> Callable[[str], bool] | None:
-    """Whether a text belongs to a split of a single file of which a share is held out; None where there is no such.
+def _lacks_validation(task: Task, config: DataConfig, folder: str) -> bool:
+    """Whether a share is held out of the training files of a folder, which has no others."""
+    if task.config.validation_share is None or task.config.validation_file or task.config.train_file:
+        return False
+    try:
+        find_files(folder, "validation")
+    except DataError:
+        return True
+    return False
 
-    A text's hash decides, so that copies of it stay together, and each stays where it is as the file grows.
+
+class FileSplit:
+    """Which rows of a single file are held out for validation: the share of every label, and the same rows every time.
+
+    Rows are asked about in the order of the file. Rows that are added at its end change nothing for those before them.
+    What must not be on both sides, copies of a text or the questions about one passage, goes where its first row went.
     """
+
+    def __init__(self, task: Task, share: float) -> None:
+        self._task, self._share = task, share
+        self._sides: dict[bytes, bool] = {}
+        self._counts: Counter[str] = Counter()
+
+    def is_held_out(self, example: Example) -> bool:
+        """Whether the next row of the file belongs to the validation data."""
+        group = hashlib.sha256(self._task.split_group(example).encode()).digest()[:16]
+        if group not in self._sides:
+            label = self._task.label(example) or ""
+            self._sides[group] = self._is_chosen(label, self._counts[label])
+            self._counts[label] += 1
+        return self._sides[group]
+
+    def _is_chosen(self, label: str, number: int) -> bool:
+        """One of every ``1 / share`` rows of a label, at a place that its hash decides; the first time the second."""
+        block = math.floor(number * self._share + 1e-9)
+        first, end = (math.ceil(edge / self._share - 1e-9) for edge in (block, block + 1))
+        digest = hashlib.sha256(f"{block} {label}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") % (end - first) if block else min(1, end - 1)
+        return number == first + place
+
+
+def split_of_file(task: Task, config: DataConfig) -> FileSplit | None:
+    """How a single file of which a share is held out is split; None where there is no such."""
     share = task.config.validation_share
-    if share is None or not _is_one_file(task, config):
-        return None
-    limit = int(share * 2**32)
+    return FileSplit(task, share) if share is not None and _is_one_file(task, config) else None
 
-    def belongs(text: str) -> bool:
-        return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < limit) == (split != TRAIN)
 
-    return belongs
+def source_split(task: Task, split: str, config: DataConfig) -> str:
+    """The split whose files hold the rows of ``split``: that of training, where validation data is held out of it."""
+    return TRAIN if split != TRAIN and split_of_file(task, config) is not None else split
+
+
+def data_revision(task: Task, config: DataConfig) -> str | None:
+    """The commit of a task's data set on the hub; None where the data lies here."""
+    location = task_location(task, TRAIN, config)
+    return None if is_sample(location) or Path(location).exists() else hub_commit(location, config)
 
 
 def task_location(task: Task, split: str, config: DataConfig) -> str:
@@ -117,6 +176,16 @@ def all_examples(table: datasets.Dataset) -> Iterator[Example]:
     """All examples of a table, a thousand at a time in memory."""
     for first in range(0, len(table), 1000):
         yield from _examples(table[first : first + 1000])
+
+
+def rows_hash(*tables: datasets.Dataset) -> str:
+    """SHA-256 of all rows, in their order."""
+    digest = hashlib.sha256()
+    for table in tables:
+        for first in range(0, len(table), 1000):
+            rows = table[first : first + 1000]
+            digest.update(repr([rows[name] for name in COLUMNS]).encode())
+    return digest.hexdigest()
 
 
 def first_examples(table: datasets.Dataset, limit: int | None = None) -> list[Example]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 import dynamo_mtl.tasks
+from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import ConfigError, DataError, did_you_mean
 from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.model.heads import Head, HeadConfig
@@ -54,12 +55,16 @@ class TaskConfig(BaseModel):
 
     type: str
     """The task's type; its name says it if not given."""
+    description: str | None = Field(default=None, min_length=1, max_length=200)
+    """What the task is about, in a few words. Instructions name it where another task has the same type."""
     train_file: str | None = None
     """Overrides the training file of the task's data path."""
     validation_file: str | None = None
     """Overrides the validation file of the task's data path."""
     validation_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the texts of a single file that is held out as validation data, the same ones every time."""
+    """Share of a single file that is held out as validation data: of every label, the same rows every time."""
+    reading: Reading = Reading()
+    """How the files are written: separator, quoting, encoding, names of columns; what the files say, if not given."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our column name → the name it has in the data."""
     train_examples: int | None = Field(default=None, ge=1)
@@ -105,6 +110,8 @@ class Task(abc.ABC):
     """Whether all windows of a long input are answered from, or only the first."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     """Our column → the names it is known to have in published data; the first is ours."""
+    optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The same of columns that a row need not have."""
     wordings: ClassVar[Wordings]
     main_metric: ClassVar[str]
     trivial_name: ClassVar[str]
@@ -114,30 +121,42 @@ class Task(abc.ABC):
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
+        self.is_specific = False
+        """Whether instructions say which task of its type is meant: set where there is another one."""
+        self._columns = {**self.column_names, **self.optional_columns}
         for key in config.columns:
-            if key not in self.column_names:
-                raise ConfigError(f"tasks.{name}.columns: no column '{key}'; {did_you_mean(key, self.column_names)}")
+            if key not in self._columns:
+                raise ConfigError(f"tasks.{name}.columns: no column '{key}'; {did_you_mean(key, self._columns)}")
 
     @property
     def instructions(self) -> list[str]:
         """Training wordings: configured ones, else the type's."""
-        return [self.wording(pattern) for pattern in self.config.instructions or self.wordings.training]
+        return self._worded(self.config.instructions, self.wordings.training)
 
     @property
     def validation_instructions(self) -> list[str]:
         """Wordings that the router is selected and calibrated on: configured ones for training, else the type's."""
-        own = self.wordings.validation or self.wordings.training
-        return [self.wording(pattern) for pattern in self.config.instructions or own]
+        return self._worded(self.config.instructions, self.wordings.validation or self.wordings.training)
 
     @property
     def evaluation_instructions(self) -> list[str]:
         """Scoring wordings: configured ones, else the type's, which are held out of training."""
-        own = self.wordings.evaluation or self.wordings.training
-        return [self.wording(pattern) for pattern in self.config.evaluation_instructions or own]
+        return self._worded(self.config.evaluation_instructions, self.wordings.evaluation or self.wordings.training)
+
+    def _worded(self, configured: Sequence[str] | None, of_type: Sequence[str]) -> list[str]:
+        if configured is not None:
+            return [self.wording(pattern) for pattern in configured]
+        written = [self.wording(pattern) for pattern in of_type]
+        return [f"{text.rstrip(' .:')} ({self.subject})." for text in written] if self.is_specific else written
 
     def wording(self, pattern: str) -> str:
         """An instruction of this very task from one of its type."""
         return pattern
+
+    @property
+    def subject(self) -> str:
+        """What tells this task from others of its type: its description, or else its name."""
+        return self.config.description or self.name.replace("_", " ").replace("-", " ")
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -147,11 +166,15 @@ class Task(abc.ABC):
 
     def column(self, row: Mapping[str, Any], name: str, where: str) -> Any:
         """The value of one of our columns, under its configured or a known name."""
-        names = (self.config.columns[name],) if name in self.config.columns else self.column_names[name]
-        for candidate in names:
-            if candidate in row and row[candidate] is not None:
+        names = self.names_of(name)
+        found = [candidate for candidate in names if candidate in row]
+        if not found and name not in self.config.columns:  # "Text" for "text", as spreadsheets write it
+            wanted = {candidate.casefold() for candidate in names}
+            found = [given for given in row if str(given).strip().casefold() in wanted]
+        for candidate in found:
+            if row[candidate] is not None:
                 return row[candidate]
-        empty = next((candidate for candidate in names if candidate in row), None)
+        empty = next(iter(found), None)
         if empty is not None:
             raise DataError(f"{where}: column '{empty}' of task '{self.name}' is empty", f"no value in '{empty}'")
         raise DataError(
@@ -159,6 +182,16 @@ class Task(abc.ABC):
             f"name it with tasks.{self.name}.columns",
             f"no column '{names[0]}'",
         )
+
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """The names that one of our columns may have in the data: the configured one, else all that are known."""
+        return (self.config.columns[column],) if column in self.config.columns else self._columns[column]
+
+    def optional_column(self, row: Mapping[str, Any], name: str, where: str) -> Any:
+        """Like ``column``; None where a row has no such column or no value, unless the configuration names it."""
+        if name not in self.config.columns and all(row.get(candidate) is None for candidate in self._columns[name]):
+            return None
+        return self.column(row, name, where)
 
     def text_column(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Like ``column``, for text; lone surrogates, which no file can hold, are replaced."""
@@ -178,9 +211,26 @@ class Task(abc.ABC):
         """The class that is expected, for types with classes."""
         return None
 
-    def is_lost(self, example: EncodedExample, source: EncodedSource, target: str) -> bool:
-        """Whether ``target`` is not all in the encoded example, so that training on it misses something."""
-        return False
+    def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
+        """Why training on the encoded example misses something of ``target``, in a few words; None if it does not."""
+        return None
+
+    def read_characters(self, source: EncodedSource) -> int:
+        """How many characters of what was windowed the task answers from."""
+        windows = source.windows if self.all_windows else source.windows[:1]
+        return max((window.offsets[-1][1] for window in windows if window.offsets), default=0)
+
+    def is_cut(self, source: EncodedSource) -> bool:
+        """Whether the task does not see all of a source."""
+        return source.cut or source.question_cut or (not self.all_windows and len(source.windows) > 1)
+
+    def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
+        """What was changed or assumed as a row was read, in a few words, if anything was."""
+        return None
+
+    def split_group(self, example: Example) -> str:
+        """What must not be in the training and the validation data both: the passage, else the text."""
+        return example.text if example.context is None else example.context
 
     # --- model --------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from filelock import FileLock
 
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.system import System, load_extended, make_tasks
@@ -22,7 +23,8 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.checkpoint import KNOWN
 from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import Adapter
-from dynamo_mtl.storage import new_folder
+from dynamo_mtl.processes import first_does
+from dynamo_mtl.storage import new_folder, only_writer
 from dynamo_mtl.tasks.tables import all_examples, first_examples
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.examples import ExampleSource
@@ -37,7 +39,7 @@ from dynamo_mtl.training.phases.branch import (
     split_inputs,
 )
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-from dynamo_mtl.training.pipeline import load_tables, source_revision
+from dynamo_mtl.training.pipeline import described_data, shared_tables, source_revision, start_equal
 from dynamo_mtl.training.settings import PipelineConfig, TrainingConfig
 from dynamo_mtl.training.tracking import MetricsLog
 
@@ -68,10 +70,27 @@ def add_task(
         DynamoError: unusable checkpoint, configuration or data; before anything is trained.
     """
     name = list(config.tasks)[-1]
-    output = new_folder(output)
     accelerator = Accelerator()
+    locks: list[FileLock] = []
+
+    def prepare() -> Path:
+        found = new_folder(output)
+        locks.append(only_writer(found, "--output", inside=False))
+        return found
+
+    place = first_does(prepare)  # of several processes the first one writes
+    try:
+        return _add(checkpoint, place, config, name, start, accelerator)
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _add(
+    checkpoint: Path, output: Path, config: PipelineConfig, name: str, start: Adapter | None, accelerator: Accelerator
+) -> Path:
     set_seed(config.training.seed)
-    tables = load_tables(config, {name: make_tasks(config)[name]})
+    tables = shared_tables(config, {name: make_tasks(config)[name]})
 
     def examples(task: Task) -> Iterable[Example]:
         return all_examples(tables[task.name].train)
@@ -84,6 +103,7 @@ def add_task(
         )
     if start is not None:
         _start_from(system, name, start)
+    start_equal(system, config.training.seed)
     began = time.perf_counter()
     source, settings = ExampleSource(system, tables), config.training
     log = MetricsLog(Path(config.log_dir), accelerator)
@@ -100,10 +120,10 @@ def add_task(
         tasks=list(system.tasks),
         commit=source_revision(),
         train_seconds=round(seconds, 1),
-        dataset_sizes={**metadata.dataset_sizes, name: len(tables[name].train)},
+        **{key: {**getattr(metadata, key), **own} for key, own in described_data(config, tables).items()},
         calibration=calibration,
     )
-    system.save(output, changed, config.to_yaml())
+    first_does(lambda: system.save(output, changed, config.to_yaml()))
     logger.info("saved %s", output)
     return output
 

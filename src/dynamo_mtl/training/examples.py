@@ -9,7 +9,7 @@ import numpy as np
 
 from dynamo_mtl.inference.system import System
 from dynamo_mtl.processes import Place, here
-from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import example_at, first_examples
 from dynamo_mtl.tasks.task import Example
 
@@ -20,6 +20,15 @@ class TaskTables:
 
     train: datasets.Dataset
     validation: datasets.Dataset
+
+
+@dataclass(frozen=True)
+class ValidationRows:
+    """Labelled examples that a task is judged on, as rows, as what is read of them, and as what the model gets."""
+
+    examples: list[Example]
+    sources: list[EncodedSource]
+    encoded: list[EncodedExample]
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,12 @@ class ExampleSource:
         other = others[int(rng.integers(len(others)))]
         return other, self.instruction(other, rng, 1.0, validation=validation)
 
-    def validation(self, task: str, count: int) -> list[EncodedExample]:
+    def validation(self, task: str, count: int) -> ValidationRows:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""
         needs = self.system.config.tasks[task].requires_instruction
         instruction = self.system.tasks[task].validation_instructions[0] if needs else None
         rows = first_examples(self.tables[task].validation, count)
-        return [self.system.encode(example, task, instruction) for example in rows]
+        sources = [self.system.source.encode(row.text, row.context, instruction) for row in rows]
+        of_task, route = self.system.tasks[task], self.system.route_of(task)
+        encoded = [of_task.encode(row, source, route) for row, source in zip(rows, sources, strict=True)]
+        return ValidationRows(rows, sources, encoded)

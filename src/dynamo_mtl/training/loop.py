@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -73,7 +74,7 @@ def run_phase(
     """
     loop = _Loop(phase, system, config, accelerator)
     if start is None:
-        loop.best.update(_validate(phase, 0, log))
+        loop.best.update(_validate(phase, 0, log), 0)
     else:
         loop.restore(start)
     progress = Progress(phase.name, phase.steps, loop.step)
@@ -87,7 +88,7 @@ def run_phase(
                 left_out = {"skipped": loop.skipped} if loop.skipped else {}
                 log.write(phase.name, loop.step, {**terms, "grad_norm": loop.norm, **left_out, **rates})
             if loop.step % phase.eval_every == 0 or loop.step == phase.steps:
-                loop.best.update(_validate(phase, loop.step, log))
+                loop.best.update(_validate(phase, loop.step, log), loop.step)
                 if loop.best.exhausted:
                     logger.info("%s  stopped early after %d steps", phase.name, loop.step)
                     break
@@ -96,9 +97,19 @@ def run_phase(
                 keeper.after_step(loop.step, loop.numbers, loop.tensors)
     if phase.best_at_end:
         loop.best.restore()
+        if loop.best.step == 0:
+            logger.warning(
+                "%s  nothing was learned: no validated state was better than the first one, which is kept; look at the "
+                "data (dynamo data check), give more updates, another learning rate or more validation rows",
+                phase.name,
+            )
     freeze_all_but(system.model, [])
     accelerator.free_memory()  # forget this phase's optimizer
     return loop.best.score if phase.best_at_end else loop.best.last
+
+
+BEST = ("score", "loss", "last", "worse", "step")
+"""What a state keeps of the best validation, beside its parameters."""
 
 
 class _Loop:
@@ -194,7 +205,7 @@ class _Loop:
         return {
             "phase": self.phase.state(),
             "rates": [group["lr"] for group in self.plain.param_groups],
-            "best": {"score": self.best.score, "last": self.best.last, "worse": self.best.worse},
+            "best": {name: getattr(self.best, name) for name in BEST},
             "scaler": scaler.state_dict() if scaler is not None else None,
             "recent": len(self.recent),
             "skipped": self.skipped,
@@ -223,8 +234,8 @@ class _Loop:
             self.plain.state[parameter] = {n: t.to(parameter.device) for n, t in moments.items()}
         for i, tensor in enumerate(self.best.state):
             tensor.copy_(state.tensors[f"best.{i}"])
-        best = numbers["best"]
-        self.best.score, self.best.last, self.best.worse = best["score"], best["last"], best["worse"]
+        for name in BEST:
+            setattr(self.best, name, numbers["best"][name])
         self.skipped, self.budget = numbers["skipped"], numbers["budget"]
         device = self.system.device
         self.recent = [
@@ -261,12 +272,12 @@ def _unscaled(loss: Tensor) -> Tensor:
     return loss
 
 
-def _validate(phase: Phase, step: int, log: MetricsLog) -> float:
+def _validate(phase: Phase, step: int, log: MetricsLog) -> dict[str, float]:
     values = gather(phase.validate())[0]  # of the first process: machines may round differently, and all must agree
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name != SCORE)
     logger.info("%s  validation after %d steps: %s", phase.name, step, shown)
     log.write(phase.name, step, {f"validation_{name}": value for name, value in values.items()})
-    return values[SCORE]
+    return values
 
 
 class _Best:
@@ -275,12 +286,15 @@ class _Best:
     def __init__(self, parameters: list[Tensor], patience: int | None) -> None:
         self.parameters, self.patience = parameters, patience
         self.score = self.last = -math.inf
-        self.worse, self.state = 0, [p.detach().clone() for p in parameters]
+        self.loss = math.inf
+        """Decides between states of the same score."""
+        self.worse, self.step, self.state = 0, 0, [p.detach().clone() for p in parameters]
 
-    def update(self, score: float) -> None:
+    def update(self, values: Mapping[str, float], step: int) -> None:
+        score, loss = values[SCORE], values.get("loss", 0.0)
         self.last = score
-        if score > self.score:
-            self.score, self.worse = score, 0
+        if (score, -loss) > (self.score, -self.loss):
+            self.score, self.loss, self.worse, self.step = score, loss, 0, step
             for kept, parameter in zip(self.state, self.parameters, strict=True):
                 kept.copy_(parameter.detach())
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,11 +18,11 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from filelock import FileLock
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
-from dynamo_mtl.inference.system import System, build_system, load_system, make_tasks
+from dynamo_mtl.inference.system import System, alike_instructions, build_system, load_system, make_tasks
 from dynamo_mtl.model.metadata import METADATA, Metadata
 from dynamo_mtl.processes import first_does, here, make_equal
 from dynamo_mtl.storage import only_writer, sweep
-from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
+from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, data_revision, open_task_table, rows_hash
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.contracts import Phase
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
@@ -58,6 +58,8 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
     seed = config.training.seed
     for task in tasks.values():
         check_splits(task, config.data)
+    for sentence in alike_instructions(tasks):
+        logger.warning("%s", sentence)
     return {
         name: TaskTables(
             open_task_table(task, TRAIN, config.data, seed), open_task_table(task, "validation", config.data, seed)
@@ -109,11 +111,12 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
         )
     tables = shared_tables(config, make_tasks(config))
     place, state = states.find(resume)
-    system, metadata = _start(config, tables, place or before, accelerator.device)
-    states.check_data(metadata, tables)
+    system, metadata, earlier = _start(config, tables, place or before, accelerator.device)
+    if place is not None and earlier is not None:
+        states.check_data(earlier, metadata)
     source = ExampleSource(system, tables)
-    _start_equal(system, config.training.seed)
-    with _writing(folder, Path(config.log_dir)):
+    start_equal(system, config.training.seed)
+    with _only_run(folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
         start_trackers(config, accelerator)
         if config.training.compile:
@@ -127,7 +130,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
             log.close()
 
 
-def _start_equal(system: System, seed: int) -> None:
+def start_equal(system: System, seed: int) -> None:
     """Give all processes of a job the same parameters, and each its own dropout masks."""
     frozen = {id(p) for p in system.model.encoder.parameters() if system.model.config.freeze_backbone}
     make_equal([p for p in system.model.parameters() if id(p) not in frozen])
@@ -153,7 +156,7 @@ def _recover(checkpoints: Path, states: Path) -> None:
 
 
 @contextmanager
-def _writing(checkpoints: Path, logs: Path) -> Iterator[None]:
+def _only_run(checkpoints: Path, logs: Path) -> Iterator[None]:
     """Make the folders of a run and keep other runs out of them.
 
     The first process of a job does so for all.
@@ -241,6 +244,7 @@ def _run(
                 show_routing(log, source, held_out(), states.metadata.calibration, FOLDERS[stage.phase])
         states.stage_done()
     if 3 in states.phases and config.model.adapters == "routed" and not config.training.joint.max_steps:
+        logger.warning("phase 3: 0 updates (training.joint.max_steps), so the final model is that of phase 2")
         states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
         states.save_phase(last, FOLDERS[3])
     states.clear()
@@ -249,19 +253,18 @@ def _run(
 
 def _start(
     config: PipelineConfig, tables: dict[str, TaskTables], before: Path | None, device: torch.device
-) -> tuple[System, Metadata]:
-    """A fresh system, or a saved one; phase 1 trains no router, so that phase 2 starts a fresh one."""
+) -> tuple[System, Metadata, Metadata | None]:
+    """A fresh system, or a saved one with its metadata; phase 1 trains no router, so phase 2 starts a fresh one."""
 
     def examples(task: Task) -> Iterable[Example]:
         return all_examples(tables[task.name].train)
 
-    seconds = 0.0
+    earlier = None
     if before is None:
         system = build_system(config, examples, device)
     else:
         router_trained = before.name != FOLDERS[1]
         system, earlier = load_system(before, device, config, with_router=router_trained, for_training=True)
-        seconds = earlier.train_seconds
     metadata = Metadata(
         tasks=list(system.tasks),
         backbone=system.backbone.name,
@@ -269,12 +272,22 @@ def _start(
         tap_layer=system.model.tap_layer,
         phase="",
         seed=config.training.seed,
-        train_seconds=seconds,
+        train_seconds=earlier.train_seconds if earlier is not None else 0.0,
         commit=source_revision(),
-        dataset_sizes={name: len(t.train) for name, t in tables.items()},
         device=device.type,
     )
-    return system, metadata
+    return system, replace(metadata, **described_data(config, tables)), earlier
+
+
+def described_data(config: PipelineConfig, tables: Mapping[str, TaskTables]) -> dict[str, dict[str, Any]]:
+    """What metadata says of the data of some tasks: how many rows, which ones, and of which commit on the hub."""
+    tasks = make_tasks(config)
+    found = {name: data_revision(tasks[name], config.data) for name in tables}
+    return {
+        "dataset_sizes": {name: len(own.train) for name, own in tables.items()},
+        "data_hashes": {name: rows_hash(own.train, own.validation) for name, own in tables.items()},
+        "data_revisions": {name: revision for name, revision in found.items() if revision is not None},
+    }
 
 
 def source_revision() -> str | None:

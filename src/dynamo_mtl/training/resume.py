@@ -29,7 +29,7 @@ from dynamo_mtl.storage import remove_folder, verify_folder
 logger = logging.getLogger(__name__)
 
 TENSORS, NUMBERS = "loop.safetensors", "loop.json"
-FORMAT = 2
+FORMAT = 3
 PREFIX = "state-"
 
 

@@ -52,7 +52,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of all that is drawn: parameters, order, dropout, samples."""
     num_epochs: float = Field(default=10, gt=0)
     """Passes over a task's training data in phase 1; ``max_steps`` cuts it short."""
@@ -106,7 +106,7 @@ class TrainingConfig(BaseModel):
     """Weights of registered terms of one's own, by name."""
 
     eval_every: int = Field(default=200, ge=1)
-    """Most steps between validations; short phases validate more often."""
+    """Most steps between validations; every task of phase 1 is validated at least ten times."""
     eval_examples: int = Field(default=256, ge=1)
     """Validation examples of each task that a validation reads."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

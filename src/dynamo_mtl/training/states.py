@@ -23,7 +23,6 @@ from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.processes import first_does
 from dynamo_mtl.settings import read_settings
 from dynamo_mtl.storage import remove_folder, verify_folder
-from dynamo_mtl.training.examples import TaskTables
 from dynamo_mtl.training.resume import (
     PREFIX,
     LoopState,
@@ -97,13 +96,18 @@ class RunStates:
                 "a resumed run needs the same settings"
             )
 
-    def check_data(self, metadata: Metadata, tables: Mapping[str, TaskTables]) -> None:
-        """Refuse data of another size than a resumed run was started with. Raises ``CheckpointError``."""
-        for name, table in tables.items():
-            then, now = metadata.dataset_sizes[name], len(table.train)
-            if then != now:
+    def check_data(self, then: Metadata, now: Metadata) -> None:
+        """Refuse other data than a resumed run was started with. Raises ``CheckpointError``."""
+        for name, rows in now.dataset_sizes.items():
+            if then.dataset_sizes.get(name) != rows:
                 raise CheckpointError(
-                    f"{self.folder}: the run was started with {then} training examples of '{name}', now there are {now}"
+                    f"{self.folder}: the run was started with {then.dataset_sizes.get(name)} training examples of "
+                    f"'{name}', now there are {rows}"
+                )
+            if then.data_hashes.get(name) != now.data_hashes[name]:
+                raise CheckpointError(
+                    f"{self.folder}: the rows of '{name}' are not those that the run was started with, though they are "
+                    "as many; a resumed run needs the same data, or remove the folder to start anew"
                 )
 
     def follow(self, system: System, metadata: Metadata, log: MetricsLog, state: LoopState | None) -> None:

@@ -23,7 +23,9 @@ from dynamo_mtl.inference.system import System
 from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.model.router import Router, Routing
 from dynamo_mtl.processes import add_up, here, join_shares
-from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples
+from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples
+from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.task import Answer
 from dynamo_mtl.training.memory import agreed
 from dynamo_mtl.training.objective import LOSS, TASK, Objective, RoutingTerms
 
@@ -208,28 +210,60 @@ def _task_loss(system: System, packed: PackedExamples, hidden: Tensor, totals: d
     return torch.stack(parts).sum()
 
 
+@dataclass(frozen=True)
+class Judged:
+    """How a model does on one labelled example."""
+
+    loss: float
+    """Mean over its labels."""
+    answer: Answer | None = None
+    """What it answers, where that was asked for and the task reads its answers off the hidden states."""
+
+
 def example_losses(
     system: System, examples: Sequence[EncodedExample], budget: int, own_routing: bool = False
 ) -> list[float]:
     """Mean loss of every example, with the known adapter or, with ``own_routing``, the router's own choice."""
     system.model.eval()
-    return join_shares(_share_losses(system, here().share(examples), budget, own_routing))
+    judged = _share_judged(system, here().share(examples), None, budget, own_routing)
+    return [one.loss for one in join_shares(judged)]
+
+
+def judge_examples(
+    system: System, examples: Sequence[EncodedExample], sources: Sequence[EncodedSource], budget: int
+) -> list[Judged]:
+    """Loss and answer of every example with the known adapter, in one pass; ``sources`` are what they encode."""
+    system.model.eval()
+    share = here().share
+    return join_shares(_share_judged(system, share(examples), share(sources), budget, False))
 
 
 @torch.inference_mode()
-def _share_losses(system: System, examples: Sequence[EncodedExample], budget: int, own_routing: bool) -> list[float]:
-    result = [0.0] * len(examples)
+def _share_judged(
+    system: System,
+    examples: Sequence[EncodedExample],
+    sources: Sequence[EncodedSource] | None,
+    budget: int,
+    own_routing: bool,
+) -> list[Judged]:
+    result = [Judged(0.0)] * len(examples)
 
     def run(group: Sequence[int]) -> None:
         packed = to_device(system.collate([examples[i] for i in group]), system.device)
         known = None if own_routing else system.model.told(packed.routes)
         output = system.model(packed.batch, known, top_k=1)
         for view in packed.views:
-            losses = system.tasks[view.task].losses(system.model.head(view.task), output.hidden, view)
+            task, head = system.tasks[view.task], system.model.head(view.task)
+            losses = task.losses(head, output.hidden, view)
             counts = torch.bincount(view.label_rows, minlength=len(view.examples))
             sums = torch.zeros(len(view.examples), device=losses.device).index_add(0, view.label_rows, losses)
-            for member, value in zip(view.examples.tolist(), (sums / counts.clamp_min(1)).tolist(), strict=True):
-                result[group[member]] = value
+            means = (sums / counts.clamp_min(1)).tolist()
+            members = [group[member] for member in view.examples.tolist()]
+            answers: Sequence[Answer | None] = [None] * len(members)
+            if sources is not None and not isinstance(task, GenerationTask):
+                answers = task.answers(head, output.hidden, view, [sources[i] for i in members])
+            for i, mean, answer in zip(members, means, answers, strict=True):
+                result[i] = Judged(mean, answer)
 
     run_in_groups([e.tokens for e in examples], budget, run)
     return result

@@ -223,6 +223,7 @@ class _Bench:
         system = build_system(config, self._examples, self.accelerator.device)
         phase: Any = AdapterPhase(ExampleSource(system, {task: self.tables[task]}), task, config.training)
         phase.eval_every = max(1, min(phase.eval_every, phase.steps // 4))
+        phase.by_loss = True  # smoother than a metric over few rows, and of one kind for all tasks
         with self._log(task) as log:
             watched: Any = phase if trial is None else _Watched(phase, trial)
             return run_phase(watched, system, config.training, config.data.num_workers, self.accelerator, log)

@@ -10,30 +10,47 @@ import numpy as np
 from torch import Tensor
 
 from dynamo_mtl.data.mixture import SingleOrder
+from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.optimizer import task_groups
 from dynamo_mtl.training.settings import TrainingConfig
-from dynamo_mtl.training.step import StepBatch, example_losses, make_step_batch, task_backward
+from dynamo_mtl.training.step import StepBatch, judge_examples, make_step_batch, task_backward
+
+VALIDATIONS = 10
+"""At least that many of each task: a best state is chosen among them."""
+
+
+def adapter_updates(source: ExampleSource, task: str, config: TrainingConfig) -> int:
+    """How many updates phase 1 makes for a task: its epochs, or its most updates if they are fewer."""
+    own = source.system.config.tasks[task].training
+    epoch = math.ceil(len(source.tables[task].train) / (own.batch_size or config.batch_size))
+    whole = math.ceil((own.num_epochs or config.num_epochs) * epoch)
+    return math.ceil(config.step_share * min(whole, own.max_steps or config.max_steps or whole))
 
 
 class AdapterPhase:
-    """Trains the adapter and head of one task with all rows sent to that adapter."""
+    """Trains the adapter and head of one task with all rows sent to that adapter.
+
+    Attributes:
+        by_loss: whether states are compared by their loss alone. A task that reads its answers off the hidden states is
+            judged by its own metric, and by the loss where two states are equal in that.
+    """
 
     def __init__(self, source: ExampleSource, task: str, config: TrainingConfig) -> None:
         self.source, self.task, self.config = source, task, config
+        self.by_loss = isinstance(source.system.tasks[task], GenerationTask)
         own = source.system.config.tasks[task].training
         self.name = f"phase 1 {task}"
         self.order = SingleOrder(len(source.tables[task].train), own.batch_size or config.batch_size, config.seed)
-        epochs = own.num_epochs or config.num_epochs
-        whole = math.ceil(epochs * self.order.steps_per_epoch)
-        self.steps = math.ceil(config.step_share * min(whole, own.max_steps or config.max_steps or whole))
-        self.eval_every = config.eval_every
+        self.steps = adapter_updates(source, task, config)
+        self.eval_every = min(config.eval_every, max(1, self.steps // VALIDATIONS))
         own_choice = own.load_best_model_at_end
         self.best_at_end = config.load_best_model_at_end if own_choice is None else own_choice
         lora_lr, head_lr = own.lora_lr or config.lora_lr, own.head_lr or config.head_lr
         self.groups = task_groups(source.system.model, task, config, lora_lr, head_lr)
-        self.validation = [e.without_shallow_windows() for e in source.validation(task, config.eval_examples)]
+        self.validation = source.validation(task, config.eval_examples)
+        self.own_windows = [example.without_shallow_windows() for example in self.validation.encoded]
 
     def draw(self, step: int) -> StepBatch:
         """The task's examples of a step, some with an instruction."""
@@ -52,10 +69,15 @@ class AdapterPhase:
         return task_backward(system, batch, system.route_of(self.task), scale)
 
     def validate(self) -> dict[str, float]:
-        """Mean validation loss."""
-        losses = example_losses(self.source.system, self.validation, self.config.token_budget)
-        mean = sum(losses) / len(losses)
-        return {SCORE: -mean, "loss": mean}
+        """Mean validation loss, and the task's main metric where answers need no decoding."""
+        system, rows = self.source.system, self.validation
+        judged = judge_examples(system, self.own_windows, rows.sources, self.config.token_budget)
+        mean = sum(one.loss for one in judged) / len(judged)
+        if self.by_loss:
+            return {SCORE: -mean, "loss": mean}
+        task = system.tasks[self.task]
+        metric = task.score([one.answer for one in judged], rows.examples)[task.main_metric]
+        return {SCORE: metric, "loss": mean, task.main_metric: metric}
 
     def members(self, step: int) -> dict[str, list[int]]:
         """The task's rows of a step."""

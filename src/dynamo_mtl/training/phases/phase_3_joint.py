@@ -67,7 +67,7 @@ class JointPhase:
             head_lr = (settings.training.head_lr or config.head_lr) * factor
             self.groups += task_groups(source.system.model, task, config, lora_lr, head_lr)
         share = max(1, config.eval_examples // 2)
-        self.validation = {task: source.validation(task, share) for task in source.tables}
+        self.validation = {task: source.validation(task, share).encoded for task in source.tables}
 
     def draw(self, step: int) -> StepBatch:
         """Mixed tasks from the easiest share that the curriculum allows."""

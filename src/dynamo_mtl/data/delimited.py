@@ -1,0 +1,276 @@
+"""CSV and TSV files, read by DuckDB in its strict mode: a row is read as it stands, or named by its line.
+
+The separator and the quoting are not guessed from a sample. Each way of reading that is possible reads the whole file
+once, and the first that every line fits is taken; ``docs/decisions/0011-how-tables-are-read.md`` says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from dynamo_mtl.data.text_files import Reading, open_text
+from dynamo_mtl.errors import DataError
+
+SEPARATORS = (",", "\t", ";", "|")
+QUOTINGS = (('"', '"'), ('"', "\\"), ("", ""))
+"""Quotation mark and what stands before one inside of a cell; the last is a file that quotes nothing."""
+NEVER = "\x1f"
+"""Separates what no text holds."""
+LONGEST_LINE = 1 << 26
+"""Bytes of the longest row."""
+ROWS = 5000
+"""Rows in memory at once."""
+VALUES = 2000
+"""Values of a column that are compared with what stands inside of a cell of several lines."""
+_WHAT = {
+    "UNQUOTED VALUE": "a quotation mark is not closed, or stands where none can",
+    "INVALID ENCODING": "bytes that are no UTF-8",
+    "LINE SIZE OVER MAXIMUM": f"longer than {LONGEST_LINE >> 20} MiB",
+}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to read a file."""
+
+    separator: str
+    quote: str
+    escape: str
+    skip: int
+    """Lines before the one that names the columns."""
+    names: tuple[str, ...]
+    has_header: bool
+
+
+def delimited_rows(
+    path: Path, reading: Reading, refuse: Callable[[DataError], None]
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Rows of a file with separators as texts, each with its place ("file, line 3").
+
+    Args:
+        path: ends with ``.csv`` or ``.tsv``, or that and ``.gz``.
+        reading: what the file does not say itself.
+        refuse: is told of each line that does not fit, before any row is given.
+
+    Raises:
+        DataError: no header, a column that is named twice, or no way to read the file.
+    """
+    with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
+        dialect, faults = _best(connection, place, path, reading)
+        for line, sentence, kind in faults:
+            hint = "; tasks.NAME.reading can say separator and quote" if kind == _COLUMNS else ""
+            refuse(DataError(f"{path}, line {line}: {sentence}{hint}", kind))
+        lines = _Lines(path, reading, dialect)
+        looks_like_row = _row_test(connection, place, dialect) if reading.quote is None and dialect.quote else None
+        for row in _scan(connection, place, dialect):
+            where = f"{path}, line {lines.find(row)}"
+            if looks_like_row is not None and any(map(looks_like_row, row)):
+                refuse(
+                    DataError(
+                        f"{where}: a cell runs over several lines, of which one looks like a row: a quotation mark is "
+                        "probably not closed; if all is right, say tasks.NAME.reading.quote",
+                        "a cell that holds rows",
+                    )
+                )
+                continue
+            yield dict(zip(dialect.names, row, strict=True)), where
+
+
+@contextmanager
+def _readable(path: Path, reading: Reading) -> Iterator[str]:
+    """A UTF-8 file whose name holds no pattern: the file itself, or a copy."""
+    with open_text(path, reading) as text:
+        if text.is_plain and not set(str(path)) & set("*?["):
+            yield str(path)
+            return
+        with tempfile.TemporaryDirectory(prefix="dynamo-") as folder:
+            copy = Path(folder) / "table"
+            with copy.open("w", encoding="utf-8", newline="") as file:
+                while block := text.file.read(1 << 20):
+                    file.write(block)
+            yield str(copy)
+
+
+def _best(
+    connection: duckdb.DuckDBPyConnection, place: str, path: Path, reading: Reading
+) -> tuple[Dialect, list[tuple[int, str, str]]]:
+    """The way of reading with the fewest faults; among equals the one with the most rows, then the commonest."""
+    found: list[tuple[int, int, Dialect, list[tuple[int, str, str]]]] = []
+    for dialect in _possible(path, reading):
+        try:
+            count, faults = _try(connection, place, dialect)
+        except duckdb.Error:
+            continue  # not a way to read this file
+        found.append((len(faults), -count, dialect, faults))
+    if not found:
+        raise DataError(f"{path}: cannot be read as a table; say its separator and quote with tasks.NAME.reading")
+    several = [one for one in found if len(one[2].names) > 1] or found
+    _, _, dialect, faults = min(several, key=lambda one: one[:2])
+    return dialect, faults
+
+
+def _possible(path: Path, reading: Reading) -> Iterator[Dialect]:
+    """All ways of reading under which the first line names columns."""
+    with open_text(path, reading) as text:
+        first = text.file.readline(1 << 20)
+        said = first.strip("\r\n").lower()
+        # Excel writes the separator into a line of its own.
+        marked = said[4:] if len(said) == 5 and said.startswith("sep=") else None
+        rest = text.file.read(1 << 16)
+    head, skip = (rest, 1) if marked else (first + rest, 0)
+    if not head.strip():
+        raise DataError(f"{path}: is empty; the first line names the columns, each further one is a row")
+    is_tsv = ".tsv" in path.name.lower()
+    known = reading.separator or marked
+    separators = [known] if known else [one for one in SEPARATORS if one in _first_line(head)]
+    separators = separators or [NEVER]  # a file of one column, whose texts may hold anything
+    separators.sort(key=lambda one: is_tsv and one != "\t")
+    quotings = [q for q in QUOTINGS if reading.quote is None or q[0] == reading.quote]
+    if not quotings:
+        quotings = [(reading.quote or "", reading.quote or "")]
+    for separator, (quote, escape) in itertools.product(separators, quotings):
+        names = _names(head, separator, quote)
+        if isinstance(reading.header, list):
+            yield Dialect(separator, quote, escape, skip, tuple(reading.header), has_header=False)
+        elif names is not None:
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None and len(separators) == 1:
+                raise DataError(f"{path}, line {skip + 1}: the column '{twice}' is there twice; rename one")
+            if twice is None:
+                yield Dialect(separator, quote, escape, skip, tuple(names), has_header=True)
+
+
+def _first_line(head: str) -> str:
+    return next((line for line in head.splitlines() if line.strip()), "")
+
+
+def _names(head: str, separator: str, quote: str) -> list[str] | None:
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    try:
+        lines = io.StringIO(head, newline="")
+        names = next(csv.reader(lines, delimiter=separator, quotechar=quote or None, quoting=quoting))
+    except (csv.Error, StopIteration):
+        return None
+    return [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)] or None
+
+
+def _select(dialect: Dialect, what: str = "*") -> str:
+    columns = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in dialect.names)
+    settings = {
+        "delim": dialect.separator, "quote": dialect.quote, "escape": dialect.escape, "comment": "",
+        "nullstr": "\x01",  # an empty cell stays an empty text
+    }  # fmt: skip
+    given = ", ".join(f"{key}={_quoted(value)}" for key, value in settings.items())
+    return (
+        f"SELECT {what} FROM read_csv(?, auto_detect=false, columns={{{columns}}}, {given}, skip={dialect.skip}, "
+        f"header={str(dialect.has_header).lower()}, store_rejects=true, rejects_limit=100000, strict_mode=true, "
+        f"max_line_size={LONGEST_LINE})"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+_COLUMNS = "another number of columns"
+
+
+def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> tuple[int, list[tuple[int, str, str]]]:
+    """Rows that fit a dialect, and for every other line its number, what is wrong, and the kind of that."""
+    counts = connection.execute(_select(dialect, "count(COLUMNS(*))"), [place]).fetchall()
+    errors = connection.execute(
+        "SELECT line, arg_max(error_type, error_type), arg_max(error_message, error_type) FROM reject_errors "
+        "GROUP BY line ORDER BY line"
+    ).fetchall()
+    _forget(connection)
+    faults: list[tuple[int, str, str]] = []
+    for line, error, message in errors:
+        if error in ("TOO MANY COLUMNS", "MISSING COLUMNS"):
+            count = (message or "").rpartition(" ")[2]
+            faults.append((line, f"expected {len(dialect.names)} columns as in the header, found {count}", _COLUMNS))
+        else:
+            what = _WHAT.get(error or "", (message or "unreadable").split("\n")[0].lower())
+            faults.append((line, what, what))
+    return counts[0][0], faults
+
+
+def _forget(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
+
+
+def _scan(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Iterator[Sequence[str]]:
+    result = connection.execute(_select(dialect), [place])
+    while rows := result.fetchmany(ROWS):
+        yield from rows
+
+
+def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Callable[[str], bool]:
+    """Whether a line inside of a cell looks like a row: as many separators, and at its end a value that others have."""
+    last = f'"{dialect.names[-1].replace(chr(34), chr(34) * 2)}"'
+    query = f"SELECT v FROM ({_select(dialect, last + ' AS v')}) WHERE length(v) < 100 GROUP BY v LIMIT {VALUES}"
+    values = {value for (value,) in connection.execute(query, [place]).fetchall()}
+    _forget(connection)
+    columns = len(dialect.names)
+
+    def looks_like_row(cell: str) -> bool:
+        if "\n" not in cell or columns < 2:
+            return False
+        parts = (line.strip("\r").split(dialect.separator) for line in cell.split("\n"))
+        return any(len(own) == columns and own[-1] in values for own in parts)
+
+    return looks_like_row
+
+
+class _Lines:
+    """Where rows stand in their file: the next line that holds the beginning of a row is its own."""
+
+    def __init__(self, path: Path, reading: Reading, dialect: Dialect) -> None:
+        self._lines = self._read(path, reading)
+        self._marks = {dialect.quote, dialect.escape} - {""}
+        self.number = 0
+        for _ in range(dialect.skip + dialect.has_header):
+            next(self._lines, None)
+            self.number += 1
+
+    @staticmethod
+    def _read(path: Path, reading: Reading) -> Iterator[str]:
+        with open_text(path, reading) as text:
+            yield from text.file
+
+    def find(self, row: Sequence[str]) -> int:
+        """The number of the first line of the next row, from 1."""
+        begin = self._begin(next((cell for cell in row if cell), ""))
+        for line in self._lines:
+            self.number += 1
+            if begin in line and (begin or line.strip()):
+                break
+        found = self.number
+        for _ in range(sum(cell.replace("\r\n", "\n").count("\n") for cell in row)):
+            next(self._lines, None)
+            self.number += 1
+        return found
+
+    def _begin(self, cell: str) -> str:
+        """The first words of a cell, up to a sign that the file may write otherwise."""
+        end = min((place for mark in (*self._marks, "\n", "\r") if (place := cell.find(mark)) >= 0), default=40)
+        return cell[: min(end, 40)]
+
+
+def seems_without_header(path: Path) -> bool:
+    """Whether the first line of a file looks like a row rather than like names of columns."""
+    with duckdb.connect(config={"threads": 1}) as connection, _readable(path, Reading()) as place:
+        try:
+            found = connection.execute("SELECT HasHeader FROM sniff_csv(?)", [place]).fetchone()
+        except duckdb.Error:
+            return False
+    return found is not None and not found[0]
