@@ -1,7 +1,9 @@
 """Tables as people have them: each row is read as it stands, or named by file and line; none is lost in silence."""
 
+import csv
 import gzip
 import json
+import random
 
 import datasets
 import pyarrow
@@ -109,6 +111,21 @@ def test_every_line_that_does_not_fit_is_named(tmp_path):
     assert {e.kind for e in refused} == {"another number of columns"}
 
 
+def test_lines_of_refused_rows_are_counted_through_quoted_line_breaks(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"two\nlines",1\nb,0,more\n\n"three\n\nlines",1\nc\nd,1\n')
+    for packed in (False, True):
+        path = tmp_path / "a.csv"
+        if packed:
+            (tmp_path / "a.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path = tmp_path / "a.csv.gz"
+        assert [str(e).partition(": ")[0].rpartition(" ")[2] for e in _read(path)[2]] == ["4", "9"]
+
+
+def test_lines_may_end_in_two_ways(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,label\r\na,1\nb,0\r\nc,1\n")
+    assert [row["label"] for row in _read(tmp_path / "a.csv")[0]] == ["1", "0", "1"]
+
+
 def test_values_stay_as_they_are_written(tmp_path):
     (tmp_path / "a.csv").write_text('text,label\n007,1.0\nNA,True\nNULL,\n"",x\n')
     assert [tuple(row.values()) for row in _read(tmp_path / "a.csv")[0]] == [
@@ -124,7 +141,7 @@ def test_quotes_that_quote_nothing_are_kept(tmp_path):
 
 def test_another_encoding_is_refused_with_the_setting_that_reads_it(tmp_path):
     (tmp_path / "a.csv").write_bytes("text;label\ncafé “zur Post”;1\n".encode("cp1252"))
-    with pytest.raises(DataError, match=r"a\.csv: not UTF-8 text .*reading\.encoding, such as cp1252"):
+    with pytest.raises(DataError, match=r"a\.csv, line 2: not UTF-8 text .*reading\.encoding, such as cp1252"):
         _read(tmp_path / "a.csv")
     assert _read(tmp_path / "a.csv", encoding="cp1252")[0] == [{"text": "café “zur Post”", "label": "1"}]
     with pytest.raises(ConfigError, match=r"encoding: no such encoding; try utf-8, cp1252"):
@@ -250,3 +267,26 @@ def test_prepared_rows_follow_the_commit_of_a_hub_data_set(tmp_path, monkeypatch
     assert texts() == [ROWS[1]["text"]]  # offline, what was last prepared
     assert state["asked"] == ["1" * 40, "2" * 40]
     assert sources.hub_commit("somebody/reviews", config) == "2" * 40
+
+
+WORDS = ["good", "bad", "day", "film", '"odd"', "it's", '5"', "one,two", "a;b", "x|y", "#tag", "naïve", "—", "line"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_random_tables_are_read_as_they_were_written(tmp_path, separator):
+    """Texts with every sign that separates or quotes, some of several lines, in tables of 2 to 20 rows."""
+    rng = random.Random(separator)
+
+    def cell():
+        words = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8)))
+        return words + rng.choice(["", "", "", "\nmore text", "\n\nz, q"])
+
+    for number in range(40):
+        rows = [{"text": cell(), "label": rng.choice(["pos", "neg"])} for _ in range(rng.randint(2, 20))]
+        path = tmp_path / f"{number}.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            ends = rng.choice(["\n", "\r\n"])
+            writer = csv.DictWriter(file, ["text", "label"], delimiter=separator, lineterminator=ends)
+            writer.writeheader()
+            writer.writerows(rows)
+        assert _read(path)[0::2] == (rows, []), path.read_text(encoding="utf-8")

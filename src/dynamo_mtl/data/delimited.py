@@ -7,6 +7,7 @@ once, and the first that every line fits is taken; ``docs/decisions/0011-how-tab
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import itertools
 import tempfile
@@ -67,7 +68,7 @@ def delimited_rows(
     """
     with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
         dialect, faults = _best(connection, place, path, reading)
-        for line, sentence, kind in faults:
+        for line, (_, sentence, kind) in zip(_lines_at(place, [fault[0] for fault in faults]), faults, strict=True):
             hint = "; tasks.NAME.reading can say separator and quote" if kind == _COLUMNS else ""
             refuse(DataError(f"{path}, line {line}: {sentence}{hint}", kind))
         lines = _Lines(path, reading, dialect)
@@ -88,34 +89,56 @@ def delimited_rows(
 
 @contextmanager
 def _readable(path: Path, reading: Reading) -> Iterator[str]:
-    """A UTF-8 file whose name holds no pattern: the file itself, or a copy."""
+    """A UTF-8 file whose name holds no pattern and whose lines all end alike: the file itself, or a copy."""
     with open_text(path, reading) as text:
-        if text.is_plain and not set(str(path)) & set("*?["):
+        if text.is_plain and not set(str(path)) & set("*?[") and not _ends_differ(path):
             yield str(path)
             return
         with tempfile.TemporaryDirectory(prefix="dynamo-") as folder:
             copy = Path(folder) / "table"
             with copy.open("w", encoding="utf-8", newline="") as file:
                 while block := text.file.read(1 << 20):
-                    file.write(block)
+                    block += text.file.read(1) if block.endswith("\r") else ""
+                    file.write(block.replace("\r\n", "\n"))
             yield str(copy)
+
+
+def _ends_differ(path: Path) -> bool:
+    """Whether some lines of a file end as on Windows and others do not."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    windows = lines = 0
+    with opener(path, "rb") as file:
+        while block := file.read(1 << 20):
+            block += file.read(1) if block.endswith(b"\r") else b""
+            windows += block.count(b"\r\n")
+            lines += block.count(b"\n")
+    return 0 < windows < lines
+
+
+Fault = tuple[int, str, str]
+"""The byte where a row begins that does not fit, what is wrong, and the kind of that."""
 
 
 def _best(
     connection: duckdb.DuckDBPyConnection, place: str, path: Path, reading: Reading
-) -> tuple[Dialect, list[tuple[int, str, str]]]:
-    """The way of reading with the fewest faults; among equals the one with the most rows, then the commonest."""
-    found: list[tuple[int, int, Dialect, list[tuple[int, str, str]]]] = []
+) -> tuple[Dialect, list[Fault]]:
+    """The way of reading with the fewest faults; among equals the commonest, unless its cells hold what are rows."""
+    found: list[tuple[int, Dialect, list[Fault]]] = []
     for dialect in _possible(path, reading):
         try:
             count, faults = _try(connection, place, dialect)
         except duckdb.Error:
             continue  # not a way to read this file
-        found.append((len(faults), -count, dialect, faults))
+        found.append((count, dialect, faults))
     if not found:
         raise DataError(f"{path}: cannot be read as a table; say its separator and quote with tasks.NAME.reading")
-    several = [one for one in found if len(one[2].names) > 1] or found
-    _, _, dialect, faults = min(several, key=lambda one: one[:2])
+    several = [one for one in found if len(one[1].names) > 1] or found
+    count, dialect, faults = min(several, key=lambda one: len(one[2]))
+    plain = next((one for one in several if not one[1].quote and one[0] > count and len(one[2]) == len(faults)), None)
+    if plain is not None and dialect.quote and reading.quote is None:
+        looks_like_row = _row_test(connection, place, dialect)
+        if any(looks_like_row(cell) for row in _scan(connection, place, dialect) for cell in row):
+            _, dialect, faults = plain
     return dialect, faults
 
 
@@ -164,7 +187,12 @@ def _names(head: str, separator: str, quote: str) -> list[str] | None:
     return [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)] or None
 
 
-def _select(dialect: Dialect, what: str = "*") -> str:
+COLLECT, LEAVE_OUT = "store_rejects=true, rejects_limit=100000", "ignore_errors=true"
+"""What DuckDB does with lines that do not fit. It collects them in memory, so a second pass, which gives the rows,
+leaves out what the first one collected."""
+
+
+def _select(dialect: Dialect, what: str = "*", faults: str = LEAVE_OUT) -> str:
     columns = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in dialect.names)
     settings = {
         "delim": dialect.separator, "quote": dialect.quote, "escape": dialect.escape, "comment": "",
@@ -173,8 +201,7 @@ def _select(dialect: Dialect, what: str = "*") -> str:
     given = ", ".join(f"{key}={_quoted(value)}" for key, value in settings.items())
     return (
         f"SELECT {what} FROM read_csv(?, auto_detect=false, columns={{{columns}}}, {given}, skip={dialect.skip}, "
-        f"header={str(dialect.has_header).lower()}, store_rejects=true, rejects_limit=100000, strict_mode=true, "
-        f"max_line_size={LONGEST_LINE})"
+        f"header={str(dialect.has_header).lower()}, {faults}, strict_mode=true, max_line_size={LONGEST_LINE})"
     )
 
 
@@ -185,15 +212,15 @@ def _quoted(text: str) -> str:
 _COLUMNS = "another number of columns"
 
 
-def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> tuple[int, list[tuple[int, str, str]]]:
-    """Rows that fit a dialect, and for every other line its number, what is wrong, and the kind of that."""
-    counts = connection.execute(_select(dialect, "count(COLUMNS(*))"), [place]).fetchall()
+def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> tuple[int, list[Fault]]:
+    """Rows that fit a dialect; and for the others the byte where each begins, what is wrong, and the kind of that."""
+    counts = connection.execute(_select(dialect, "count(COLUMNS(*))", COLLECT), [place]).fetchall()
     errors = connection.execute(
-        "SELECT line, arg_max(error_type, error_type), arg_max(error_message, error_type) FROM reject_errors "
-        "GROUP BY line ORDER BY line"
+        "SELECT line_byte_position - 1, arg_max(error_type, error_type), arg_max(error_message, error_type) "
+        "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
     ).fetchall()
-    _forget(connection)
-    faults: list[tuple[int, str, str]] = []
+    connection.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
+    faults: list[Fault] = []
     for line, error, message in errors:
         if error in ("TOO MANY COLUMNS", "MISSING COLUMNS"):
             count = (message or "").rpartition(" ")[2]
@@ -204,14 +231,28 @@ def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) ->
     return counts[0][0], faults
 
 
-def _forget(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
+def _lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
+    """The numbers of the lines at some bytes of a file, in rising order. DuckDB counts rows instead of lines."""
+    opener: Any = gzip.open if place.endswith(".gz") else open
+    with opener(place, "rb") as file:
+        number, end = 1, 0
+        for position in positions:
+            before = file.read(max(0, position - end))
+            end = max(end, position)
+            number += before.count(b"\n") or before.count(b"\r")
+            yield number + _blank_lines(file, end)
+
+
+def _blank_lines(file: Any, place: int) -> int:
+    """Blank lines at a place of a file, to which DuckDB counts them."""
+    ahead = file.read(1 << 12)
+    file.seek(place)
+    return ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))].count(b"\n")
 
 
 def _scan(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Iterator[Sequence[str]]:
-    result = connection.execute(_select(dialect), [place])
-    while rows := result.fetchmany(ROWS):
-        yield from rows
+    for batch in connection.sql(_select(dialect), params=[place]).to_arrow_reader(ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Callable[[str], bool]:
@@ -219,7 +260,6 @@ def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialec
     last = f'"{dialect.names[-1].replace(chr(34), chr(34) * 2)}"'
     query = f"SELECT v FROM ({_select(dialect, last + ' AS v')}) WHERE length(v) < 100 GROUP BY v LIMIT {VALUES}"
     values = {value for (value,) in connection.execute(query, [place]).fetchall()}
-    _forget(connection)
     columns = len(dialect.names)
 
     def looks_like_row(cell: str) -> bool:

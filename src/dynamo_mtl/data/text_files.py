@@ -71,7 +71,19 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
             yield Text(file, is_plain=encoding == "utf-8" and not is_packed)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}: not {error.encoding.upper()} text ({error.reason} at byte {error.start} of a block); say its "
+                f"{path}{_line_of_bytes(path, encoding)}: not {encoding.upper()} text ({error.reason}); say its "
                 "encoding with tasks.NAME.reading.encoding, such as cp1252 for a file from Excel on Windows",
                 "another encoding",
             ) from error
+
+
+def _line_of_bytes(path: Path, encoding: str) -> str:
+    """The first line that is no text, for a message; nothing where lines cannot be told from bytes."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return "" if "16" in encoding else f", line {number}"
+    return ""

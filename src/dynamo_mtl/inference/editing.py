@@ -22,7 +22,7 @@ from dynamo_mtl.model.known_inputs import KnownInputs
 from dynamo_mtl.model.lora import Adapter
 from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.model.novelty import Novelty
-from dynamo_mtl.model.peft_format import import_adapter
+from dynamo_mtl.model.peft_import import import_adapter
 from dynamo_mtl.settings import dump_yaml, read_settings
 from dynamo_mtl.storage import new_folder
 

@@ -15,6 +15,7 @@ import torch
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
@@ -34,7 +35,7 @@ from dynamo_mtl.serving.requests import (
     read_json,
     validated,
 )
-from dynamo_mtl.serving.security import LIVE, Guard, failure
+from dynamo_mtl.serving.security import LIVE, REQUEST_ID, Guard, failure
 from dynamo_mtl.serving.settings import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ STATIC = Path(__file__).parent / "static"
 PAGES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
 READY_SECONDS = 1.0
 """How long a forward pass that worked is taken as a proof that the next one will."""
+PROBE_SECONDS = 0.1
+"""How long a pass that was only made to see is waited for; one that takes longer is judged the next time."""
 GRACE_SECONDS = 1.0
 """Past its deadline, how long an answer is waited for that may just be on its way."""
 CLIENT_GONE = 499
@@ -69,6 +72,8 @@ class Server:
         """Requests for routes alone that are worked on."""
         self._worked = float("-inf")
         self._probe: asyncio.Future[bool] | None = None
+        self._probed = float("-inf")
+        """When the probe began."""
         # Passes beside the engine's get one thread each. With more, there would be more threads than cores, and OpenMP
         # would put all of them to sleep between two operations, which takes the engine's passes twice as long.
         self._beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
@@ -88,6 +93,7 @@ class Server:
                     422, "validation", f"{place}: no such task; known: {', '.join(self.model.task_names)}"
                 )
         self.engine.check_room(len(items))
+        request.state.inputs = len(items)
         questions = await asyncio.to_thread(self._encoded, items, asked.task_hint, asked.top_k, asked.parameters.given)
         limit = self.config.deadline_seconds
         seconds = min(limit, asked.deadline_seconds or limit)
@@ -133,6 +139,8 @@ class Server:
                     "type": system.config.tasks[name].type,
                     "needs_context": task.needs_context,
                     "requires_instruction": system.config.tasks[name].requires_instruction,
+                    "description": task.subject,
+                    "examples": system.config.tasks[name].examples,
                 }
                 for name, task in system.tasks.items()
             ]
@@ -157,14 +165,21 @@ class Server:
         return JSONResponse({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether the model answers: a real forward pass, at most one a second."""
+        """Whether the model answers. A pass that ended lately proves it, else one is made, at most one a second."""
         self._refuse_if_draining()
         if not self.engine.is_alive:
             raise Unavailable("the engine died")
-        if time.monotonic() - self._worked > READY_SECONDS:
+        now = time.monotonic()
+        if self.engine.in_flight:
+            if now - self.engine.progressed > self.config.deadline_seconds:
+                raise Unavailable("the model does not answer")
+        elif now - max(self._worked, self.engine.progressed) > READY_SECONDS:
             if self._probe is None or self._probe.done():
+                self._probed = now
                 self._probe = asyncio.get_running_loop().run_in_executor(self._beside, self._works)
-            if not await asyncio.shield(self._probe):
+            await asyncio.wait([self._probe], timeout=PROBE_SECONDS)
+            failed = self._probe.done() and not self._probe.result()
+            if failed or now - self._probed > self.config.deadline_seconds:
                 raise Unavailable("the model does not answer")
         return JSONResponse({"status": "ready"})
 
@@ -285,6 +300,22 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         server: what answers. Its engine is started and stopped by whoever runs the application.
         key: what clients must send as ``Authorization: Bearer KEY``; nothing if None.
     """
+    origins = server.config.cors_origins
+    headers = ["Authorization", "Content-Type", REQUEST_ID]
+    # In front of the guard: a browser asks whether it may, without a key.
+    cross_origin = (
+        [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=headers,
+                expose_headers=[REQUEST_ID],
+            )
+        ]
+        if origins
+        else []
+    )
     app = FastAPI(
         title="DYNAMO",
         version=version("dynamo-mtl"),
@@ -292,7 +323,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(Guard, key=key, done=server.count)],
+        middleware=[*cross_origin, Middleware(Guard, key=key, done=server.count)],
     )
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure, "description": says}
@@ -320,7 +351,8 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         ("/info", server.info),
         ("/metrics", server.metrics_text),
     ):
-        app.add_api_route(path, handler, methods=["GET"])
+        methods = ["GET", "HEAD"] if path.startswith("/health/") else ["GET"]
+        app.add_api_route(path, handler, methods=methods)
 
     async def schema(_: Request) -> Response:
         """This interface, as OpenAPI."""
@@ -351,7 +383,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         else:
             said = as_failure(reason)
         if isinstance(reason, Abandoned):
-            server.metrics.abandoned.inc()
+            server.metrics.abandoned.inc(getattr(request.state, "inputs", 1))
         return failure(said.status, said.error_type, said.message, str(request.state.request_id), said.headers)
 
     for kind in (RequestError, HTTPException, DynamoError, Overloaded, Unavailable, DeadlineExceeded, Abandoned):

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import torch
+
 from dynamo_mtl.inference.generation import Decoder
 from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question
 from dynamo_mtl.serving.settings import ServingConfig
@@ -100,6 +102,10 @@ class Engine:
         self._writing: dict[object, Job] = {}
         """Draft → its job."""
         self._begun, self._ended = threading.Event(), threading.Event()
+        self._threads = torch.get_num_threads()
+        """Of a pass: a thread that comes later begins with what some other thread set last."""
+        self.progressed = time.monotonic()
+        """When a pass or a step last ended, on the clock of ``time.monotonic``."""
 
     def start(self) -> None:
         """Begin to work, in a thread of its own."""
@@ -149,7 +155,9 @@ class Engine:
         with self._changed:
             self.check_room(len(questions))
             # An empty engine takes whatever the other limits let through.
-            if self._inside and self._tokens + tokens > self.config.max_queued_tokens:
+            if not self._inside:
+                self.progressed = time.monotonic()  # it had nothing to do
+            elif self._tokens + tokens > self.config.max_queued_tokens:
                 raise Overloaded(self._rate.seconds(len(self._inside)))
             jobs = [Job(question, deadline) for question in questions]
             self._waiting.extend(jobs)
@@ -176,12 +184,14 @@ class Engine:
     def run(self) -> None:
         """Work until it is stopped."""
         self._begun.set()
+        torch.set_num_threads(self._threads)
         try:
             while (jobs := self._take()) is not None:
                 self._begin(jobs)
                 self._drop_lost()
                 if self._decoder.drafts:
                     self._step()
+                self.progressed = time.monotonic()
         except BaseException as error:
             logger.exception("the engine died")
             self.failure = error

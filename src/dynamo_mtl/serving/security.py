@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 LIVE = "/health/live"
 """The one route without a key: it says nothing but that the process answers."""
 KEY_VARIABLE = "DYNAMO_API_KEY"
+REQUEST_ID = "X-Request-ID"
+"""Header of a request's name in the log: the caller's own if it can be one, else a fresh one."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 SHORTEST_KEY = 16
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SECURITY_HEADERS = {
@@ -78,7 +82,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = secrets.token_hex(8)
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
 
@@ -87,7 +92,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                headers[REQUEST_ID] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

@@ -19,6 +19,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.serving.connection import listener_config
 from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
 from dynamo_mtl.serving.settings import ServingConfig
 
@@ -98,9 +99,10 @@ def serve(
         listener: _Listener | None = None
         server = Server(model, config, lambda: listener.die() if listener is not None else None)
         model.route("warm up")
-        settings = uvicorn.Config(
-            make_app(server, key), log_config=None, access_log=False, server_header=False, lifespan="off",
-            limit_concurrency=CONNECTIONS, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        settings = listener_config(
+            make_app(server, key), config.header_seconds, config.keep_alive_seconds, server_header=False,
+            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5, root_path=config.root_path,
+            proxy_headers=True, forwarded_allow_ips=config.forwarded_allow_ips,
         )  # fmt: skip
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
@@ -108,7 +110,8 @@ def serve(
             listening.listen(CONNECTIONS)  # who comes once the address is told waits for the listener
         except OSError as error:  # somebody else was bound to it too, and was faster
             raise _taken(host, port, error) from error
-        logger.info("serving %s on http://%s:%d", checkpoint, host, port)
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("serving %s on http://%s:%d", checkpoint, shown, port)
         _run(listener, server, listening)
         return listener.exit_code
     finally:

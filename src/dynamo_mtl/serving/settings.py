@@ -32,6 +32,17 @@ class ServingConfig(BaseModel):
     """Requests for routes alone that are worked on at once."""
     deadline_seconds: float = Field(default=30.0, gt=0)
     """An answer that takes longer is given up."""
+    header_seconds: float = Field(default=10.0, gt=0)
+    """A connection on which no whole head of a request arrives for that long is closed."""
+    keep_alive_seconds: int = Field(default=30, ge=1)
+    """An idle connection is closed after that long; longer than the same setting of a proxy in front."""
+    root_path: str = ""
+    """The path under which a proxy offers the server, such as ``/dynamo``, if it takes that off before it passes
+    requests on."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Pages of other sites whose scripts may ask, such as ``https://shop.example``; ``*`` for all."""
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Proxies whose ``X-Forwarded-For`` and ``-Proto`` are believed, separated by commas."""
     body_seconds: float = Field(default=10.0, gt=0)
     """A request whose body takes longer to arrive is given up."""
     drain_seconds: float = Field(default=30.0, ge=0)

@@ -75,6 +75,9 @@ class TaskConfig(BaseModel):
     """Wordings that training uses; the type's own if not given."""
     evaluation_instructions: list[str] | None = None
     """Wordings that scoring uses; the type's own if not given."""
+    examples: list[str | dict[str, str]] = Field(default_factory=list, max_length=20)
+    """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
+    of the checkpoint, so nothing is taken from the data by itself."""
     requires_instruction: bool = False
     """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
     loss_weight: float = Field(default=1.0, gt=0)

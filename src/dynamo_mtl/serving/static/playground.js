@@ -123,7 +123,7 @@ async function answer() {
   const input = currentInput();
   if (!input.text.trim()) { element("text").focus(); return; }
   await busy(element("send"), async () => {
-    const { content, milliseconds } = await request("/v1/predict", { inputs: input });
+    const { content, milliseconds } = await request("v1/predict", { inputs: input });
     asked = { input, task: content.task };
     showAnswer(content, input, milliseconds);
   }, element("answer"));
@@ -133,7 +133,7 @@ async function compare() {
   const others = tasks.filter((task) => task.name !== asked.task && (!task.needs_context || asked.input.context));
   await busy(element("compare"), async () => {
     const inputs = others.map((task) => ({ ...asked.input, task_hint: task.name }));
-    const { content } = await request("/v1/predict", { inputs });
+    const { content } = await request("v1/predict", { inputs });
     const list = made("dl");
     others.forEach((task, place) => {
       list.append(made("dt", "", task.name), made("dd", "", content[place].error ?? said(content[place])));
@@ -151,24 +151,30 @@ function fill(input) {
   answer();
 }
 
+function offer(task, example) {
+  const input = typeof example === "string" ? { text: example } : { ...example, text: example.text ?? example.question };
+  const button = made("button", "", task.name);
+  button.type = "button";
+  button.title = input.text;
+  button.addEventListener("click", () => fill(input));
+  element("examples").append(button);
+  element("examples").parentElement.hidden = false;
+}
+
 async function start() {
-  for (const [name, input] of EXAMPLES) {
-    const button = made("button", "", name);
-    button.type = "button";
-    button.addEventListener("click", () => fill(input));
-    element("examples").append(button);
-  }
   element("ask").addEventListener("submit", (event) => { event.preventDefault(); answer(); });
   element("ask").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); answer(); }
   });
   element("compare").addEventListener("click", compare);
   try {
-    tasks = (await request("/v1/tasks")).content;
+    tasks = (await request("v1/tasks")).content;
     for (const task of tasks) {
       const option = made("option", "", task.name);
       option.value = task.name;
+      option.title = task.description;
       element("task").append(option);
+      for (const example of task.examples) offer(task, example);
     }
   } catch (error) { showError(element("answer"), error); }
 }
