@@ -120,7 +120,9 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> None:
             if not isinstance(inner, dict):
                 raise ConfigError(f"'{override}': {section} is a value, not a section")
             place = inner
-        place[last] = parse_yaml(value, f"'{override}'")
+        parsed = parse_yaml(value, f"'{override}'")
+        # On a command line, " #" begins no comment.
+        place[last] = value.strip() if isinstance(parsed, str) and " #" in value and value[:1] not in "'\"" else parsed
 
 
 def validate(model: type[Settings], raw: Any, where: str) -> Settings:
@@ -135,11 +137,32 @@ def _sentence(problem: Any, model: type[BaseModel], where: str) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{key}'; {did_you_mean(place[-1], _keys(model, place[:-1]))}"
+        hint = ELSEWHERE.get(place[-1]) or did_you_mean(place[-1], _keys(model, place[:-1]))
+        return f"{where}: unknown key '{key}'; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     found = problem["input"]
     shown = "" if isinstance(found, dict) else f", found {found!r:.80}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+ELSEWHERE = {
+    "gradient_accumulation_steps": "training.batch_size counts the examples of an update, which training.token_budget "
+    "splits into micro-batches",
+    "per_device_train_batch_size": "training.batch_size counts the examples of an update over all devices",
+    "learning_rate": "use training.lora_lr, training.head_lr and training.router_lr",
+    "warmup_steps": "use training.warmup_ratio, a share of the updates",
+    "lr_scheduler_type": "use training.lr_schedule",
+    "num_train_epochs": "use training.num_epochs",
+    "fp16": "use model.precision: fp16",
+    "bf16": "use model.precision: bf16",
+    "output_dir": "use checkpoint_dir and log_dir",
+    "eval_steps": "use training.eval_every",
+    "logging_steps": "use training.log_every",
+    "save_steps": "use training.save_every",
+    "save_total_limit": "use training.keep_states",
+    "early_stopping_patience": "use training.patience",
+}
+"""Keys of other trainers, and what says the same here."""
 
 
 def _keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
 
 import typer
@@ -15,14 +18,24 @@ __all__ = ["app", "checkpoints", "evaluation", "inference", "main", "setup", "tr
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the input are one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console that cannot show a letter still shows the rest
     try:
-        app(args=arguments, standalone_mode=True)
+        app(args=[_at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)], standalone_mode=True)
     except DynamoError as error:
         if not error.told:
             typer.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_CODE) from None
     finally:
         _leave_job()
+
+
+def _at_home(argument: str) -> str:
+    """``--output=~/x`` and ``key=~/x`` with the home folder written out, which a shell does only after a blank."""
+    key, equals, value = argument.partition("=")
+    plain = equals and value.startswith("~/") and re.fullmatch(r"[\w.-]+", key)
+    return f"{key}={os.path.expanduser(value)}" if plain else argument
 
 
 def _leave_job() -> None:

@@ -22,6 +22,9 @@ from dynamo_mtl.cli.shared import (
 )
 from dynamo_mtl.errors import ConfigError, writable_folder
 
+LISTED = 10
+"""Misrouted inputs that are shown in the terminal; the report has more."""
+
 
 @app.command()
 def evaluate(  # noqa: PLR0917 - options of a command, which users name
@@ -96,6 +99,10 @@ def analyze(
     for warning in analysis["warnings"]:
         typer.echo(f"warning: {warning}")
     typer.echo(f"{analysis['n']} inputs, {100 * analysis['accuracy']:.1f} % routed right")
+    for one in [row for row in analysis["hardest"] if row["sent_to"] != row["task"]][:LISTED]:
+        asked = f" ({one['instruction']})" if one["instruction"] else ""
+        text = " ".join(str(one["text"] or "").split())
+        typer.echo(f"  {one['task']} sent to {one['sent_to']} ({one['confidence']:.2f}): {text:.70}{asked}")
     typer.echo(f"report: {write_report(folder, None, analysis)}")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, checkpoint_config, needs, start_logging
+from dynamo_mtl.errors import ConfigError
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # a text may begin with "-"
 def predict(
     checkpoint: Checkpoint,
     text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],
@@ -25,6 +27,8 @@ def predict(
 ) -> None:
     """Route and answer one text."""
     start_logging(verbose, quiet=True)
+    if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", text):
+        raise ConfigError(f"no such option: {text.partition('=')[0]}; see dynamo predict --help")
     from dynamo_mtl.inference.pipeline import DynamoInference
 
     if text == "-":

@@ -7,16 +7,31 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dynamo_mtl.errors import ConfigError, writable_folder
 
 if TYPE_CHECKING:
     from dynamo_mtl.config import DynamoConfig
 
+ORDER = ("init", "doctor", "data", "train", "evaluate", "predict", "serve")
+"""The first commands that a user needs, in that order; the others follow as they are written down."""
+
+
+class Commands(TyperGroup):
+    """Lists the commands in the order in which they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,6 +39,21 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Many text tasks over one small frozen encoder, routed per input in a single pass."""
+    if version:
+        import platform
+        from importlib.metadata import version as version_of
+
+        torch = version_of("torch")
+        typer.echo(f"dynamo-mtl {version_of('dynamo-mtl')}, torch {torch}, Python {platform.python_version()}")
+        raise typer.Exit
+
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key.sub=value.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log debug details, such as routing weights.")]
@@ -56,7 +86,11 @@ def start_logging(verbose: bool, quiet: bool = False) -> None:
     """Log to standard error: progress, details if ``verbose``, or warnings alone."""
     quiet = quiet or not speaks()
     logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+        level=logging.WARNING,
+        format="%(asctime)s  %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
     )
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("dynamo_mtl").setLevel(level)

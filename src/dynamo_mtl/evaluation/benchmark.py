@@ -77,6 +77,8 @@ class Scoreboard:
     scores: dict[str, Scores] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     tables: dict[int, AnswerTable] = field(default_factory=dict)
+    labels: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    """Of each task with labels, what the first contender answered for what."""
 
     def add(self, name: str, contender: Contender) -> None:
         """Score a contender on every task."""
@@ -101,6 +103,8 @@ class Scoreboard:
 
     def _note(self, name: str, system: System, task: str, answers: Sequence[Answer | None]) -> None:
         rows = self.examples[task]
+        if name != "trivial" and task not in self.labels and (confusion := system.tasks[task].confusion(answers, rows)):
+            self.labels[task] = confusion
         scores = {**system.tasks[task].score(answers, rows), "n": len(rows)}
         self.scores.setdefault(name, {})[task] = scores
         self.intervals.setdefault(name, {})[task] = system.tasks[task].interval(answers, rows)
@@ -221,6 +225,7 @@ def make_result(
         systems={name: board.scores[name] for name in SYSTEMS if name in board.scores},
         routing=routing,
         intervals=board.intervals,
+        labels=board.labels,
         parameters=system.model.parameter_counts(),
         signatures=signatures(),
         **more,

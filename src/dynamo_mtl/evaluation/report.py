@@ -115,10 +115,12 @@ def result_facts(result: Result) -> str:
 
 def print_result(result: Result) -> None:
     """Print all tables to the console."""
-    print_table("Tasks", *result_rows(result))
+    print_table("Tasks", *score_rows(result))
+    for sentence in confused_labels(result):
+        Console().print(sentence, highlight=False)
     if "trivial" in result.systems:
         Console().print(trivial_text(result))
-    print_table("Routing", *routing_rows(result))
+    print_table("Routing", *_turned(*routing_rows(result)))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
     if result.execution:
@@ -132,14 +134,57 @@ def trivial_text(result: Result) -> str:
     return "Trivial: " + "; ".join(f"{task}: {what}" for task, what in result.trivial_systems.items()) + "."
 
 
+def score_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for a narrow console: the main metric of every task under each system, a row for both."""
+    header = ["task", "metric", "system", "score", "std" if result.spread else "95 % interval", "n"]
+    rows: list[list[str]] = []
+    for task, metric in result.main_metrics.items():
+        for system in (name for name in SYSTEMS if name in result.systems):
+            count = str(int(result.systems[system][task]["n"]))
+            shown = [score_of(result, system, task), margin(result, system, task), count]
+            rows.append([task, metric, system, *shown] if not rows or rows[-1][0] != task else ["", "", system, *shown])
+    return header, rows
+
+
+def confused_labels(result: Result, most: int = 3) -> list[str]:
+    """What each task with labels takes for what, the commonest mistakes first, a sentence a task."""
+    said: list[str] = []
+    for task, answered in result.labels.items():
+        total = {label: sum(own.values()) for label, own in answered.items()}
+        wrong = [(n, label, other) for label, own in answered.items() for other, n in own.items() if other != label]
+        worst = sorted(wrong, key=lambda one: -one[0])[:most]
+        if worst:
+            each = ", ".join(f"{n} of {total[label]} '{label}' as '{other}'" for n, label, other in worst)
+            said.append(f"{task} takes {each}")
+    return said
+
+
+def _turned(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Rows as columns."""
+    columns = list(zip(header, *rows, strict=True))
+    return list(columns[0]), [list(column) for column in columns[1:]]
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table to the console."""
+    """Print a table to the console; where that is too narrow for its longest words, a line for every cell instead."""
+    longest = [
+        max(len(word) for cell in cells for word in cell.split() or [""]) for cells in zip(header, *rows, strict=True)
+    ]
+    console = Console()
+    if sum(longest) + len(longest) > console.width:
+        console.print(title, style="italic")
+        for row in rows:
+            console.print(
+                "\n".join(f"  {name}: {cell}" for name, cell in zip(header, row, strict=True)), highlight=False
+            )
+        return
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in header:
-        table.add_column(name)
+    for name, cells in zip(header, columns, strict=True):
+        # A number and its interval stay on one line; long texts are folded between words.
+        table.add_column(name, no_wrap=max(map(len, cells)) <= 20 and sum(longest) < console.width // 2)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console.print(table)
 
 
 def result_markdown(result: Result) -> str:

@@ -81,6 +81,8 @@ class Result:
     """``pass@k`` of code tasks whose problems have tests, if running them was confirmed."""
     signatures: Mapping[str, str] = field(default_factory=dict)
     """Of the metrics that have variants."""
+    labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else was chosen or found on the way, such as learning rates that were tried."""
     seeds: list[Mapping[str, Any]] = field(default_factory=list)

@@ -15,7 +15,7 @@ from dynamo_mtl.hub import fetch, push
 from dynamo_mtl.inference.generation import Decoder
 from dynamo_mtl.inference.predictor import Pending, Prediction, Predictor, Question, Route, TextInput
 from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.inference.system_config import SystemConfig, read_system_config
+from dynamo_mtl.inference.system_config import SystemConfig, used_with
 from dynamo_mtl.settings import validate
 from dynamo_mtl.storage import at_home, copy_folder, verify_folder
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
@@ -54,7 +54,8 @@ class DynamoInference:
 
         Args:
             checkpoint: folder written by training.
-            config: settings to use instead of those stored in the checkpoint, or the file that holds them.
+            config: settings to use instead of those stored in the checkpoint; or a configuration file, of which only
+                what can change after training is used: what a model is, its checkpoint says.
             device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
 
         Raises:
@@ -62,10 +63,15 @@ class DynamoInference:
             ConfigError: unusable settings, or no such device.
         """
         place = _device(device)
-        settings = config if isinstance(config, SystemConfig | None) else read_system_config(at_home(config))
         self.checkpoint = at_home(checkpoint)
+        settings = config if isinstance(config, SystemConfig | None) else used_with(self.checkpoint, at_home(config))
         self.system, self.metadata = load_system(self.checkpoint, place, settings)
         self.predictor = Predictor(self.system, self.metadata.calibration)
+        self._made_from = (self.checkpoint.absolute(), settings, device)
+
+    def __reduce__(self) -> tuple[type[DynamoInference], tuple[Path, SystemConfig | None, str | None]]:
+        """A pickle holds the checkpoint's place; whoever reads it loads the model from there."""
+        return type(self), self._made_from
 
     @classmethod
     def from_pretrained(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -106,6 +108,21 @@ class Pending:
     """What is being written, where the task writes text."""
 
 
+_PREDICTORS: weakref.WeakSet[Predictor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child, OpenMP waits for workers that only the parent has: one thread works, and locks are free."""
+    if _PREDICTORS:
+        torch.set_num_threads(1)
+    for predictor in _PREDICTORS:
+        predictor.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Predictor:
     """Runs a system over lists of inputs, mixed tasks in one forward pass. May be called from several threads."""
 
@@ -115,7 +132,12 @@ class Predictor:
         self.calibration = calibration or Calibration()
         # Beside what a thread made itself, a pass touches the adapters' packed weights, which the model keeps.
         self._lock = threading.Lock()
+        _PREDICTORS.add(self)
         system.model.eval()
+
+    def unlock(self) -> None:
+        """Forget a pass that another process was in the middle of when this one was forked from it."""
+        self._lock = threading.Lock()
 
     @torch.inference_mode()
     def read(self, inputs: Sequence[TextInput], reader: Callable[[Batch, Trunk], Tensor]) -> Tensor:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from dynamo_mtl.data.sources import DATA_PATH, DataConfig
-from dynamo_mtl.errors import ConfigError, did_you_mean
+from dynamo_mtl.errors import ConfigError, did_you_mean, shortened
 from dynamo_mtl.model.checkpoint import CONFIG
 from dynamo_mtl.model.dynamo import ModelConfig
 from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.model.metadata import read_metadata
 from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.settings import dump_yaml, read_settings, validate
 from dynamo_mtl.tasks.task import TaskConfig, task_type, task_types
+
+logger = logging.getLogger(__name__)
 
 ROUTING_INFO = "routing_info"
 """Key beside the task's in an answer, so that no task can have this name."""
@@ -109,6 +114,43 @@ def read_system_config(place: Path | Mapping[str, Any]) -> SystemConfig:
     raw = read_settings(place) if isinstance(place, Path) else place
     where = str(place) if isinstance(place, Path) else CONFIG
     return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, where)
+
+
+CHANGEABLE = (
+    "model.precision", "model.quantization", "router.top_k", "router.on_rejection", "data.max_source_length",
+    "data.window_overlap", "data.max_windows", "tasks.*.generation", "tasks.*.max_answer_tokens",
+)  # fmt: skip
+"""Settings of a trained model that a configuration file may change; for the others its checkpoint's own count."""
+
+
+def used_with(checkpoint: Path, path: Path) -> SystemConfig:
+    """A checkpoint's settings with what a configuration file changes of them; a difference in others is warned of.
+
+    Raises:
+        CheckpointError: not a checkpoint.
+        ConfigError: unusable settings.
+    """
+    read_metadata(checkpoint)
+    own, given = read_settings(checkpoint / CONFIG), read_settings(path)
+    different: list[str] = []
+
+    def overlay(place: dict[str, Any], over: Mapping[str, Any], prefix: str) -> None:
+        for name, value in over.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, Mapping) and isinstance(place.get(name), dict):
+                overlay(place[name], value, f"{key}.")
+            elif any(fnmatch(key, pattern) or fnmatch(key, f"{pattern}.*") for pattern in CHANGEABLE):
+                place[name] = value
+            elif key.startswith(("model.", "router.", "lora_configs.")) and name in place and place[name] != value:
+                different.append(key)
+
+    overlay(own, {key: given[key] for key in SystemConfig.model_fields if isinstance(given.get(key), Mapping)}, "")
+    if different:
+        logger.warning(
+            "%s: differs from what %s was trained with, whose own settings count: %s",
+            path, checkpoint, shortened(different, 6),
+        )  # fmt: skip
+    return read_system_config(own)
 
 
 def _plain(settings: Any) -> Mapping[str, Any]:

@@ -31,6 +31,8 @@ CONFIG = "config.yaml"
 NOVELTY = "novelty.safetensors"
 KNOWN = "known_inputs.safetensors"
 CARD = "README.md"
+_CUTTING = {"max_length", "stride", "pad_to_multiple_of", "truncation_strategy", "truncation", "padding"}
+"""Settings of a published tokenizer by which it pads and cuts texts."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
 
@@ -88,10 +90,23 @@ def save_checkpoint(
 
 
 def copy_tokenizer(source: Path, place: Path) -> None:
-    """Copy a tokenizer's files, those that are there and not in ``place`` already."""
+    """Copy a tokenizer's files, those that are there and not in ``place`` already, as it is used here.
+
+    Published files may say that texts are padded and cut, and that a special token in a text is structure.
+    """
     for name in TOKENIZER_FILES:
-        if (source / name).is_file() and not (place / name).exists():
+        if not (source / name).is_file() or (place / name).exists():
+            continue
+        if name not in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(source / name, place / name)
+            continue
+        settings = json.loads((source / name).read_text(encoding="utf-8"))
+        if name == "tokenizer.json":
+            settings |= {"truncation": None, "padding": None}
+        else:
+            settings = {key: value for key, value in settings.items() if key not in _CUTTING}
+            settings["split_special_tokens"] = True
+        (place / name).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:

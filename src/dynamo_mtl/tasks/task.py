@@ -273,6 +273,16 @@ class Task(abc.ABC):
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         """Metrics of answers; None stands for an answer of another type and scores 0."""
 
+    def confusion(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+        """Expected label → answered label → how often, for types with labels; ``none`` is an answer of another type."""
+        found: dict[str, dict[str, int]] = {}
+        for answer, example in zip(answers, examples, strict=True):
+            expected, given = self.label(example), "none" if answer is None else str(answer.get("label"))
+            if expected is not None:
+                own = found.setdefault(expected, {})
+                own[given] = own.get(given, 0) + 1
+        return found
+
     def interval(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[float, float]:
         """95 % bootstrap interval of the main metric over examples; for metrics that are means over examples."""
         pairs = zip(answers, examples, strict=True)

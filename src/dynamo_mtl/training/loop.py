@@ -29,7 +29,7 @@ from dynamo_mtl.training.optimizer import (
 )
 from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import TrainingConfig
-from dynamo_mtl.training.tracking import MetricsLog, Progress
+from dynamo_mtl.training.tracking import NOTHING_AHEAD, Ahead, MetricsLog, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def run_phase(
     log: MetricsLog,
     keeper: Keeper | None = None,
     start: LoopState | None = None,
+    *,
+    ahead: Ahead = NOTHING_AHEAD,
 ) -> float:
     """Train one phase, leave the model in its best validated state or its last one, and return that state's score.
 
@@ -71,13 +73,14 @@ def run_phase(
         log: where values go.
         keeper: saves the run as it goes on, if given.
         start: go on from here instead of from the first step.
+        ahead: what follows in the same phase, for the time that is left.
     """
     loop = _Loop(phase, system, config, accelerator)
     if start is None:
         loop.best.update(_validate(phase, 0, log), 0)
     else:
         loop.restore(start)
-    progress = Progress(phase.name, phase.steps, loop.step)
+    progress = Progress(phase.name, phase.steps, loop.step, ahead)
     with keeper.stop.deferred() if keeper is not None else nullcontext():
         for batch in _batches(phase, loop.step, workers):
             loop.update(batch)
@@ -120,7 +123,7 @@ class _Loop:
         self.parameters = [p for group in phase.groups for p in group["params"]]
         freeze_all_but(system.model, self.parameters)
         self.plain = make_optimizer(phase.groups, system.device)
-        decay = warmup_and_decay(phase.steps, config.warmup_ratio)
+        decay = warmup_and_decay(phase.steps, config.warmup_ratio, config.lr_schedule)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.plain, decay)
         self.optimizer = accelerator.prepare_optimizer(self.plain)
         self.scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled

@@ -62,14 +62,15 @@ def make_optimizer(groups: list[Group], device: torch.device) -> torch.optim.Ada
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ("cpu", "cuda"))
 
 
-def warmup_and_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    """Factor on the learning rate: linear from 0 over the warm-up, then a cosine down to 0."""
+def warmup_and_decay(steps: int, warmup_ratio: float, schedule: str = "cosine") -> Callable[[int], float]:
+    """Factor on the learning rate: linear from 0 over the warm-up, then a cosine or a line down to 0, or constant."""
     warmup = max(1, round(steps * warmup_ratio))
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        share = (step - warmup) / max(1, steps - warmup)
+        return {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[schedule]
 
     return factor
 

@@ -29,7 +29,7 @@ from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.known_inputs import known_inputs
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.objective import Objective
-from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase, adapter_updates, batch_size
 from dynamo_mtl.training.phases.phase_2_router import (
     FeaturePhase,
     HeldOut,
@@ -43,7 +43,7 @@ from dynamo_mtl.training.resume import LoopState
 from dynamo_mtl.training.settings import PipelineConfig
 from dynamo_mtl.training.states import STATES, RunStates
 from dynamo_mtl.training.trackers import find_trackers, show_routing, start_trackers
-from dynamo_mtl.training.tracking import MetricsLog
+from dynamo_mtl.training.tracking import NOTHING_AHEAD, Ahead, MetricsLog, start_text_log, stop_text_log
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     start_equal(system, config.training.seed)
     with _only_run(folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
+        text_log = start_text_log(Path(config.log_dir))
         start_trackers(config, accelerator)
         if config.training.compile:
             for layer in system.model.encoder.layers:
@@ -128,6 +129,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
                 return _run(source, config, accelerator, log, states, state)
         finally:
             log.close()
+            stop_text_log(text_log)
 
 
 def start_equal(system: System, seed: int) -> None:
@@ -184,6 +186,7 @@ class Stage:
     make: Callable[[dict[str, Any]], Phase]
     """Makes it from what ``Phase.state`` gave when it began; from nothing at first. Must not use the random state."""
     workers: int
+    ahead: Ahead = NOTHING_AHEAD
 
 
 def _stages(
@@ -194,8 +197,13 @@ def _stages(
         return [Stage(SHARED, lambda _: SharedPhase(source, settings), workers)]
     stages: list[Stage] = []
     if 1 in phases:
-        for task in source.system.tasks:
-            stages.append(Stage(1, lambda _, task=task: AdapterPhase(source, task, settings), workers))
+        tasks = list(source.system.tasks)
+        work = [adapter_updates(source, task, settings) * batch_size(source, task, settings) for task in tasks]
+        for number, task in enumerate(tasks):
+            place = f"task {number + 1} of {len(tasks)}"
+            later = sum(work[number + 1 :]) / batch_size(source, task, settings)
+            ahead = Ahead(place, later)
+            stages.append(Stage(1, lambda _, task=task: AdapterPhase(source, task, settings), workers, ahead))
     if 2 in phases:
         if not settings.routing_weight and not settings.router.mixture_steps:
             raise ConfigError(
@@ -229,7 +237,17 @@ def _run(
             continue
         start = state if state is not None and number == first and state.step else None
         phase = stage.make(start.numbers["phase"] if start else {})
-        score = run_phase(phase, source.system, config.training, stage.workers, accelerator, log, states, start)
+        score = run_phase(
+            phase,
+            source.system,
+            config.training,
+            stage.workers,
+            accelerator,
+            log,
+            states,
+            start,
+            Ahead(stage.place, stage.later),
+        )
         states.metadata = replace(states.metadata, validation_score=score)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]

@@ -65,7 +65,7 @@ class TrainingConfig(BaseModel):
     token_budget: int = Field(default=8192, ge=1)
     """Most tokens in one forward pass: a larger batch is split into micro-batches and accumulated."""
     lora_lr: float = Field(default=5e-4, gt=0)
-    """Peak learning rate of adapters, reached after the warm-up and falling to 0 along a cosine."""
+    """Peak learning rate of adapters, reached after the warm-up and falling by ``lr_schedule``."""
     head_lr: float = Field(default=1e-3, gt=0)
     """The same of heads and own target vocabularies."""
     router_lr: float = Field(default=1e-3, gt=0)
@@ -76,6 +76,8 @@ class TrainingConfig(BaseModel):
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW, on adapters, the router and the matrices of a backbone that is trained; heads have none."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How learning rates fall after the warm-up: along a cosine or a line down to 0, or not at all."""
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
     """Share of the updates in which the learning rate rises."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -131,7 +133,7 @@ class PipelineConfig(SystemConfig):
 
     training: TrainingConfig = TrainingConfig()
     log_dir: str = "./logs"
-    """Where ``metrics.jsonl`` and trackers write."""
+    """Where ``train.log``, ``metrics.jsonl`` and trackers write."""
     checkpoint_dir: str = "./checkpoints"
     """Where a checkpoint of each phase goes, and the states of a run while it goes on."""
     use_wandb: bool = False

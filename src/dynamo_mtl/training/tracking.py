@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,41 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def start_text_log(folder: Path) -> logging.Handler | None:
+    """Write what the console says to ``train.log`` too, behind what an earlier run wrote; by the first process."""
+    if not here().first:
+        return None
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    logging.getLogger("dynamo_mtl").addHandler(handler)
+    return handler
+
+
+def stop_text_log(handler: logging.Handler | None) -> None:
+    """End what ``start_text_log`` began."""
+    if handler is not None:
+        logging.getLogger("dynamo_mtl").removeHandler(handler)
+        handler.close()
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What follows a stretch of training."""
+
+    place: str = ""
+    """Which of several stretches it is, such as "task 2 of 5"."""
+    updates: float = 0.0
+    """How long the others of its phase take after it, in its own updates."""
+
+
+NOTHING_AHEAD = Ahead()
+
+
 class Progress:
     """Rate and time left of a phase."""
 
-    def __init__(self, phase: str, steps: int, first: int = 0) -> None:
-        self.phase, self.steps, self.first = phase, steps, first
+    def __init__(self, phase: str, steps: int, first: int = 0, ahead: Ahead = NOTHING_AHEAD) -> None:
+        self.phase, self.steps, self.first, self.ahead = phase, steps, first, ahead
         self.began, self.tokens = time.perf_counter(), 0
 
     def line(self, step: int, loss: float) -> dict[str, float]:
@@ -165,7 +196,10 @@ class Progress:
             rates["tokens_per_second"] = round(tokens / elapsed, 1)
             shown += f"  {tokens / elapsed:.0f} tokens/s"
         left = _clock((self.steps - step) / rate)
-        logger.info("%s  step %d/%d  loss %.4f  %s  %s left", self.phase, step, self.steps, loss, shown, left)
+        if self.ahead.updates:
+            left += f", about {_clock((self.steps - step + self.ahead.updates) / rate)} of all tasks"
+        name = f"{self.phase} ({self.ahead.place})" if self.ahead.place else self.phase
+        logger.info("%s  step %d/%d  loss %.4f  %s  %s left", name, step, self.steps, loss, shown, left)
         return rates
 
 

@@ -24,9 +24,14 @@ VALIDATIONS = 10
 def adapter_updates(source: ExampleSource, task: str, config: TrainingConfig) -> int:
     """How many updates phase 1 makes for a task: its epochs, or its most updates if they are fewer."""
     own = source.system.config.tasks[task].training
-    epoch = math.ceil(len(source.tables[task].train) / (own.batch_size or config.batch_size))
+    epoch = math.ceil(len(source.tables[task].train) / batch_size(source, task, config))
     whole = math.ceil((own.num_epochs or config.num_epochs) * epoch)
     return math.ceil(config.step_share * min(whole, own.max_steps or config.max_steps or whole))
+
+
+def batch_size(source: ExampleSource, task: str, config: TrainingConfig) -> int:
+    """Examples of an update of a task."""
+    return source.system.config.tasks[task].training.batch_size or config.batch_size
 
 
 class AdapterPhase:
@@ -42,7 +47,7 @@ class AdapterPhase:
         self.by_loss = isinstance(source.system.tasks[task], GenerationTask)
         own = source.system.config.tasks[task].training
         self.name = f"phase 1 {task}"
-        self.order = SingleOrder(len(source.tables[task].train), own.batch_size or config.batch_size, config.seed)
+        self.order = SingleOrder(len(source.tables[task].train), batch_size(source, task, config), config.seed)
         self.steps = adapter_updates(source, task, config)
         self.eval_every = min(config.eval_every, max(1, self.steps // VALIDATIONS))
         own_choice = own.load_best_model_at_end
