@@ -304,13 +304,3 @@ class _Lines:
         """The first words of a cell, up to a sign that the file may write otherwise."""
         end = min((place for mark in (*self._marks, "\n", "\r") if (place := cell.find(mark)) >= 0), default=40)
         return cell[: min(end, 40)]
-
-
-def seems_without_header(path: Path) -> bool:
-    """Whether the first line of a file looks like a row rather than like names of columns."""
-    with duckdb.connect(config={"threads": 1}) as connection, _readable(path, Reading()) as place:
-        try:
-            found = connection.execute("SELECT HasHeader FROM sniff_csv(?)", [place]).fetchone()
-        except duckdb.Error:
-            return False
-    return found is not None and not found[0]

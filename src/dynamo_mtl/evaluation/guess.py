@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynamo_mtl.data.delimited import seems_without_header
 from dynamo_mtl.data.sources import SPLIT_NAMES, DataConfig, find_files, is_saved, read_rows
 from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import ConfigError, DataError, shortened
@@ -88,6 +87,11 @@ def guess_task(path: Path, told: Mapping[str, str] | None = None, reading: Readi
     for own, given in table.told.items():
         if given not in columns:
             raise ConfigError(f"--column: {path} has no column '{given}' for {own}; it has {shortened(columns)}")
+    if any(column.name in column.counts or re.fullmatch(r"[\d.,-]+", column.name) for column in columns.values()):
+        raise table.ask(
+            f"its first line seems to be a row: {shortened(columns, 4)}; put a line with names of columns in "
+            "front of it, or write the configuration by hand with tasks.NAME.reading.header"
+        )
     found = next((guess for kind in KINDS if (guess := kind(table, name)) is not None), None)
     if found is None:
         raise _nothing(table)
@@ -314,11 +318,6 @@ KINDS = (_entities, _questions, _code, _labels, _texts)
 def _nothing(table: Table) -> ConfigError:
     texts = [column.name for column in table.columns.values() if column.is_text]
     names = [name for names in SPLIT_NAMES.values() for name in names]
-    if table.path.is_file() and table.path.suffix.lower() in (".csv", ".tsv") and seems_without_header(table.path):
-        return table.ask(
-            f"its first line seems to be a row: {shortened(table.columns, 4)}; put a line with names of columns in "
-            "front of it, or write the configuration by hand with tasks.NAME.reading.header"
-        )
     if len(texts) == 2 and table.path.stem.lower() not in names:
         return table.ask(
             f"'{texts[0]}' and '{texts[1]}' both hold texts: is one the translation (source, target) or the summary "

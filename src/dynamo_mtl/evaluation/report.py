@@ -167,16 +167,14 @@ def _turned(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[l
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print a table to the console; where that is too narrow for its longest words, a line for every cell instead."""
-    longest = [
-        max(len(word) for cell in cells for word in cell.split() or [""]) for cells in zip(header, *rows, strict=True)
-    ]
+    columns = list(zip(header, *rows, strict=True))
+    longest = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
     console = Console()
     if sum(longest) + len(longest) > console.width:
         console.print(title, style="italic")
         for row in rows:
-            console.print(
-                "\n".join(f"  {name}: {cell}" for name, cell in zip(header, row, strict=True)), highlight=False
-            )
+            lines = [f"  {name}: {cell}" for name, cell in zip(header, row, strict=True)]
+            console.print("\n".join(lines), highlight=False)
         return
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name, cells in zip(header, columns, strict=True):

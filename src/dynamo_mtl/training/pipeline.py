@@ -238,15 +238,7 @@ def _run(
         start = state if state is not None and number == first and state.step else None
         phase = stage.make(start.numbers["phase"] if start else {})
         score = run_phase(
-            phase,
-            source.system,
-            config.training,
-            stage.workers,
-            accelerator,
-            log,
-            states,
-            start,
-            Ahead(stage.place, stage.later),
+            phase, source.system, config.training, stage.workers, accelerator, log, states, start, ahead=stage.ahead
         )
         states.metadata = replace(states.metadata, validation_score=score)
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
