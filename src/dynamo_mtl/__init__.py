@@ -7,6 +7,8 @@ resolved on first use, so that importing the package stays cheap and loads no Py
 import os
 from typing import TYPE_CHECKING, Any
 
+from dynamo_mtl.cores import settle
+
 if TYPE_CHECKING:
     from dynamo_mtl.config import load_config
     from dynamo_mtl.inference.pipeline import DynamoInference
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 # How many compiled products oneDNN keeps, read when it makes the first one. Its own number, 1,024, is too small for
 # training, where batches have many shapes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
+settle(os.environ)
 
 __version__ = "0.1.0"
 __all__ = ["DynamoInference", "load_config"]

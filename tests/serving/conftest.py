@@ -11,6 +11,7 @@ from tiny import answer_by_text, save_system
 
 from dynamo_mtl.inference.pipeline import DynamoInference
 from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.serving.connection import listener_config
 from dynamo_mtl.serving.settings import ServingConfig
 
 
@@ -35,8 +36,9 @@ def serve(model):
         def start(key=None, **settings):
             server = Server(model, ServingConfig(**{"deadline_seconds": 20.0, **settings}))
             server.engine.start()
-            config = uvicorn.Config(
-                make_app(server, key), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off"
+            own = server.config
+            config = listener_config(
+                make_app(server, key), own.header_seconds, own.keep_alive_seconds, host="127.0.0.1", port=0
             )
             running = uvicorn.Server(config)
             thread = threading.Thread(target=running.run, daemon=True)

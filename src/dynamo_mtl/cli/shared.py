@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,18 +43,21 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 app.add_typer(data_app, name="data")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("dynamo-mtl", "torch", "transformers"))
+        typer.echo(f"{versions}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def about(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version),
+    ] = False,
 ) -> None:
     """Many text tasks over one small frozen encoder, routed per input in a single pass."""
-    if version:
-        import platform
-        from importlib.metadata import version as version_of
-
-        torch = version_of("torch")
-        typer.echo(f"dynamo-mtl {version_of('dynamo-mtl')}, torch {torch}, Python {platform.python_version()}")
-        raise typer.Exit
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key.sub=value.", show_default=False)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from dynamo_mtl.cores import usable_cores
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.evaluation.data_check import check_data
 from dynamo_mtl.inference.system import load_system
@@ -70,7 +70,7 @@ def _machine() -> Iterator[Finding]:
     dtype = str(compute_dtype("auto", device)).removeprefix("torch.")
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     yield Finding("torch", True, f"{version('torch')} on {where}, computes in {dtype}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if not cuda and torch.get_num_threads() > cores:
         yield Finding("threads", False, f"{torch.get_num_threads()} for {cores} cores", "set OMP_NUM_THREADS")
     free = shutil.disk_usage(Path.cwd()).free / 2**30

@@ -1,0 +1,51 @@
+"""How many cores this process may use, and how OpenMP's threads wait: settled before PyTorch is loaded.
+
+OpenMP reads its settings once, when PyTorch is loaded. By default its threads wait in a loop, which on a busy machine
+takes the cores from those that have work. ``benchmarks/busy.py`` measures it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""What is set unless the user sets it, or ``GOMP_SPINCOUNT`` or ``KMP_BLOCKTIME``, which say the same."""
+SAID_ELSEWHERE = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may run on: those of its affinity, or fewer under a container's quota.
+
+    Args:
+        root: where the control groups are mounted; version 2 has ``cpu.max``, version 1 ``cpu/cpu.cfs_quota_us``.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(root)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _quota(root: Path) -> float | None:
+    """Cores that a control group grants; None without a limit."""
+    try:
+        given, period = (root / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            given, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return None
+    try:
+        return None if float(given) <= 0 else float(given) / float(period)
+    except (ValueError, ZeroDivisionError):  # "max": no limit
+        return None
+
+
+def settle(environment: MutableMapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> None:
+    """Set what OpenMP reads, where the user has not: how threads wait, and no more of them than there are cores."""
+    if not any(name in environment for name in (*WAITING, *SAID_ELSEWHERE)):
+        environment.update(WAITING)
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "OMP_NUM_THREADS" not in environment and (cores := usable_cores(root)) < every:
+        environment["OMP_NUM_THREADS"] = str(cores)
