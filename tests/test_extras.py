@@ -93,10 +93,10 @@ def test_without_extras_commands_work_or_name_the_extra(wheel, checkpoint, tiny_
         "pull": (["pull", "owner/name", f"{out}/pulled"], "could be fetched from the hub"),
     }
     names = {
-        "serve": (["serve", model], "pip install 'dynamo-mtl[serve]'"),
-        "tune": (["tune", str(tiny_config_file)], "pip install 'dynamo-mtl[tune]'"),
-        "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install 'dynamo-mtl[export]'"),
-        "train": (["train", str(tiny_config_file), "model.quantization=int8"], "pip install 'dynamo-mtl[quantize]'"),
+        "serve": (["serve", model], "pip install -e '.[serve]'"),
+        "tune": (["tune", str(tiny_config_file)], "pip install -e '.[tune]'"),
+        "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install -e '.[export]'"),
+        "train": (["train", str(tiny_config_file), "model.quantization=int8"], "pip install -e '.[quantize]'"),
     }
     names |= at_hub  # whose package comes with transformers: what is missing here is the network
     commands = [*works, *(command for command, _ in names.values())]

@@ -94,7 +94,7 @@ def test_a_byte_for_a_value_and_a_scale_for_a_row(make):
 
 def test_without_torchao_the_extra_is_named(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ConfigError, match=r"needs torchao.*dynamo-mtl\[quantize\]"):
+    with pytest.raises(ConfigError, match=r"needs torchao.*-e '\.\[quantize\]"):
         make(quantization="int8")
 
 

@@ -108,4 +108,6 @@ def speaks() -> bool:
 
 def needs(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
     """The sentence about a package that an extra brings."""
-    return ConfigError(f"{error.name} is missing; install {what} with: pip install 'dynamo-mtl[{extra}]'")
+    return ConfigError(
+        f"{error.name} is missing; install {what} in a checkout of dynamo-mtl with: pip install -e '.[{extra}]'"
+    )

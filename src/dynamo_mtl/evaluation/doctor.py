@@ -79,11 +79,18 @@ def _machine() -> Iterator[Finding]:
     )
     for requirement in map(Requirement, requires("dynamo-mtl") or []):
         if requirement.marker is None and not _is_met(requirement):
-            yield Finding(requirement.name, False, f"not installed as {requirement}", "pip install -U dynamo-mtl")
+            yield Finding(
+                requirement.name,
+                False,
+                f"not installed as {requirement}",
+                "install the versions that it needs: pip install -e .",
+            )
     missing = [extra for extra, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
     if missing:
         names = ",".join(missing)
-        yield Finding("extras", None, f"not installed: {', '.join(missing)}", f"pip install 'dynamo-mtl[{names}]'")
+        yield Finding(
+            "extras", None, f"not installed: {', '.join(missing)}", f"in a checkout: pip install -e '.[{names}]'"
+        )
     yield _try("backbone minilm", lambda: str(find_backbone(MINILM)), "", is_vital=False)
 
 

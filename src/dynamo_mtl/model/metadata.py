@@ -59,7 +59,7 @@ def read_metadata(folder: Path) -> Metadata:
         if raw["format"] > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: format {raw['format']} is newer than this program reads ({FORMAT_VERSION}); "
-                "update it with: pip install -U dynamo-mtl"
+                "update it: git pull, then pip install -e ."
             )
         return TypeAdapter(Metadata).validate_json(text)
     except OSError as error:

@@ -351,8 +351,9 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         ("/info", server.info),
         ("/metrics", server.metrics_text),
     ):
-        methods = ["GET", "HEAD"] if path.startswith("/health/") else ["GET"]
-        app.add_api_route(path, handler, methods=methods)
+        app.add_api_route(path, handler, methods=["GET"])
+        if path.startswith("/health/"):
+            app.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
 
     async def schema(_: Request) -> Response:
         """This interface, as OpenAPI."""

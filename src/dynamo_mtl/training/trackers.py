@@ -33,7 +33,7 @@ def find_trackers(names: Sequence[str]) -> list[Any]:
     """The names, if their packages are there. Raises ``ConfigError`` with what installs one that is not."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            what = "'dynamo-mtl[track]'" if name == "wandb" else name
+            what = "-e '.[track]'" if name == "wandb" else name
             raise ConfigError(f"trackers: the package {name} is not installed; install it with: pip install {what}")
     return list(names)
 
