@@ -25,9 +25,9 @@ TEXT = "The parcel came two days late and the box was open, but the driver was f
 """About twenty tokens."""
 WAYS: dict[str, dict[str, str]] = {"ours": {}, "pytorch": {"DYNAMO_BUSY_FIRST": "torch"}}
 """Name → what the environment adds. ``pytorch`` loads PyTorch before this package can say how threads wait."""
-PASSES, ANSWERS, STEPS = 3, 40, 12
+PASSES, ANSWERS, STEPS = 3, 40, 8
 """Processes of each way; answers and updates of each round."""
-ROUNDS = 4
+ROUNDS = 3
 
 
 def measure(checkpoint: str, overrides: list[str]) -> dict[str, list[float]]:

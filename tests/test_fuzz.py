@@ -165,8 +165,8 @@ def test_any_text_is_answered(answering, text, context, instruction, hint):
         )
     )
     if answer is None:
-        assert hint is not None
-        assert hint not in answering.task_names
+        asks_without_passage = context is None and hint in (None, "qa")
+        assert asks_without_passage or (hint is not None and hint not in answering.task_names)
     else:
         json.dumps(answer)
         assert sum(answer["routing_info"]["probabilities"].values()) == pytest.approx(1, abs=1e-4)

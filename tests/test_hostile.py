@@ -47,7 +47,7 @@ def backbone(tiny_roberta, tmp_path):
         (lambda f: (f / "router.safetensors").write_bytes((f / "router.safetensors").read_bytes()[:-9]), "damaged"),
         (lambda f: _flip(f / "router.safetensors"), r"router\.safetensors: damaged since it was written"),
         (lambda f: (f / "heads" / "qa.safetensors").unlink(), r"heads/qa\.safetensors: missing"),
-        (lambda f: (f / "extra.json").write_text("{}"), r"extra\.json: not in manifest\.json"),
+        (lambda f: (f / "added_tokens.json").write_text("{}"), r"added_tokens\.json: not in manifest\.json"),
         (lambda f: (f / "router.safetensors").write_bytes(b"0" * 10), "10 bytes instead of"),
         (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: cannot be read"),
     ],
@@ -111,7 +111,7 @@ def test_c2_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_co
     state.parent.mkdir(parents=True)
     saved.rename(state)
     (state / "loop.safetensors").write_bytes(pickle.dumps(_Payload(canary)))
-    (state / "loop.json").write_text(json.dumps({"format": 2}))
+    (state / "loop.json").write_text(json.dumps({"format": 3}))
     write_manifest(state)
     with pytest.raises(SystemExit) as stop:
         main(["train", str(tiny_config_file), "--resume", "latest"])

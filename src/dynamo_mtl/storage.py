@@ -205,9 +205,21 @@ def _hidden(place: Path, suffix: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that a manifest speaks of; where one is a link, as in the hub's cache, what it leads to counts."""
-    visible = (p for p in sorted(folder.rglob("*")) if not any(x.startswith(".") for x in p.relative_to(folder).parts))
-    return [path for path in visible if path.is_file() and _name(path, folder) not in UNHASHED]
+    """The files that a manifest speaks of.
+
+    Links are refused, since they lead out of the folder, but for those of the hub's cache, whose snapshots link to the
+    blobs beside them.
+    """
+    found: list[Path] = []
+    blobs = folder.resolve().parent.parent / "blobs"
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_symlink() and blobs not in path.resolve().parents:
+            raise CheckpointError(f"{path}: is a link; a checkpoint holds plain files only")
+        if path.is_file() and _name(path, folder) not in UNHASHED:
+            found.append(path)
+    return found
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -9,7 +9,8 @@ from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.evaluation.data_check import check_data
-from dynamo_mtl.evaluation.starter import guess_task, starter_config
+from dynamo_mtl.evaluation.guess import guess_task
+from dynamo_mtl.evaluation.starter import guess_tasks, starter_config
 from dynamo_mtl.inference.system import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
 
@@ -53,7 +54,7 @@ def test_numbers_are_labels_by_their_names(tmp_path):
         rows = [{"text": f"text {n} of {value}", "label": value} for n in range(40) for value in values]
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (tmp_path / "c.yaml").write_text(starter_config([path], "minilm"))
+        (tmp_path / "c.yaml").write_text(starter_config(guess_tasks([path]), "minilm"))
         task = make_tasks(load_config(tmp_path / "c.yaml"))[name]
         labels = task.config.labels
         assert [labels[int(task.read(row, "row").target)].removeprefix("class ") for row in rows] == [
@@ -63,7 +64,7 @@ def test_numbers_are_labels_by_their_names(tmp_path):
 
 def test_the_configuration_is_valid_and_its_data_can_be_used(tables, tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(starter_config(tables, "minilm"))
+    path.write_text(starter_config(guess_tasks(tables), "minilm"))
     config = load_config(path, [f"data.cache_dir={tmp_path / 'cache'}"])
     assert {name: task.type for name, task in config.tasks.items()} == {
         "opinions": "sentiment", "topics": "classification", "faq": "qa",
@@ -79,7 +80,7 @@ def test_labels_and_names_that_look_like_numbers_stay_text(tmp_path):
     """Fails if YAML 1.1's idea of a number decides what is quoted: the configuration would not read back."""
     rows = [(f"text {n}", ("08", "1e3", "yes", "~")[n % 4]) for n in range(40)]
     path = _table(tmp_path / "2024.csv", ["text", "label"], rows)
-    (tmp_path / "config.yaml").write_text(starter_config([path], "minilm"))
+    (tmp_path / "config.yaml").write_text(starter_config(guess_tasks([path]), "minilm"))
     config = load_config(tmp_path / "config.yaml")
     assert list(config.tasks) == ["task_2024"]
     assert config.tasks["task_2024"].labels == ["08", "1e3", "yes", "~"]
@@ -90,7 +91,7 @@ def test_labels_and_names_that_look_like_numbers_stay_text(tmp_path):
 def test_a_share_of_a_file_is_held_out_and_stays_held_out(tables, tmp_path):
     """Fails if the parts overlap, or a row changes sides as the file grows."""
     path = tmp_path / "config.yaml"
-    path.write_text(starter_config(tables, "minilm"))
+    path.write_text(starter_config(guess_tasks(tables), "minilm"))
     overrides = [f"data.cache_dir={tmp_path / 'cache'}", "tasks.topics.validation_share=0.3"]
     config = load_config(path, overrides)
     task = make_tasks(config)["topics"]
@@ -110,7 +111,7 @@ def test_a_share_of_a_file_is_held_out_and_stays_held_out(tables, tmp_path):
 
 def test_answers_may_be_words_of_the_context(tables, tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(starter_config(tables, "minilm"))
+    path.write_text(starter_config(guess_tasks(tables), "minilm"))
     config = load_config(path)
     task = make_tasks(config)["faq"]
     row = {"question": "When?", "context": "It opens at 9 o'clock.", "answer": "9 o'clock"}
@@ -128,7 +129,7 @@ def test_what_cannot_be_told_is_one_sentence(tmp_path, tables):
     (tmp_path / "other").mkdir()
     twin = _table(tmp_path / "other" / "topics.csv", ["text", "category"], [(f"a {n}", "bd"[n % 2]) for n in range(18)])
     with pytest.raises(ConfigError, match="topics: two files have this name"):
-        starter_config([tables[1], twin], "minilm")
+        guess_tasks([tables[1], twin])
 
 
 def test_the_command_writes_once_and_says_what_it_took_each_for(tables, tmp_path, capsys, monkeypatch):
@@ -138,14 +139,16 @@ def test_the_command_writes_once_and_says_what_it_took_each_for(tables, tmp_path
             main(["init", *map(str, tables)])
         assert stop.value.code == code
     said = capsys.readouterr()
-    assert "opinions: sentiment\ntopics: classification\nfaq: qa\n" in said.out
+    lines = said.out.splitlines()
+    assert lines[0] == "opinions: sentiment: 'mood' has 2 values that come again, beside the texts of 'comment'"
+    assert [line.split(": ")[:2] for line in lines[1:3]] == [["topics", "classification"], ["faq", "qa"]]
     assert "config.yaml is there already" in said.err
 
 
 def test_the_doctor_finds_nothing_or_says_what_to_do(tables, tmp_path, capsys, monkeypatch):
     """Fails if a bad row, or a damaged checkpoint, goes unnoticed."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(starter_config(tables, "minilm"))
+    (tmp_path / "config.yaml").write_text(starter_config(guess_tasks(tables), "minilm"))
     with pytest.raises(SystemExit) as stop:
         main(["doctor", "config.yaml"])
     said = capsys.readouterr().out

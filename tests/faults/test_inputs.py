@@ -9,7 +9,7 @@ import sys
 import pytest
 from tiny import answer_by_text, save_system
 
-from dynamo_mtl.errors import ConfigError, InputError
+from dynamo_mtl.errors import CheckpointError, ConfigError, InputError
 from dynamo_mtl.inference.pipeline import DynamoInference
 
 
@@ -179,12 +179,19 @@ def test_a_checkpoint_can_hold_its_own_copy(folder, model):
 
 def test_a_folder_of_links_is_a_checkpoint(folder, tmp_path):
     """As the hub's cache holds one."""
-    linked = tmp_path / "snapshot"
+    blobs, linked = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
     for path in sorted(folder.rglob("*")):
         place = linked / path.relative_to(folder)
         if path.is_dir():
             place.mkdir(parents=True, exist_ok=True)
         else:
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path)
+            blob = blobs / str(len(list(blobs.iterdir())))
+            path.rename(blob)
+            place.symlink_to(blob)
     assert DynamoInference(linked, device="cpu").task_names
+    (linked / "router.safetensors").unlink()
+    (linked / "router.safetensors").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match="is a link"):
+        DynamoInference(linked, device="cpu")

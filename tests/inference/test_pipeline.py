@@ -24,7 +24,7 @@ MIXED = [
     {"text": "People stopped. A fire closed the harbour.", "task_hint": "summarization"},
     {"text": "call the function f with x", "task_hint": "code_generation"},
     {"text": "The man buys an apple.", "task_hint": "translation", "instruction": "Translate:"},
-    "A text of no task.",
+    {"text": "A text of no task.", "context": "It stands here."},
 ]
 
 
@@ -46,7 +46,7 @@ def test_answers_have_the_shapes_that_people_know_with_routing_beside_them(model
     for given, answer in zip(MIXED[:5], answers, strict=False):
         assert answer["task"] == given["task_hint"]
         assert answer.keys() == SHAPES[answer["task"]] | {"task", "routing"}
-    free = model.predict(MIXED[5], return_routing_info=True)
+    free = model.predict(**MIXED[5], return_routing_info=True)
     assert answers[5]["routing"]["rejected"] is free["routing_info"]["rejected"]
     assert answers[5]["routing"]["probabilities"] == pytest.approx(free["routing_info"]["probabilities"], abs=1e-5)
     assert answers[5]["task"] == free["routing_info"]["predicted_task"]
@@ -78,7 +78,7 @@ def test_settings_of_a_call_hold_for_that_call(model):
     assert model.predict(text, task_hint="translation", max_new_tokens=1)["translation"]["translation_text"] == short
     assert model(text, task_hint="translation", no_repeat_ngram_size=1)["translation_text"] != long
     assert model(text, task_hint="translation")["translation_text"] == long
-    one, all_five = (model.predict(text, task_hint=None, top_k=k, return_routing_info=True) for k in (1, 5))
+    one, all_five = (model.predict(text, context=text, top_k=k, return_routing_info=True) for k in (1, 5))
     assert one["routing_info"] == all_five["routing_info"]
     task = one["routing_info"]["predicted_task"]
     assert one[task]["score"] != pytest.approx(all_five[task]["score"], abs=1e-7)
@@ -105,10 +105,9 @@ def test_pieces_of_a_stream_make_up_the_answer(model):
         ({"context": "x"}, {}, "expected one of text and question, found context"),
         ({"text": "x", "question": "y"}, {}, "expected one of text and question, found text, question"),
         (3, {}, "an input should be a text or a mapping, or many of them; found int"),
-        ([3], {}, "an input should be a text or a mapping, found int"),
         ("x", {"num_beam": 2}, "generation: unknown key 'num_beam'; did you mean 'num_beams'"),
         ("x", {"num_beams": 0}, "generation: num_beams"),
-        ("x", {"top_k": 6}, "top_k: found 6; use 1 to 5"),
+        ("x", {"top_k": 6}, "top_k: found 6; use a whole number from 1 to 5"),
     ],
 )
 def test_what_cannot_be_answered_is_said(model, given, options, message):

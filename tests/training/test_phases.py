@@ -39,9 +39,9 @@ def trained(tmp_path_factory, tiny_settings, tiny_roberta):
     backbones, predictions = [], []
     real = pipeline.run_phase
 
-    def watched(phase, system, *rest):
+    def watched(phase, system, *rest, **named):
         before = {n: t.clone() for n, t in system.model.encoder.state_dict().items()}
-        real(phase, system, *rest)
+        real(phase, system, *rest, **named)
         backbones.append((before, system.model.encoder.state_dict()))
         if phase.name == "phase 3 joint":
             predictions.extend(Predictor(system).predict(INPUTS))
@@ -225,15 +225,16 @@ def test_a_phase_ends_in_its_best_or_its_last_state(system, session_config, tabl
 
 
 def test_training_stops_when_validation_no_longer_improves():
+    from dynamo_mtl.training.contracts import SCORE
     from dynamo_mtl.training.loop import _Best
 
     parameter = torch.nn.Parameter(torch.zeros(2))
     best = _Best([parameter], patience=2)
-    for value, score in ((1.0, 0.1), (2.0, 0.5), (3.0, 0.4), (4.0, 0.3)):
+    for step, (value, score) in enumerate([(1.0, 0.1), (2.0, 0.5), (3.0, 0.4), (4.0, 0.3)]):
         with torch.no_grad():
             parameter.fill_(value)
         assert not best.exhausted
-        best.update(score)
+        best.update({SCORE: score}, step)
     assert best.exhausted
     best.restore()
     assert parameter.tolist() == [2.0, 2.0]

@@ -83,7 +83,7 @@ def _machine() -> Iterator[Finding]:
                 requirement.name,
                 False,
                 f"not installed as {requirement}",
-                "install the versions that it needs: pip install -e .",
+                "in a checkout: pip install -e .",
             )
     missing = [extra for extra, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
     if missing:

@@ -181,12 +181,18 @@ def _code(table: Table, name: str) -> Guess | None:
     """A description, and Python."""
     code = [c for c in table.columns.values() if c.is_code]
     texts = [c for c in table.columns.values() if c.is_text and c not in code]
-    if len(code) != 1 or len(texts) != 1:
-        return None
     names = task_types()["code_generation"].column_names
-    own, target = list(names)
-    settings = _columns("code_generation", {own: texts[0].name, target: code[0].name})
-    return Guess(name, "code_generation", str(table.path), table.rows, f"'{code[0].name}' holds Python", settings)
+    named = {own: table.named(known) for own, known in names.items()}
+    if len(code) == 1 and len(texts) == 1:
+        found = dict(zip(names, (texts[0].name, code[0].name), strict=True))
+        why = f"'{code[0].name}' holds Python"
+    elif all(named.values()) and not any(table.columns[str(column)].is_label for column in named.values()):
+        found = {own: str(column) for own, column in named.items()}
+        why = f"it has {' and '.join(found.values())}"
+    else:
+        return None
+    settings = _columns("code_generation", found)
+    return Guess(name, "code_generation", str(table.path), table.rows, why, settings)
 
 
 def _labels(table: Table, name: str) -> Guess | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _scalar(text: Any) -> str:
 
 def _share(rows: int) -> float:
     least, most = SHARES
-    return round(min(most, max(least, WANTED / max(1, rows))), 2)
+    return min(most, max(least, math.ceil(100 * (WANTED + 2) / max(1, rows)) / 100))  # parts of labels are rounded down
 
 
 def _never_sample(path: str) -> str:

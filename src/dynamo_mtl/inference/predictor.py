@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,8 @@ from dynamo_mtl.tasks.task import Answer
 
 TOKEN_BUDGET = 8192
 """Most source tokens in one forward pass."""
+ONE_THREAD = 48
+"""Source tokens up to which a pass takes one thread (``benchmarks/busy.py``)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Predictor:
         rows: dict[int, Tensor] = {}
         for chunk in _chunks(questions):
             packed = self._collate([questions[i].source for i in chunk], [None] * len(chunk))
-            with self._lock:
+            with self._lock, self._threads_for(sum(questions[i].tokens for i in chunk)):
                 self.system.model.eval()
                 found = reader(packed.batch, self.system.model.trunk(packed.batch)).cpu()
             rows.update(zip(chunk, found, strict=True))
@@ -204,9 +207,22 @@ class Predictor:
         """
         if any(q.task is None for q in questions):
             self._check_routed()
-        with self._lock:
+        with self._lock, self._threads_for(sum(question.tokens for question in questions)):
             self.system.model.eval()
             return self._begin(questions, decoder)
+
+    @contextmanager
+    def _threads_for(self, tokens: int) -> Iterator[None]:
+        """One thread for a short pass on a CPU: it is as fast, and waits for nobody on a machine that is busy."""
+        threads = torch.get_num_threads()
+        if tokens > ONE_THREAD or threads == 1 or self.system.device.type != "cpu":
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _check_routed(self) -> None:
         if self.system.config.model.adapters != "routed":

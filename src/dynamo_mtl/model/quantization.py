@@ -26,7 +26,7 @@ def quantize_layers(encoder: Encoder) -> None:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "model.quantization: int8 needs torchao; install it in a checkout of dynamo-mtl with: pip install -e '.[quantize]'"
+            "model.quantization: int8 needs torchao; install it in a checkout with: pip install -e '.[quantize]'"
         ) from error
     quantize_(encoder.layers, Int8WeightOnlyConfig(), _is_plain)
 

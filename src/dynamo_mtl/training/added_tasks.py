@@ -84,6 +84,7 @@ def add_task(
     finally:
         for lock in locks:
             lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _add(
