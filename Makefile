@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install quickstart minilm newcomer serve-demo test test-cluster check docs reference format clean torture fuzz \
+.PHONY: install quickstart minilm newcomer own-tables busy serve-demo test test-cluster check docs reference format clean torture fuzz \
 	reliability bench tables lock audit
 
 install: .venv/.installed
@@ -36,6 +36,14 @@ minilm: install
 
 newcomer: install
 	$(BIN)/python tests/newcomer.py --output results/newcomer.json
+
+# Three small tables, two of one type, by init and train with nothing changed.
+own-tables: install
+	$(BIN)/python tests/own_tables.py --output results/own-tables.json
+
+# An answer and training beside a process that takes a core: make busy CHECKPOINT=path, on an otherwise quiet machine.
+busy: install
+	$(BIN)/python benchmarks/busy.py $(CHECKPOINT) --output results/busy.json
 
 # A served model of the sample corpus to play with: the one of `make quickstart`, which is made if it is not there.
 DEMO := runs/quickstart/checkpoints/final_model

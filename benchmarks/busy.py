@@ -36,6 +36,7 @@ def measure(checkpoint: str, overrides: list[str]) -> dict[str, list[float]]:
         import torch  # noqa: F401 (before the package settles how threads wait)
     from accelerate import Accelerator
 
+    import dynamo_mtl  # noqa: F401 (before anything else loads PyTorch)
     from dynamo_mtl.config import load_config
     from dynamo_mtl.inference.pipeline import DynamoInference
     from dynamo_mtl.model.checkpoint import CONFIG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -73,6 +74,9 @@ def _machine() -> Iterator[Finding]:
     cores = usable_cores()
     if not cuda and torch.get_num_threads() > cores:
         yield Finding("threads", False, f"{torch.get_num_threads()} for {cores} cores", "set OMP_NUM_THREADS")
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.7 * cores:
+        said = f"{load:.1f} processes wanted the {cores} cores in the last minute"
+        yield Finding("load", None, said, f"training.num_threads={max(1, cores - 1)} loses least beside others")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Finding(
         "disk", free >= ROOM, f"{free:.0f} GiB free here", "" if free >= ROOM else "free some for checkpoints"

@@ -102,6 +102,8 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     before = folder / FOLDERS[chosen[0] - 1] if chosen[0] > 1 and routed else None
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
     states = RunStates(folder / STATES, config, chosen)
     first_does(lambda: _recover(folder, states.folder))
     if before is not None and not (before / METADATA).is_file():

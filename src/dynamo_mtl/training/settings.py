@@ -82,6 +82,9 @@ class TrainingConfig(BaseModel):
     """Share of the updates in which the learning rate rises."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """A longer gradient is shortened to this length."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads of a CPU; PyTorch's own choice if not given. On a machine that others use too, one thread fewer than there
+    are cores loses least: all wait for the one that has to wait for its core."""
     compile: bool = False
     """Compile the encoder's layers with ``torch.compile``."""
 

@@ -1,21 +1,6 @@
 "use strict";
 // Everything that comes from a user or the model is put on the page as text, never as markup.
 
-const EXAMPLES = [
-  ["Review", { text: "A slow start, but what a warm and funny ending." }],
-  ["Question", {
-    text: "Where did the ferry stop for the night?",
-    context: "The ferry left the harbour at noon. A storm came up in the evening, so it stopped at Lindholm for the "
-      + "night and reached the city a day late.",
-  }],
-  ["News", {
-    text: "The old bridge over the Marn will close for two years from Monday. Engineers found cracks in four of its "
-      + "pillars last autumn. Buses will take another way, and a small boat will carry people across the river. The "
-      + "council says the work will cost nine million. Shops on both sides fear for their trade.",
-  }],
-  ["Code", { text: "call the function save with path and data, assign the result to ok." }],
-  ["Translation", { text: "Two children are playing in the snow.", instruction: "Translate into German:" }],
-];
 const TEXT_KEYS = ["label", "answer", "summary_text", "generated_text", "translation_text"];
 const element = (id) => document.getElementById(id);
 let tasks = [];
