@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dynamo_mtl.cores import settle, usable_cores
+from dynamo_mtl.cores import free_cores, settle, usable_cores
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -49,3 +49,41 @@ def test_it_is_settled_before_pytorch_is_loaded():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP", "KMP"))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "PASSIVE"
+
+
+def test_cores_that_others_work_on_are_not_free(tmp_path, monkeypatch):
+    """From what the system counts: user, nice, system, idle, waiting, interrupts, stolen, in ticks of each core."""
+    from dynamo_mtl import cores
+
+    stat = tmp_path / "stat"
+    number = min(os.sched_getaffinity(0))
+
+    def later(_):
+        stat.write_text(f"cpu  0 0 0 0 0 0 0 0 0 0\ncpu{number} 130 0 0 102 0 0 0 0 0 0\n")
+
+    stat.write_text(f"cpu  0 0 0 0 0 0 0 0 0 0\ncpu{number} 100 0 0 100 0 0 0 0 0 0\n")
+    monkeypatch.setattr(cores.time, "sleep", later)
+    assert free_cores(stat=stat) == max(1, CORES - 1)
+    assert free_cores(stat=tmp_path / "nothing") == CORES
+
+
+def test_a_run_takes_the_threads_that_are_free_and_keeps_them(monkeypatch):
+    import torch
+
+    from dynamo_mtl.training import pipeline
+
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(pipeline, "free_cores", lambda: 1)
+    cpu = torch.device("cpu")
+    try:
+        for start, wanted, resumed, expected in ((2, None, None, 1), (2, None, 2, 2), (2, 3, 1, 3), (1, None, None, 1)):
+            torch.set_num_threads(start)
+            pipeline.choose_threads(wanted, resumed, cpu)
+            assert torch.get_num_threads() == expected
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        torch.set_num_threads(2)
+        pipeline.choose_threads(None, None, cpu)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -40,6 +41,44 @@ def _quota(root: Path) -> float | None:
         return None if float(given) <= 0 else float(given) / float(period)
     except (ValueError, ZeroDivisionError):  # "max": no limit
         return None
+
+
+def free_cores(seconds: float = 0.3, stat: Path = Path("/proc/stat")) -> int:
+    """Usable cores that nobody else is at work on, at least one.
+
+    Args:
+        seconds: how long is looked.
+        stat: where the system counts what each core does.
+
+    Under a container's quota, or where nothing is counted, all usable cores.
+    """
+    cores = usable_cores()
+    if not hasattr(os, "sched_getaffinity") or cores < len(own := os.sched_getaffinity(0)):
+        return cores
+    before = _core_times(stat)
+    time.sleep(seconds)
+    after = _core_times(stat)
+    shares = [
+        (after[core][0] - before[core][0]) / (after[core][1] - before[core][1])
+        for core in own
+        if core in before and core in after and after[core][1] > before[core][1]
+    ]
+    return max(1, cores - round(sum(shares)))
+
+
+def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
+    """Core → ticks at work, and all ticks, since the system began (``man 5 proc_stat``)."""
+    found: dict[int, tuple[int, int]] = {}
+    try:
+        lines = stat.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            numbers = [int(number) for number in ticks[:8]]
+            found[int(name[3:])] = (sum(numbers) - numbers[3] - numbers[4], sum(numbers))  # less idle and waiting
+    return found
 
 
 def settle(environment: MutableMapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> None:

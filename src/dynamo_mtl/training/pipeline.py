@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from filelock import FileLock
 
+from dynamo_mtl.cores import free_cores
 from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
 from dynamo_mtl.inference.system import System, alike_instructions, build_system, load_system, make_tasks
 from dynamo_mtl.model.metadata import METADATA, Metadata
@@ -102,8 +104,6 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     before = folder / FOLDERS[chosen[0] - 1] if chosen[0] > 1 and routed else None
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
-    if config.training.num_threads is not None:
-        torch.set_num_threads(config.training.num_threads)
     states = RunStates(folder / STATES, config, chosen)
     first_does(lambda: _recover(folder, states.folder))
     if before is not None and not (before / METADATA).is_file():
@@ -113,6 +113,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
         )
     tables = shared_tables(config, make_tasks(config))
     place, state = states.find(resume)
+    choose_threads(config.training.num_threads, state.threads if state else None, accelerator.device)
     system, metadata, earlier = _start(config, tables, place or before, accelerator.device)
     if place is not None and earlier is not None:
         states.check_data(earlier, metadata)
@@ -132,6 +133,27 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
         finally:
             log.close()
             stop_text_log(text_log)
+
+
+def choose_threads(wanted: int | None, before: int | None, device: torch.device) -> None:
+    """Set the threads of a run, which then stay as they are: their number decides how sums are rounded.
+
+    Threads wait for each other after every operation, so that one that has to wait for its core holds up all:
+    ``benchmarks/busy.py`` measures it.
+
+    Args:
+        wanted: by the configuration.
+        before: of the run that is resumed.
+        device: where the model is.
+    """
+    most = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    elif device.type == "cpu" and most > 1 and "OMP_NUM_THREADS" not in os.environ:
+        chosen = before or min(most, free_cores())
+        if chosen < most:
+            logger.info("others are at work on this machine: %d of %d threads (training.num_threads)", chosen, most)
+        torch.set_num_threads(chosen)
 
 
 def start_equal(system: System, seed: int) -> None:

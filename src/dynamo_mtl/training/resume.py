@@ -47,6 +47,8 @@ class LoopState:
     """Training time so far."""
     log_end: tuple[int, int]
     """Bytes and lines of the metrics log."""
+    threads: int = 1
+    """Of a forward pass on a CPU: another number would round sums otherwise."""
     numbers: dict[str, Any] = field(default_factory=dict)
     """Of the loop and of the phase, as JSON."""
     tensors: dict[str, Tensor] = field(default_factory=dict)

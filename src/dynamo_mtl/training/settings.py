@@ -83,8 +83,8 @@ class TrainingConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """A longer gradient is shortened to this length."""
     num_threads: int | None = Field(default=None, ge=1)
-    """Threads of a CPU; PyTorch's own choice if not given. On a machine that others use too, one thread fewer than there
-    are cores loses least: all wait for the one that has to wait for its core."""
+    """Threads of a CPU. If neither this nor ``OMP_NUM_THREADS`` is given, as many as there are cores that nobody else is
+    at work on when the run starts; a resumed run takes as many as before."""
     compile: bool = False
     """Compile the encoder's layers with ``torch.compile``."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -44,7 +45,8 @@ STATES = "resume"
 LATEST = "latest"
 FREE = (
     "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
-    "data.cache_dir", "data.num_workers", "training.save_every", "training.keep_states", "training.token_budget",
+    "data.cache_dir", "data.num_workers", "training.num_threads", "training.save_every",
+    "training.keep_states", "training.token_budget",
     "compare", "serving",
 )  # fmt: skip
 """Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
@@ -143,7 +145,9 @@ class RunStates:
 
     def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors = {**tensors, **random_state()}
-        state = LoopState(self.stage, step, self.phases, self._seconds(), self.log.end, numbers, tensors)
+        state = LoopState(
+            self.stage, step, self.phases, self._seconds(), self.log.end, torch.get_num_threads(), numbers, tensors
+        )
         place = self.folder / state.folder_name
 
         def write() -> None:
