@@ -83,8 +83,8 @@ class TrainingConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """A longer gradient is shortened to this length."""
     num_threads: int | None = Field(default=None, ge=1)
-    """Threads of a CPU. If neither this nor ``OMP_NUM_THREADS`` is given, as many as there are cores that nobody else is
-    at work on when the run starts; a resumed run takes as many as before."""
+    """Threads of a CPU. If neither this nor ``OMP_NUM_THREADS`` is given, as many as there are cores that nobody else
+    works on when the run starts; a resumed run takes as many as before."""
     compile: bool = False
     """Compile the encoder's layers with ``torch.compile``."""
 
