@@ -99,6 +99,8 @@ def start_logging(verbose: bool, quiet: bool = False) -> None:
     )
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("dynamo_mtl").setLevel(level)
+    for library in ("torchao", "torch.utils._pytree"):  # they warn of kernels for other hardware
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def speaks() -> bool:

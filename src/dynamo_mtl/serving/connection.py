@@ -19,7 +19,7 @@ class Connection(H11Protocol):
     header_seconds = 10.0
     _waiting: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """The first head is waited for from here on."""
         super().connection_made(transport)
         self._wait()
