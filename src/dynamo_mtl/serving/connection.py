@@ -32,12 +32,19 @@ class Connection(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._wait_no_longer()
 
+    def on_response_complete(self) -> None:
+        """Half a head may have come together with the request before it."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._wait_no_longer()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
+        self._wait_no_longer()
         self._waiting = self.loop.call_later(self.header_seconds, self._close)
 
     def _wait_no_longer(self) -> None:
