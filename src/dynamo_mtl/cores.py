@@ -13,8 +13,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 WAITING = {"GOMP_SPINCOUNT": "10000"}
-"""How often a thread looks before it sleeps; set unless the user says how threads wait. Long enough for the next operation
-of a pass, and far below the default of 300,000."""
+"""How often a thread looks before it sleeps, 300,000 times by default; set unless the user says how threads wait. Long
+enough for the next operation of a pass."""
 SAID_ELSEWHERE = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
