@@ -24,9 +24,14 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
     Args:
         root: where the control groups are mounted; version 2 has ``cpu.max``, version 1 ``cpu/cpu.cfs_quota_us``.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _every_core()
     quota = _quota(root)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _every_core() -> int:
+    """Cores of this process's affinity, whatever a quota grants."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota(root: Path) -> float | None:
@@ -86,6 +91,5 @@ def settle(environment: MutableMapping[str, str], root: Path = Path("/sys/fs/cgr
     """Set what OpenMP reads, where the user has not: how threads wait, and no more of them than there are cores."""
     if not any(name in environment for name in (*WAITING, *SAID_ELSEWHERE)):
         environment.update(WAITING)
-    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if "OMP_NUM_THREADS" not in environment and (cores := usable_cores(root)) < every:
+    if "OMP_NUM_THREADS" not in environment and (cores := usable_cores(root)) < _every_core():
         environment["OMP_NUM_THREADS"] = str(cores)

@@ -7,7 +7,6 @@ once, and the first that every line fits is taken; ``docs/decisions/0011-how-tab
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from dynamo_mtl.data.text_files import Reading, open_text
+from dynamo_mtl.data.text_files import Reading, open_bytes, open_text
 from dynamo_mtl.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|")
@@ -105,9 +104,8 @@ def _readable(path: Path, reading: Reading) -> Iterator[str]:
 
 def _ends_differ(path: Path) -> bool:
     """Whether some lines of a file end as on Windows and others do not."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     windows = lines = 0
-    with opener(path, "rb") as file:
+    with open_bytes(path) as file:
         while block := file.read(1 << 20):
             block += file.read(1) if block.endswith(b"\r") else b""
             windows += block.count(b"\r\n")
@@ -233,8 +231,7 @@ def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) ->
 
 def _lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
     """The numbers of the lines at some bytes of a file, in rising order. DuckDB counts rows instead of lines."""
-    opener: Any = gzip.open if place.endswith(".gz") else open
-    with opener(place, "rb") as file:
+    with open_bytes(Path(place)) as file:
         number, end = 1, 0
         for position in positions:
             before = file.read(max(0, position - end))

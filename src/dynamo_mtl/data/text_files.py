@@ -53,6 +53,11 @@ class Text:
     """Whether it is UTF-8 as it lies there, neither compressed nor marked."""
 
 
+def open_bytes(path: Path) -> Any:
+    """Open a file for reading, unpacked where its name ends with ``.gz``."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 @contextmanager
 def open_text(path: Path, reading: Reading) -> Iterator[Text]:
     """Open a file as text, with line ends as they are.
@@ -61,12 +66,11 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
         DataError: bytes that are no text in its encoding, when they are read.
     """
     is_packed = path.suffix.lower() == ".gz"
-    opener: Any = gzip.open if is_packed else open
-    with opener(path, "rb") as raw:
+    with open_bytes(path) as raw:
         start = raw.read(4)
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
     encoding = reading.encoding or marked or "utf-8"
-    with io.TextIOWrapper(opener(path, "rb"), encoding=encoding, newline="") as file:
+    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
         try:
             yield Text(file, is_plain=encoding == "utf-8" and not is_packed)
         except UnicodeDecodeError as error:
@@ -79,8 +83,7 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
 
 def _line_of_bytes(path: Path, encoding: str) -> str:
     """The first line that is no text, for a message; nothing where lines cannot be told from bytes."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rb") as lines:
+    with open_bytes(path) as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 line.decode(encoding)

@@ -191,8 +191,7 @@ class DynamoInference:
         question = self.question(given, task_hint, top_k, generation)
         prediction = self.predictor.answer([question])[0]
         self.refuse(prediction)
-        truncated = {"truncated": dict(prediction.truncated)} if prediction.truncated is not None else {}
-        result: dict[str, Any] = {prediction.task: {**prediction.answer, **truncated}}
+        result: dict[str, Any] = {prediction.task: _answer_of(prediction)}
         if return_routing_info:
             result["routing_info"] = self._routing_info(prediction)
         return result
@@ -248,9 +247,8 @@ class DynamoInference:
 
     def shown(self, prediction: Prediction) -> dict[str, Any]:
         """An answer as a call gives it."""
-        truncated = {"truncated": dict(prediction.truncated)} if prediction.truncated is not None else {}
         routing = self._routing_info(prediction)
-        return {**prediction.answer, **truncated, "task": prediction.task, "routing": routing}
+        return {**_answer_of(prediction), "task": prediction.task, "routing": routing}
 
     def _check(self, task_hint: str | None, top_k: int | None) -> None:
         if task_hint is not None and task_hint not in self.system.tasks:
@@ -399,6 +397,12 @@ def _device(name: str | None) -> torch.device:
         raise ConfigError(
             f"device: '{name}' cannot be used here ({said:.120}); use cpu, or cuda:0 for a GPU"
         ) from error
+
+
+def _answer_of(prediction: Prediction) -> dict[str, Any]:
+    """The answer, and what was read for it where that was not all."""
+    truncated = {} if prediction.truncated is None else {"truncated": dict(prediction.truncated)}
+    return {**prediction.answer, **truncated}
 
 
 def _batches(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
