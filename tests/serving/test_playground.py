@@ -50,6 +50,8 @@ def page(request, browser, site):
     opened.on("pageerror", lambda error: said.append(str(error)))
     opened.on("request", lambda sent: asked.append(sent.url))
     opened.goto(site)
+    # The examples come with the server's answer, after the page itself.
+    expect(opened.get_by_role("button", name=next(reversed(EXAMPLES)), exact=True)).to_be_visible()
     yield opened
     context.close()
     # Of a refused request the browser itself speaks; that is not an error of the page.
