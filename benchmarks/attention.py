@@ -19,7 +19,7 @@ from harness import machine
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.model.packing import attention, attention_in_chunks
+from dynamo_mtl.model.attention import attention, attention_in_chunks
 
 SHAPES = ((16, 12), (8, 40), (12, 210), (4, 250))
 """Rows and lengths; 12 heads of width 32, as in MiniLM."""

@@ -39,13 +39,13 @@ def measure(checkpoint: str, overrides: list[str]) -> dict[str, list[float]]:
     import torch
     from accelerate import Accelerator
 
+    from dynamo_mtl.checkpoint.folder import CONFIG
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.inference.pipeline import DynamoInference
-    from dynamo_mtl.model.checkpoint import CONFIG
+    from dynamo_mtl.inference.api import DynamoInference
     from dynamo_mtl.training.examples import ExampleSource
-    from dynamo_mtl.training.loop import _Loop
+    from dynamo_mtl.training.loop import TrainingLoop
     from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-    from dynamo_mtl.training.pipeline import choose_threads, load_tables
+    from dynamo_mtl.training.run import choose_threads, load_tables
 
     config = load_config(Path(checkpoint) / CONFIG, overrides)
     model = DynamoInference(checkpoint, device="cpu")
@@ -54,7 +54,7 @@ def measure(checkpoint: str, overrides: list[str]) -> dict[str, list[float]]:
     source = ExampleSource(trained, load_tables(config, {task: trained.tasks[task]}))
     phase: Any = AdapterPhase(source, task, config.training)
     batches = [phase.draw(step % phase.steps) for step in range(STEPS)]
-    loop = _Loop(phase, trained, config.training, Accelerator(cpu=True))
+    loop = TrainingLoop(phase, trained, config.training, Accelerator(cpu=True))
     found: dict[str, list[float]] = {name: [] for name in ("quiet_ms", "busy_ms", "train_quiet", "train_busy")}
     threads = torch.get_num_threads()
     competitor = subprocess.Popen([sys.executable, "-c", SPIN])
@@ -105,7 +105,7 @@ def main() -> None:
     import torch
     from harness import machine
 
-    from dynamo_mtl.training.pipeline import source_revision
+    from dynamo_mtl.training.provenance import source_revision
 
     def summary(way: str) -> dict[str, Any]:
         medians = {name: round(statistics.median(values), 2) for name, values in rounds[way].items()}

@@ -25,14 +25,15 @@ import torch
 from harness import machine
 
 from dynamo_mtl.config import DynamoConfig, load_config
-from dynamo_mtl.data.sources import DATA_PATH
-from dynamo_mtl.evaluation.baselines import Contender, told
+from dynamo_mtl.config.validation import validate
+from dynamo_mtl.data.data_config import DATA_PATH
 from dynamo_mtl.evaluation.benchmark import Scoreboard, evaluate_checkpoint
 from dynamo_mtl.evaluation.inputs import task_examples
+from dynamo_mtl.evaluation.systems import Contender, told
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.settings import read_settings, validate
-from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.strict_yaml import read_settings
+from dynamo_mtl.system import load_system
+from dynamo_mtl.training.run import train
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "minilm.yaml"

@@ -28,15 +28,16 @@ from harness import machine
 
 from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.mixture import MixedOrder
-from dynamo_mtl.inference.system import load_system
 from dynamo_mtl.model.router import Router
+from dynamo_mtl.system import load_system
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.phase_2_router import BARE, FeaturePhase, validation_features
-from dynamo_mtl.training.pipeline import load_tables, source_revision, train
-from dynamo_mtl.training.tracking import MetricsLog
+from dynamo_mtl.training.provenance import source_revision
+from dynamo_mtl.training.run import load_tables, train
 
 SEEDS = (0, 1, 2)
 TERMS = {"load_balance": 0.1, "efficiency": 0.01, "consistency": 0.1, "z_loss": 0.001}

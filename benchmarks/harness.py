@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dynamo_mtl.memory_use import MIB, PeakMemory
+from dynamo_mtl.peak_memory import MIB, PeakMemory
 
 PAIRS = 11
 WARM_UP = 2

@@ -23,7 +23,7 @@ from dynamo_mtl.config import load_config
 from dynamo_mtl.evaluation.inputs import task_examples, task_input
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
-from dynamo_mtl.inference.system import System, load_system
+from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.copying import units
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Example

@@ -30,12 +30,12 @@ import aiohttp
 import torch
 from harness import machine
 
+from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.evaluation.inputs import task_examples, task_input
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.serving.settings import ServingConfig
-from dynamo_mtl.training.pipeline import source_revision
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.training.provenance import source_revision
 
 CONNECTIONS = 32
 MAX_REQUESTS = 48

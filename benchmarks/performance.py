@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynamo_mtl.figures import COLORS, Picture
 from dynamo_mtl.markdown import markdown_table
-from dynamo_mtl.pictures import COLORS, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,11 +24,11 @@ from rivals import backbone_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.config import DynamoConfig, load_config
-from dynamo_mtl.inference.system import System, load_system, make_tasks
-from dynamo_mtl.model.metadata import read_metadata
+from dynamo_mtl.system import System, load_system, make_tasks
 from dynamo_mtl.tasks.tables import all_examples
-from dynamo_mtl.training.pipeline import load_tables, train
+from dynamo_mtl.training.run import load_tables, train
 
 SHAPE = "roberta-base"
 SIZES = (50265, 514)

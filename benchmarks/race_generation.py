@@ -12,11 +12,10 @@ from harness import Race, race
 from rivals import LENGTHS, Inputs, backbone_folder, routed_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
 
-from dynamo_mtl.inference.generation import Decoder, Draft, make_cache
-from dynamo_mtl.model.batch import Target, Window, build_batch
+from dynamo_mtl.inference.decoding import Decoder, Draft, make_cache
+from dynamo_mtl.model.batch import Target, Window, build_batch, to_device
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.heads import LanguageModelHead
-from dynamo_mtl.model.packing import to_device
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 
 ROWS, TOKENS, BOS, EOS = 16, 64, 101, 102

@@ -15,13 +15,13 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModel, RobertaConfig, RobertaModel
 
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.backbone import find_backbone, load_backbone
-from dynamo_mtl.model.batch import Batch, Window, build_batch
-from dynamo_mtl.model.dynamo import DynamoModel, ModelConfig
+from dynamo_mtl.model.batch import Batch, Window, build_batch, to_device
+from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.hardware import compute_dtype
 from dynamo_mtl.model.heads import HeadConfig
-from dynamo_mtl.model.lora import LoraConfig
-from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.model.model_config import ModelConfig
 from dynamo_mtl.model.router import RouterConfig, top_k_weights
 
 LENGTHS: dict[str, list[int]] = json.loads(Path(__file__).with_name("lengths.json").read_text(encoding="utf-8"))

@@ -23,17 +23,18 @@ import onnxruntime
 import torch
 from harness import machine
 
+from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.config import load_config
 from dynamo_mtl.evaluation.inputs import task_examples
-from dynamo_mtl.inference.onnx_export import GRAPH, QUANTIZED, export_onnx
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import System, load_system
-from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.export.onnx import GRAPH, QUANTIZED, export_onnx
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.quantization import stored_bytes
+from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.encoding import EncodedSource
 from dynamo_mtl.tasks.qa import QuestionAnswering
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.training.pipeline import source_revision
+from dynamo_mtl.training.provenance import source_revision
 
 LIMIT = {"sentiment": 872, "qa": 500}
 """Examples that are answered; routing reads ``ROUTED`` of every task."""

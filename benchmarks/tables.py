@@ -12,7 +12,6 @@ from pathlib import Path
 import performance
 import targets
 
-from dynamo_mtl.evaluation.pictures import systems_picture
 from dynamo_mtl.evaluation.report import (
     cost_rows,
     rejection_rows,
@@ -22,6 +21,7 @@ from dynamo_mtl.evaluation.report import (
     trivial_text,
 )
 from dynamo_mtl.evaluation.result import read_result
+from dynamo_mtl.evaluation.result_figures import systems_picture
 from dynamo_mtl.markdown import markdown_table
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from dynamo_mtl.config import DynamoConfig
-from dynamo_mtl.model.lora import LoraConfig
-from dynamo_mtl.tasks.task import TaskTraining, task_types
+from dynamo_mtl.model.adapter import LoraConfig
+from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.task_config import TaskTraining
 
 DOCS = Path(__file__).parent
 HEAD = """# Configuration

@@ -16,10 +16,10 @@ import torch
 from tiny import make_tiny_roberta, small_system, tiny_system_settings
 
 from dynamo_mtl.config import DynamoConfig, load_config
-from dynamo_mtl.inference.system import System, make_tasks
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import System, make_tasks
 from dynamo_mtl.training.examples import TaskTables
-from dynamo_mtl.training.pipeline import load_tables
+from dynamo_mtl.training.run import load_tables
 
 torch.set_num_threads(1)
 

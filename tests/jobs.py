@@ -6,7 +6,7 @@ import socket
 import traceback
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["dynamo_mtl.training.pipeline", "dynamo_mtl.evaluation.benchmark"])
+context.set_forkserver_preload(["dynamo_mtl.training.run", "dynamo_mtl.evaluation.benchmark"])
 
 
 def run_job(count, function, *arguments, seconds=180):

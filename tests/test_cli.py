@@ -38,7 +38,7 @@ def test_help_loads_no_torch():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny_settings):
     """A model trained by the command line."""
-    from dynamo_mtl.settings import dump_yaml
+    from dynamo_mtl.strict_yaml import dump_yaml
 
     folder = tmp_path_factory.mktemp("cli")
     settings = {**tiny_settings, "log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
@@ -95,7 +95,7 @@ def test_predict_survives_any_text(model, text, capsys):
 
 
 def test_lone_surrogates_are_answered(model):
-    from dynamo_mtl.inference.pipeline import DynamoInference
+    from dynamo_mtl.inference.api import DynamoInference
 
     result = DynamoInference(model).predict("\ud800 bad \udfff", context="a \ud800 b", task_hint="qa")
     assert set(result["qa"]) == {"answer", "score", "start", "end"}
@@ -290,7 +290,7 @@ def test_the_first_interface_works_as_written(tiny_roberta, tmp_path, cache_dir,
 
 
 def test_yaml_reads_numbers_as_people_write_them(tmp_path):
-    from dynamo_mtl.settings import parse_yaml, read_settings
+    from dynamo_mtl.strict_yaml import parse_yaml, read_settings
 
     text = "a: 3e-4\nb: 010\nc: on\nd: 1_0\ne: .5\nf: true\ng: ~\nh: -2\ni: 1.\n"
     assert parse_yaml(text, "x") == {

@@ -70,7 +70,7 @@ def test_cores_that_others_work_on_are_not_free(tmp_path, monkeypatch):
 def test_a_run_takes_the_threads_that_are_free_and_keeps_them(monkeypatch):
     import torch
 
-    from dynamo_mtl.training import pipeline
+    from dynamo_mtl.training import run as pipeline
 
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

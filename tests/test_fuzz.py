@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from tiny import save_system, small_system
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.data.sources import DataConfig, open_table
+from dynamo_mtl.data.data_config import DataConfig
+from dynamo_mtl.data.sources import open_table
 from dynamo_mtl.errors import DynamoError
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import load_system, make_tasks
+from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.system import load_system, make_tasks
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 """In all; 0 runs the small fixed set."""

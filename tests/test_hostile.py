@@ -16,11 +16,11 @@ from tiny import save_system, small_system
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import BackboneError, CheckpointError, ConfigError, DynamoError
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.model.backbone import load_backbone
-from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import load_system
 
 CPU = torch.device("cpu")
 
@@ -392,7 +392,7 @@ def test_d5_rows_with_such_texts_are_trained_on(tiny_config_file, tmp_path):
 
 def test_t9_the_backbone_is_the_same_bytes_after_a_run(tiny_config_file, tmp_path, tiny_roberta, monkeypatch):
     """Fails if the encoder is not frozen: its tensors are hashed at the end of every phase."""
-    from dynamo_mtl.training.states import RunStates
+    from dynamo_mtl.training.saved_states import RunStates
 
     def digest(system):
         return {

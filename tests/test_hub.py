@@ -8,10 +8,10 @@ import pytest
 from hub_stand_in import TOKEN, hub_stand_in
 from tiny import save_system
 
+from dynamo_mtl.checkpoint.hub import fetch, push
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.hub import fetch, push
-from dynamo_mtl.inference.editing import rename_task
-from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.lifecycle.editing import rename_task
 from dynamo_mtl.storage import copy_folder
 
 NAME = "ada/five-tasks"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import verify_folder
+from dynamo_mtl.strict_yaml import dump_yaml
 
 ROOT = Path(__file__).parent.parent
 SRUN = """#!/usr/bin/env bash

@@ -14,8 +14,8 @@ from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
-from dynamo_mtl.evaluation.result import SYSTEMS
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.config.comparison_config import SYSTEMS
+from dynamo_mtl.strict_yaml import dump_yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -124,7 +124,17 @@ def test_python_blocks_run_as_written(workplace, monkeypatch):
     assert (workplace / "visualizations" / "routing_confusion.png").exists()
 
 
-WALKED = ("index", "tasks_later", "adding_a_task", "exchange", "tracking", "tuning", "export", "troubleshooting")
+WALKED = (
+    "index",
+    "tasks_later",
+    "adding_a_task",
+    "exchange",
+    "tracking",
+    "tuning",
+    "export",
+    "troubleshooting",
+    "generated_code",
+)
 """Pages whose blocks are run here; README, guide and serving above and below, your_own_data by test_newcomer.py."""
 NEEDS = re.compile(r"<!-- needs: (?:hub|gpu|data|docker|ray) -->\n\n```.*?```", flags=re.DOTALL)
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", flags=re.DOTALL)

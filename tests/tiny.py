@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
+from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.data.samples import sample_rows
-from dynamo_mtl.inference.system import build_system
-from dynamo_mtl.model.metadata import Metadata
+from dynamo_mtl.system import build_system
 from dynamo_mtl.tasks.tables import all_examples
 
 TASKS = ("sentiment", "qa", "summarization", "code_generation", "translation")

@@ -19,8 +19,8 @@ from tiny import make_tiny_roberta, tiny_system_settings
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import verify_folder
+from dynamo_mtl.strict_yaml import dump_yaml
 
 TASKS = ("sentiment", "qa", "translation")
 PHASES = ("phase_1", "phase_2", "final_model")

@@ -8,15 +8,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dynamo_mtl.cores import settle
+from dynamo_mtl.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.inference.pipeline import DynamoInference
+    from dynamo_mtl.inference.api import DynamoInference
 
 # How many compiled products oneDNN keeps, read when it makes the first one. Its own number, 1,024, is too small for
 # training, where batches have many shapes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 settle(os.environ)
+find_moved_modules()
 
 __version__ = "0.1.0"
 __all__ = ["DynamoInference", "load_config"]
@@ -24,7 +26,7 @@ __all__ = ["DynamoInference", "load_config"]
 
 def __getattr__(name: str) -> Any:
     if name == "DynamoInference":
-        from dynamo_mtl.inference.pipeline import DynamoInference
+        from dynamo_mtl.inference.api import DynamoInference
 
         return DynamoInference
     if name == "load_config":

@@ -14,11 +14,6 @@ DynamoError
 The command line prints the sentence and leaves with ``EXIT_CODE``; everything else is a bug and keeps its traceback.
 """
 
-import difflib
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
-
 EXIT_CODE = 2
 
 
@@ -72,31 +67,3 @@ class MemoryShortage(DynamoError):  # noqa: N818 (what it is called)
 
 class ProcessError(DynamoError):
     """Another process of the job ended or cannot be reached."""
-
-
-def writable_folder(folder: Path, key: str) -> None:
-    """Make a folder and see that a file can be written there, before work is done whose result belongs there.
-
-    Raises:
-        ConfigError: it cannot be made or written; the message names ``key``.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{key}: {folder} cannot be written ({error.strerror})") from error
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a suggestion for a misspelt name, such as ``did you mean 'rank'?``, or the list of known names."""
-    names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {shortened(names, 60)}"
-
-
-def shortened(names: Iterable[str], most: int = 12) -> str:
-    """Names for a sentence, of which only the first ``most`` are listed."""
-    given = list(names)
-    more = f" and {len(given) - most} more" if len(given) > most else ""
-    return ", ".join(given[:most]) + more

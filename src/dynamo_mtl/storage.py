@@ -13,13 +13,14 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dynamo_mtl.errors import CheckpointError, ConfigError, writable_folder
+from dynamo_mtl.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
 UNHASHED = ("README.md",)
@@ -64,6 +65,20 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
 def at_home(path: str | Path) -> Path:
     """A path with a leading ``~`` written out; one of a user who does not exist stays as it is."""
     return Path(os.path.expanduser(path))
+
+
+def writable_folder(folder: Path, key: str) -> None:
+    """Make a folder and see that a file can be written there, before work is done whose result belongs there.
+
+    Raises:
+        ConfigError: it cannot be made or written; the message names ``key``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key}: {folder} cannot be written ({error.strerror})") from error
 
 
 def new_folder(place: Path) -> Path:

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dynamo_mtl.data.batch import split_by_tokens
 from dynamo_mtl.data.mixture import MixedOrder, SingleOrder, competence, sampling_probabilities
+from dynamo_mtl.out_of_memory import split_by_tokens
 
 
 def test_sampling_is_size_tempered():

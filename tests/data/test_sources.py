@@ -8,10 +8,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dynamo_mtl.data.sources import DataConfig, find_files, sample_of
+from dynamo_mtl.data.data_config import DataConfig
+from dynamo_mtl.data.locations import find_files
+from dynamo_mtl.data.sources import sample_of
 from dynamo_mtl.errors import ConfigError, DataError
+from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.tables import check_splits, example_at, open_task_table
-from dynamo_mtl.tasks.task import task_types
 
 ROWS = [{"text": f"Zeile {n} – “quoted”", "label": n % 2} for n in range(5)]
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.evaluation.analyzer import adapter_similarity, create_routing_analyzer
-from dynamo_mtl.evaluation.page import write_report
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.evaluation.analysis import adapter_similarity
+from dynamo_mtl.evaluation.analyzer import create_routing_analyzer
+from dynamo_mtl.evaluation.html_page import write_report
+from dynamo_mtl.figures import INK
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.encoder import SITES
-from dynamo_mtl.pictures import INK
 
 
 def _batch(system, texts):

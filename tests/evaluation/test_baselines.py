@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.evaluation.baselines import (
+from dynamo_mtl.evaluation.systems import (
     ArrowProbe,
     Contender,
     choose_by_arrow,
@@ -19,12 +19,14 @@ from dynamo_mtl.evaluation.baselines import (
     told,
     without_adapters,
 )
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import build_system
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
+from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.encoder import SITES, PackedAttention
-from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.model.mixing import mix_adapters
 from dynamo_mtl.model.router import pool, stretches
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import build_system
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.task import Example
 
@@ -183,7 +185,7 @@ def test_a_single_lora_has_the_summed_rank_and_acts_on_every_input(tiny_settings
             torch.nn.init.normal_(parameter, std=0.2)
     model.eval()
     inputs = torch.randn(6, 32)
-    mix = model.bank.mix(torch.ones(2, 5), torch.tensor([0, 0, 1, 1, 1, 0]), torch.float32)
+    mix = mix_adapters(model.bank, torch.ones(2, 5), torch.tensor([0, 0, 1, 1, 1, 0]), torch.float32)
     with torch.no_grad():
         found = mix(2, ("query",), inputs, torch.zeros(6, 32))
         pairs = [(model.bank[n].pair(2, "query"), model.bank[n].config.scaling) for n in model.task_names]

@@ -9,16 +9,17 @@ import pytest
 import torch
 from tiny import save_system
 
+from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
 from dynamo_mtl.evaluation.report import result_facts
 from dynamo_mtl.evaluation.result import FORMAT, read_result
-from dynamo_mtl.inference.editing import rename_task
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.predictor import Predictor, Route
-from dynamo_mtl.model.checkpoint import CONFIG
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import Route
+from dynamo_mtl.lifecycle.editing import rename_task
 from dynamo_mtl.tasks.tables import first_examples
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, content):
 
 def test_a_single_task_system_is_scored(saved, tmp_path):
     """The adapters of phase 1 beside the final model; their router may have another shape."""
-    from dynamo_mtl.inference.system import load_system
+    from dynamo_mtl.system import load_system
 
     config = load_config(saved / CONFIG, ["router.hidden_sizes=[5]"])
     alone, metadata = load_system(saved, torch.device("cpu"), config, with_router=False)
@@ -149,7 +150,7 @@ def test_a_result_file_of_another_make_is_one_sentence(tmp_path, change, sentenc
 def test_phase_1_answers_anew_only_where_a_later_phase_changed_it(saved, tmp_path, monkeypatch):
     """Fails if changed adapters are taken for the same, or the same ones answer twice."""
     from dynamo_mtl.evaluation import benchmark
-    from dynamo_mtl.inference.system import load_system
+    from dynamo_mtl.system import load_system
 
     real, loaded = benchmark.load_predictor, []
     monkeypatch.setattr(benchmark, "load_predictor", lambda *given: loaded.append(given) or real(*given))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.cli import main
 from dynamo_mtl.evaluation.result import read_result
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import verify_folder
 
 RESULT = Path(__file__).parents[2] / "results" / "quickstart.json"

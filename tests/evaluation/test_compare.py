@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.comparison_config import SYSTEMS, CompareConfig
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation import compare as compared
-from dynamo_mtl.evaluation.compare import CompareConfig, compare, over_seeds
-from dynamo_mtl.evaluation.result import SYSTEMS, read_result
-from dynamo_mtl.model.metadata import read_metadata
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.evaluation.compare import compare, over_seeds
+from dynamo_mtl.evaluation.result import read_result
+from dynamo_mtl.strict_yaml import dump_yaml
 
 SHORT = {
     "max_steps": 4, "eval_every": 4, "eval_examples": 3, "batch_size": 4,

@@ -7,9 +7,9 @@ import pytest
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.evaluation.data_check import check_data, refuse_faults
-from dynamo_mtl.evaluation.data_remarks import remarks
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.setup.data_check import check_data, refuse_faults
+from dynamo_mtl.setup.data_remarks import remarks
+from dynamo_mtl.strict_yaml import dump_yaml
 
 CONTEXT = "The bridge was built in 1889 by engineers from Lyon."
 

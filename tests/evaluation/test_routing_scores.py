@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from dynamo_mtl.evaluation.cross_adapter import score_misroutes
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
-from dynamo_mtl.evaluation.misroutes import score_misroutes
 from dynamo_mtl.evaluation.rejection import score_rejection
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.metrics.routing import auroc
-from dynamo_mtl.model.known_inputs import KnownInputs
+from dynamo_mtl.model.ood import KnownInputs
 from dynamo_mtl.tasks.tables import first_examples
-from dynamo_mtl.training import known_inputs as known
+from dynamo_mtl.training import router_memory as known
 from dynamo_mtl.training.examples import ExampleSource
 
 

@@ -8,10 +8,10 @@ import pytest
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.evaluation.data_check import check_data
-from dynamo_mtl.evaluation.guess import guess_task
-from dynamo_mtl.evaluation.starter import guess_tasks, starter_config
-from dynamo_mtl.inference.system import make_tasks
+from dynamo_mtl.setup.data_check import check_data
+from dynamo_mtl.setup.guess import guess_task
+from dynamo_mtl.setup.init import guess_tasks, starter_config
+from dynamo_mtl.system import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
 
 

@@ -10,11 +10,11 @@ from tiny import save_system
 from transformers import AutoTokenizer
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.inference.merged_export import export_merged
-from dynamo_mtl.inference.onnx_export import export_onnx
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import build_system
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.export.merged import export_merged
+from dynamo_mtl.export.onnx import export_onnx
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import build_system
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
 TEXTS = ["I love this movie!", "a [SEP] b [CLS] and [PAD], read as they stand", "short"]

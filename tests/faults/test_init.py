@@ -8,10 +8,10 @@ import pytest
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.evaluation.data_check import check_data, refuse_faults
-from dynamo_mtl.evaluation.guess import guess_task
-from dynamo_mtl.evaluation.starter import guess_tasks, starter_config
-from dynamo_mtl.inference.system import make_tasks
+from dynamo_mtl.setup.data_check import check_data, refuse_faults
+from dynamo_mtl.setup.guess import guess_task
+from dynamo_mtl.setup.init import guess_tasks, starter_config
+from dynamo_mtl.system import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, open_task_table
 
 
@@ -134,7 +134,7 @@ def test_a_label_of_which_two_differ_by_case_is_not_guessed():
 
 
 def test_labels_are_given_once():
-    from dynamo_mtl.settings import validate
+    from dynamo_mtl.config.validation import validate
     from dynamo_mtl.tasks.classification import ClassificationConfig
 
     with pytest.raises(ConfigError, match="'a' is there twice"):

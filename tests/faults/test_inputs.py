@@ -10,7 +10,7 @@ import pytest
 from tiny import answer_by_text, save_system
 
 from dynamo_mtl.errors import CheckpointError, ConfigError, InputError
-from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.api import DynamoInference
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_home_is_written_out(monkeypatch, folder, tmp_path):
 
 
 def test_a_task_has_no_name_that_answers_use(session_config):
-    from dynamo_mtl.inference.system_config import read_system_config
+    from dynamo_mtl.checkpoint.stored_config import read_system_config
 
     with pytest.raises(ConfigError, match="the name 'routing_info' is a key of answers"):
         read_system_config(

@@ -16,10 +16,10 @@ from transformers import (
     RobertaModel,
 )
 
+from dynamo_mtl.checkpoint.peft_format import PATHS
+from dynamo_mtl.checkpoint.peft_import import import_adapter
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.model.backbone import read_encoder_config
-from dynamo_mtl.model.peft_format import PATHS
-from dynamo_mtl.model.peft_import import import_adapter
 
 WRAPPERS = {
     "bare": lambda base: RobertaModel.from_pretrained(base, add_pooling_layer=False),

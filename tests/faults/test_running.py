@@ -6,21 +6,22 @@ import logging
 import pytest
 import torch
 
+from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.overrides import apply_overrides
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import alike_instructions, make_tasks
-from dynamo_mtl.model.metadata import read_metadata
-from dynamo_mtl.settings import apply_overrides, dump_yaml
-from dynamo_mtl.training.contracts import SCORE
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import alike_instructions, make_tasks
+from dynamo_mtl.training.best_state import BestState
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.loop import _Best
+from dynamo_mtl.training.metrics_log import Ahead, Progress
 from dynamo_mtl.training.optimizer import warmup_and_decay
+from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-from dynamo_mtl.training.pipeline import train
-from dynamo_mtl.training.resume import Stopped
-from dynamo_mtl.training.tracking import Ahead, Progress
+from dynamo_mtl.training.run import train
+from dynamo_mtl.training.stop_signals import Stopped
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def two(tiny_settings, tmp_path):
 
 def test_rows_that_changed_are_seen_by_a_resumed_run(two, tmp_path, monkeypatch):
     """Labels swapped, as many rows as before. Fails where sizes alone are compared."""
-    from dynamo_mtl.training.states import RunStates
+    from dynamo_mtl.training.saved_states import RunStates
 
     real = RunStates.after_step
 
@@ -105,7 +106,7 @@ def test_short_tasks_are_judged_ten_times_by_their_metric(system, tables, sessio
 def test_the_metric_chooses_the_state_and_the_loss_between_equals():
     """The loss rises while the metric grows: fails where the loss alone decides, and step 0 wins."""
     parameter = torch.nn.Parameter(torch.zeros(1))
-    best = _Best([parameter], None)
+    best = BestState([parameter], None)
     for step, (metric, loss) in enumerate([(5.1, 4.3), (20.0, 5.2), (33.3, 6.0), (33.3, 5.9), (31.0, 4.0)]):
         parameter.data.fill_(step)
         best.update({SCORE: metric, "loss": loss}, step)

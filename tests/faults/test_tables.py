@@ -10,13 +10,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from dynamo_mtl.config.validation import validate
+from dynamo_mtl.data.data_config import DataConfig
 from dynamo_mtl.data.files import file_rows
-from dynamo_mtl.data.sources import DataConfig, find_files, read_rows
+from dynamo_mtl.data.locations import find_files
+from dynamo_mtl.data.readers import read_rows
 from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.settings import validate
+from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.tables import all_examples, open_task_table
-from dynamo_mtl.tasks.task import task_types
 
 
 def _read(path, **reading):

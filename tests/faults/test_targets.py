@@ -7,13 +7,14 @@ from collections import Counter
 import pytest
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.data.sources import DataConfig
+from dynamo_mtl.data.data_config import DataConfig
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.evaluation.data_check import check_data
-from dynamo_mtl.evaluation.data_remarks import remarks
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.setup.data_check import check_data
+from dynamo_mtl.setup.data_remarks import remarks
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.tables import FileSplit, all_examples, open_task_table
-from dynamo_mtl.tasks.task import Example, task_types
+from dynamo_mtl.tasks.task import Example
 
 CONTEXT = "In 1910 a mill burned. The tower was built in 1910."
 

@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from tiny import save_system, small_system
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoTokenizer
 
+from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.cli import main
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.merged_export import export_merged
-from dynamo_mtl.inference.onnx_export import export_onnx
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.export.merged import export_merged
+from dynamo_mtl.export.onnx import export_onnx
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.settings import dump_yaml, read_settings
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.strict_yaml import dump_yaml, read_settings
+from dynamo_mtl.system import load_system
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -147,7 +148,7 @@ def test_what_cannot_be_exported_is_one_sentence(saved, options, sentence, tmp_p
 
 
 def test_a_model_that_only_writes_is_not_exported(saved, tmp_path, monkeypatch):
-    from dynamo_mtl.inference import onnx_export
+    from dynamo_mtl.export import onnx as onnx_export
 
     real = onnx_export.load_system
 

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from dynamo_mtl.inference.generation import Decoder, Draft, Hypothesis, make_cache
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.decoding import Decoder, Draft, Hypothesis, make_cache
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 

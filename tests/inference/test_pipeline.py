@@ -9,7 +9,7 @@ import torch
 from tiny import answer_by_text, save_system
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.api import DynamoInference
 
 SHAPES = {
     "sentiment": {"label", "score"},

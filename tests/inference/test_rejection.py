@@ -6,10 +6,11 @@ import torch
 from tiny import save_system
 
 from dynamo_mtl.errors import RejectedError
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.system import load_system
 from dynamo_mtl.training.phases.phase_2_router import calibrate
 
 TEXTS = ["A fine film.", "The cat sat on the mat.", "Return the sum of two numbers."]

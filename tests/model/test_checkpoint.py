@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import save_system
 
+from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.inference.system import build_system, load_system
-from dynamo_mtl.model.metadata import Metadata
 from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.system import build_system, load_system
 from dynamo_mtl.tasks.task import Example
 
 

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.model.batch import Target, Window, build_batch
-from dynamo_mtl.model.dynamo import ModelConfig, check_against_backbone
 from dynamo_mtl.model.encoder import PackedAttention
-from dynamo_mtl.model.packing import round_up
+from dynamo_mtl.model.model_config import ModelConfig, check_against_backbone
+from dynamo_mtl.model.padded_plan import round_up
 from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at

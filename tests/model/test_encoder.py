@@ -161,7 +161,7 @@ def test_cache_gives_the_states_of_a_full_pass(tmp_path):
 def test_attention_in_bf16_is_exact_but_for_rounding(has_amx, monkeypatch):
     """Against fp32, with gradient and without, whatever this CPU has. Fails if the mask or the scale is left out."""
     from dynamo_mtl.model import hardware
-    from dynamo_mtl.model.packing import attention
+    from dynamo_mtl.model.attention import attention
 
     monkeypatch.setattr(hardware, "has_amx", lambda: has_amx)
     torch.manual_seed(0)

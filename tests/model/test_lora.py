@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file
 from tiny import save_system
 
+from dynamo_mtl.model.adapter import AdapterBank, LoraConfig
 from dynamo_mtl.model.encoder import SITES, EncoderConfig
-from dynamo_mtl.model.lora import AdapterBank, ConcatenatedMix, GroupedMix, LoraConfig
+from dynamo_mtl.model.mixing import ConcatenatedMix, GroupedMix, mix_adapters
 from dynamo_mtl.model.router import top_k_weights
 
 SHAPE = EncoderConfig("roberta", 50, 16, 4, 4, 24, 60, 2, 1, 1e-5)
@@ -87,9 +88,9 @@ def test_the_cheaper_form_is_chosen_by_shape(bank):
     weights = torch.eye(3)[:1]
     wide = AdapterBank({str(i): LoraConfig(rank=32) for i in range(16)}, SHAPE, tap_layer=1)
     one_hot = torch.eye(16)[:1]
-    assert isinstance(wide.mix(one_hot, many, torch.float32, top_k=1), GroupedMix)
-    assert isinstance(wide.mix(one_hot, few, torch.float32, top_k=1), ConcatenatedMix)
-    assert isinstance(bank.mix(weights, many, torch.float32), ConcatenatedMix)
+    assert isinstance(mix_adapters(wide, one_hot, many, torch.float32, top_k=1), GroupedMix)
+    assert isinstance(mix_adapters(wide, one_hot, few, torch.float32, top_k=1), ConcatenatedMix)
+    assert isinstance(mix_adapters(bank, weights, many, torch.float32), ConcatenatedMix)
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -112,7 +113,7 @@ def test_gradients_of_both_forms_agree(bank, top_k):
 
 def test_a_fresh_adapter_changes_nothing_and_the_trunk_has_none():
     bank = AdapterBank(CONFIGS, SHAPE, tap_layer=2).eval()
-    mix = bank.mix(torch.eye(3), torch.tensor([0, 1, 2]), torch.float32)
+    mix = mix_adapters(bank, torch.eye(3), torch.tensor([0, 1, 2]), torch.float32)
     output = torch.randn(3, 48)
     assert torch.equal(mix(3, SITES[:3], torch.randn(3, 16), output), output)
     assert mix(1, SITES[:3], torch.randn(3, 16), output) is output
@@ -125,7 +126,7 @@ def test_what_is_packed_is_forgotten_when_an_adapter_changes(bank, top_k):
 
     def added():
         with torch.no_grad():
-            return _added(bank.mix(torch.eye(3), rows, torch.float32, top_k=top_k), 2, "query", inputs)
+            return _added(mix_adapters(bank, torch.eye(3), rows, torch.float32, top_k=top_k), 2, "query", inputs)
 
     before = added()
     assert torch.equal(added(), before)
@@ -143,7 +144,7 @@ def test_what_is_packed_is_forgotten_after_a_fused_update(bank):
     def added():
         bank.eval()
         with torch.no_grad():
-            return _added(bank.mix(torch.eye(3), rows, torch.float32), 2, "query", inputs)
+            return _added(mix_adapters(bank, torch.eye(3), rows, torch.float32), 2, "query", inputs)
 
     before = added()
     bank.train()
@@ -161,7 +162,7 @@ def test_dropout_acts_on_each_adapter_at_its_own_rate():
         torch.nn.init.ones_(parameter)
     rows = torch.tensor([0] * 500 + [1] * 500)
     torch.manual_seed(0)
-    added = _added(bank.mix(torch.eye(2), rows, torch.float32), 0, "query", torch.ones(1000, 16))[:, 0]
+    added = _added(mix_adapters(bank, torch.eye(2), rows, torch.float32), 0, "query", torch.ones(1000, 16))[:, 0]
     assert (added[:500] == 48).all()
     assert set(added[500:].tolist()) == {0.0, 32.0, 64.0, 96.0}
     assert abs(added[500:].mean() - 48) < 4

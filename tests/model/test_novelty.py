@@ -6,7 +6,7 @@ import torch
 
 from dynamo_mtl.metrics.routing import auroc
 from dynamo_mtl.model import novelty as module
-from dynamo_mtl.model.novelty import Novelty
+from dynamo_mtl.model.ood import Novelty
 
 
 def _inputs(count, shift=0.0, seed=0):

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
+from dynamo_mtl.model.attention import take_rows
 from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.dynamo import DynamoModel
-from dynamo_mtl.model.packing import Layout, round_up, take_rows
+from dynamo_mtl.model.padded_plan import Layout, round_up
 
 HEADS, WIDTH = 2, 8
 SOURCES = [5, 9, 30, 12, 31, 2]

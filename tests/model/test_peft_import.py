@@ -12,9 +12,9 @@ from transformers import RobertaModel
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.inference.editing import import_for, replace_adapter
-from dynamo_mtl.inference.system import load_system
+from dynamo_mtl.lifecycle.editing import import_for, replace_adapter
 from dynamo_mtl.model.batch import Window, build_batch
+from dynamo_mtl.system import load_system
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[0, 45, 67, 89, 101, 45, 2]])

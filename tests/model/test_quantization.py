@@ -7,7 +7,7 @@ import torch
 from tiny import small_system
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.model.dynamo import ModelConfig
+from dynamo_mtl.model.model_config import ModelConfig
 from dynamo_mtl.model.quantization import quantize_layers, stored_bytes
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at

@@ -9,10 +9,11 @@ import pytest
 import uvicorn
 from tiny import answer_by_text, save_system
 
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.config.serving_config import ServingConfig
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.serving.app import make_app
 from dynamo_mtl.serving.connection import listener_config
-from dynamo_mtl.serving.settings import ServingConfig
+from dynamo_mtl.serving.handlers import Server
 
 
 @pytest.fixture

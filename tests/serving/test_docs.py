@@ -11,8 +11,8 @@ from clients import KEY
 from typer.testing import CliRunner
 
 from dynamo_mtl.cli import app
+from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.serving.security import KEY_VARIABLE
-from dynamo_mtl.serving.settings import ServingConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -6,8 +6,9 @@ import time
 import pytest
 from clients import together, wait_until
 
-from dynamo_mtl.serving.engine import Abandoned, DeadlineExceeded, Engine, Overloaded, Unavailable
-from dynamo_mtl.serving.settings import ServingConfig
+from dynamo_mtl.config.serving_config import ServingConfig
+from dynamo_mtl.serving.engine import Engine
+from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
 
 WRITE = {"text": "The man buys an apple.", "task_hint": "translation"}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from clients import together, wait_until
 
+from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.serving.engine import Engine
-from dynamo_mtl.serving.settings import ServingConfig
 
 BODY = {"inputs": {"text": "good", "task_hint": "sentiment"}}
 

@@ -12,11 +12,11 @@ import pytest
 from dynamo_mtl.data.samples import sample_rows
 from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.task_contract import check_task_type
 from dynamo_mtl.tasks import task as contract
 from dynamo_mtl.tasks.classification import Classification
-from dynamo_mtl.tasks.task import task_types
-from dynamo_mtl.tasks.wordings import Wordings
+from dynamo_mtl.tasks.instruction_templates import Wordings
+from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.testing import check_task_type
 
 SETTINGS = {"classification": {"labels": list(TOPICS)}, "ner": {"kinds": ["PER", "ORG", "LOC"]}}
 

@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import choose_vocabulary
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.backbone import load_tokenizer
 from dynamo_mtl.model.heads import Copyable, LanguageModelHead, Pointer
+from dynamo_mtl.system import choose_vocabulary
 from dynamo_mtl.tasks.copying import source_words, split_copied
 from dynamo_mtl.tasks.encoding import SourceEncoder
-from dynamo_mtl.tasks.task import Example, task_types
+from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.tasks.vocabulary import train_vocabulary
 
 TASK = "code_generation"

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dynamo_mtl.config.system_config import SystemConfig
+from dynamo_mtl.config.validation import validate
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.inference.system import build_system
-from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.metrics.entities import entity_interval, entity_scores
 from dynamo_mtl.model.backbone import load_tokenizer
 from dynamo_mtl.model.heads import TokenHead
-from dynamo_mtl.settings import validate
+from dynamo_mtl.system import build_system
 from dynamo_mtl.tasks.encoding import SourceEncoder, collate
-from dynamo_mtl.tasks.task import Example, task_types
+from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.step import example_losses, make_step_batch, task_backward
 
 KINDS = ["PER", "ORG", "LOC"]

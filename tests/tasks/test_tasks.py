@@ -12,7 +12,8 @@ from dynamo_mtl.model.heads import TokenHead
 from dynamo_mtl.tasks.encoding import SourceEncoder, collate
 from dynamo_mtl.tasks.generation_task import nearest_examples
 from dynamo_mtl.tasks.qa import QuestionAnswering, QuestionAnsweringConfig
-from dynamo_mtl.tasks.task import Example, task_types
+from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.tasks.translation import Translation, TranslationConfig
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, train_vocabulary
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from tiny import TASKS
 
-from dynamo_mtl.tasks.wordings import expand, read_wordings
+from dynamo_mtl.tasks.instruction_templates import expand, read_wordings
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dynamo_mtl.checkpoint.folder import KNOWN
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import AddedTask, extended_config, load_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.evaluation.added_task import added_task_report
-from dynamo_mtl.inference.editing import remove_task, rename_task
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.model.checkpoint import KNOWN
-from dynamo_mtl.model.novelty import Novelty
-from dynamo_mtl.model.router import Router, RouterConfig
-from dynamo_mtl.settings import dump_yaml
-from dynamo_mtl.storage import write_manifest
-from dynamo_mtl.training.added_tasks import add_task
-from dynamo_mtl.training.phases.branch import (
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.lifecycle.add_task import add_task
+from dynamo_mtl.lifecycle.added_task_report import added_task_report
+from dynamo_mtl.lifecycle.branch_phase import (
     HELD_OUT,
     BranchInputs,
     BranchPhase,
@@ -28,7 +22,13 @@ from dynamo_mtl.training.phases.branch import (
     limit_losses,
     set_prototype,
 )
-from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.lifecycle.editing import remove_task, rename_task
+from dynamo_mtl.model.ood import Novelty
+from dynamo_mtl.model.router import Router, RouterConfig
+from dynamo_mtl.storage import write_manifest
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import load_system
+from dynamo_mtl.training.run import train
 
 CPU = torch.device("cpu")
 OLD = ("sentiment", "code_generation", "translation")

@@ -9,7 +9,7 @@ import torch
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import DivergedError
 from dynamo_mtl.training.phases import phase_1_adapters
-from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.training.run import train
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def poisoned(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_t6_the_run_stops_before_the_update_and_names_the_batch(tiny_config_file, tmp_path, poisoned, kind):
-    """Fails without the check of loss and norm in ``_Loop.update``."""
+    """Fails without the check of loss and norm in ``TrainingLoop.update``."""
     poisoned(kind)
     config = load_config(tiny_config_file, ["training.save_every=1"])
     with pytest.raises(DivergedError, match=r"phase 1 sentiment, step 3: loss .*, on sentiment rows \[\d+, "):

@@ -8,12 +8,11 @@ from tiny import without_dropout
 from torture import RATES
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.data.batch import run_in_groups
 from dynamo_mtl.errors import MemoryShortage
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.out_of_memory import agreed, run_in_groups
+from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.training import loop, step
-from dynamo_mtl.training.memory import agreed
-from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.training.run import train
 
 
 def _train(settings, folder, monkeypatch, room):
@@ -21,7 +20,7 @@ def _train(settings, folder, monkeypatch, room):
     folder.mkdir()
     places = {"log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")}
     (folder / "config.yaml").write_text(dump_yaml({**settings, **places}))
-    real, real_update, budgets = step._task_loss, loop._Loop.update, []
+    real, real_update, budgets = step._task_loss, loop.TrainingLoop.update, []
 
     def task_loss(system, packed, hidden, totals):
         if packed.batch.ids.numel() > room:
@@ -34,7 +33,7 @@ def _train(settings, folder, monkeypatch, room):
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "_task_loss", task_loss)
-        patch.setattr(loop._Loop, "update", update)
+        patch.setattr(loop.TrainingLoop, "update", update)
         train(load_config(folder / "config.yaml"), (1, 2, 3))
     lines = [json.loads(line) for line in (folder / "logs" / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in RATES} for line in lines], budgets

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.training import objective as module
 from dynamo_mtl.training.objective import TERMS, Objective, RoutingTerms, register_term
-from dynamo_mtl.training.settings import TrainingConfig
 
 
 def _inputs(**changes):

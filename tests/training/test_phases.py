@@ -9,11 +9,12 @@ import torch
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.inference.predictor import Predictor, TextInput
-from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.settings import dump_yaml
-from dynamo_mtl.training import pipeline
-from dynamo_mtl.training.pipeline import train
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.system import load_system
+from dynamo_mtl.training import run as pipeline
+from dynamo_mtl.training.run import train
 
 TERMS = ("smoothing", "load_balance", "efficiency", "consistency", "entropy", "temperature", "z_loss")
 INPUTS = [TextInput("A wonderful film."), TextInput("Who reads?", "The man reads a book."), TextInput("Define f.")]
@@ -78,7 +79,7 @@ def _run(phase, system, config, folder):
     from accelerate import Accelerator
 
     from dynamo_mtl.training.loop import run_phase
-    from dynamo_mtl.training.tracking import MetricsLog
+    from dynamo_mtl.training.metrics_log import MetricsLog
 
     scores = itertools.count()
     phase.validate = lambda: {"score": float(next(scores))}
@@ -127,8 +128,8 @@ def test_phase_1_of_one_task_leaves_all_others_alone(system, session_config, tab
 
     from dynamo_mtl.training.examples import ExampleSource
     from dynamo_mtl.training.loop import run_phase
+    from dynamo_mtl.training.metrics_log import MetricsLog
     from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-    from dynamo_mtl.training.tracking import MetricsLog
 
     before = {n: t.clone() for n, t in system.model.state_dict().items()}
     log = MetricsLog(tmp_path, Accelerator())
@@ -208,8 +209,8 @@ def test_a_phase_ends_in_its_best_or_its_last_state(system, session_config, tabl
 
     from dynamo_mtl.training.examples import ExampleSource
     from dynamo_mtl.training.loop import run_phase
+    from dynamo_mtl.training.metrics_log import MetricsLog
     from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
-    from dynamo_mtl.training.tracking import MetricsLog
 
     changes = {"load_best_model_at_end": best, "max_steps": 3, "eval_every": 1}
     config = session_config.training.model_copy(update=changes)
@@ -225,11 +226,11 @@ def test_a_phase_ends_in_its_best_or_its_last_state(system, session_config, tabl
 
 
 def test_training_stops_when_validation_no_longer_improves():
-    from dynamo_mtl.training.contracts import SCORE
-    from dynamo_mtl.training.loop import _Best
+    from dynamo_mtl.training.best_state import BestState
+    from dynamo_mtl.training.phases.phase import SCORE
 
     parameter = torch.nn.Parameter(torch.zeros(2))
-    best = _Best([parameter], patience=2)
+    best = BestState([parameter], patience=2)
     for step, (value, score) in enumerate([(1.0, 0.1), (2.0, 0.5), (3.0, 0.4), (4.0, 0.3)]):
         with torch.no_grad():
             parameter.fill_(value)

@@ -17,19 +17,19 @@ from tiny import without_dropout
 from torture import RATES, outcome
 
 from dynamo_mtl.config import load_config
+from dynamo_mtl.distributed import Place, add_up, first_does, here, join_shares
 from dynamo_mtl.errors import ConfigError, DynamoError
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.processes import Place, add_up, first_does, here, join_shares
-from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import verify_folder
+from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.training import loop
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.phases import phase_1_adapters
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.phases.phase_3_joint import JointPhase
-from dynamo_mtl.training.pipeline import train
-from dynamo_mtl.training.resume import Stopped
+from dynamo_mtl.training.run import train
+from dynamo_mtl.training.stop_signals import Stopped
 
 
 def quiet(settings):
@@ -154,14 +154,14 @@ def test_t7_a_bad_gradient_in_one_process_is_skipped_by_all(tiny_settings, tmp_p
 
 
 def _stopped_by_one(folder):
-    real = loop._Loop.update
+    real = loop.TrainingLoop.update
 
     def update(self, batch):
         if self.phase.name == "phase 1 qa" and self.step == 1 and here().rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, batch)
 
-    loop._Loop.update = update
+    loop.TrainingLoop.update = update
     try:
         _train(folder)
     except Stopped as stopped:
@@ -181,14 +181,14 @@ import os, signal, sys
 from dynamo_mtl.cli import main
 from dynamo_mtl.training import loop
 
-real = loop._Loop.update
+real = loop.TrainingLoop.update
 
 def update(self, batch):
     if self.phase.name == "phase 3 joint" and self.step == 2 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, batch)
 
-loop._Loop.update = update
+loop.TrainingLoop.update = update
 main(["train", sys.argv[1]])
 """
 
@@ -224,7 +224,7 @@ def test_t2_a_killed_process_ends_the_job_and_leaves_a_state(tiny_settings, tmp_
 def test_a_state_of_one_process_goes_on_in_two(tiny_settings, tmp_path, alone):
     """At dropout 0 the number of processes may change in the middle of a run."""
     folder = _prepare(tmp_path / "job", quiet(tiny_settings))
-    real = loop._Loop.update
+    real = loop.TrainingLoop.update
 
     def update(self, batch):
         if self.phase.name == "phase 2 mixture" and self.step == 1:
@@ -232,7 +232,7 @@ def test_a_state_of_one_process_goes_on_in_two(tiny_settings, tmp_path, alone):
         real(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Loop, "update", update)
+        patch.setattr(loop.TrainingLoop, "update", update)
         with pytest.raises(KeyboardInterrupt):
             _train(folder)
     run_job(2, _resume, folder)

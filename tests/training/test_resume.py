@@ -11,12 +11,13 @@ from torture import outcome, torture
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.settings import dump_yaml
 from dynamo_mtl.storage import verify_folder
-from dynamo_mtl.training import loop, states, step
-from dynamo_mtl.training.pipeline import train
-from dynamo_mtl.training.resume import Stopped
-from dynamo_mtl.training.states import changed_setting
+from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.training import loop, step
+from dynamo_mtl.training import saved_states as states
+from dynamo_mtl.training.run import train
+from dynamo_mtl.training.saved_states import changed_setting
+from dynamo_mtl.training.stop_signals import Stopped
 
 
 class Killed(BaseException):
@@ -50,14 +51,14 @@ def uninterrupted(settings, tmp_path_factory):
 
 
 def _kill_at(monkeypatch, phase, step, action):
-    real = loop._Loop.update
+    real = loop.TrainingLoop.update
 
     def update(self, batch):
         if self.phase.name == phase and self.step == step:
             action()
         real(self, batch)
 
-    monkeypatch.setattr(loop._Loop, "update", update)
+    monkeypatch.setattr(loop.TrainingLoop, "update", update)
 
 
 def _die():

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dynamo_mtl.model.router import Routing
-from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.phases.phase_2_router import (
     FeaturePhase,
     routing_validation,

@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 
-from dynamo_mtl.model.lora import LoraConfig
+from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.tasks.tables import example_at
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import drop_idle_gradients, make_optimizer, task_groups, warmup_and_decay
-from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import example_losses, make_step_batch, mixture_backward, task_backward
 
 

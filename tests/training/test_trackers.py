@@ -8,9 +8,9 @@ import pytest
 
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.pictures import confusion_picture
-from dynamo_mtl.training.pipeline import train
-from dynamo_mtl.training.tracking import MetricsLog
+from dynamo_mtl.figures import confusion_picture
+from dynamo_mtl.training.metrics_log import MetricsLog
+from dynamo_mtl.training.run import train
 
 SHORT = ["training.max_steps=1", "training.router.feature_epochs=1", "training.router.mixture_steps=1"]
 

@@ -6,7 +6,7 @@ import pytest
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError, DivergedError
-from dynamo_mtl.settings import dump_yaml
+from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.training import tuning
 
 OLD = ("sentiment", "code_generation")

@@ -45,12 +45,12 @@ def add_task(
 ) -> None:
     """Add a task to a trained model: its adapter, its head, and a branch of the router. The others stay as they are."""
     start_logging(verbose)
+    from dynamo_mtl.checkpoint.folder import CONFIG
+    from dynamo_mtl.checkpoint.metadata import read_metadata
     from dynamo_mtl.config import AddedTask, extended_config
-    from dynamo_mtl.evaluation.added_task import added_task_report, report_lines
-    from dynamo_mtl.inference.editing import import_for
-    from dynamo_mtl.model.checkpoint import CONFIG
-    from dynamo_mtl.model.metadata import read_metadata
-    from dynamo_mtl.training.added_tasks import add_task as train
+    from dynamo_mtl.lifecycle.add_task import add_task as train
+    from dynamo_mtl.lifecycle.added_task_report import added_task_report, report_lines
+    from dynamo_mtl.lifecycle.editing import import_for
 
     read_metadata(checkpoint)
     start = None if adapter is None else import_for(checkpoint, adapter, strict)
@@ -74,7 +74,7 @@ def add_task(
 def remove_task(checkpoint: Checkpoint, *, name: Name, output: Output = None) -> None:
     """Take a task out of a trained model. The others' adapters and heads stay as they are."""
     start_logging(False)
-    from dynamo_mtl.inference.editing import remove_task as remove
+    from dynamo_mtl.lifecycle.editing import remove_task as remove
 
     place = output or beside(checkpoint, f"without-{name}")
     typer.echo(f"saved: {remove(checkpoint, place, name)}")
@@ -90,7 +90,7 @@ def rename_task(
 ) -> None:
     """Give a task of a trained model another name."""
     start_logging(False)
-    from dynamo_mtl.inference.editing import rename_task as rename
+    from dynamo_mtl.lifecycle.editing import rename_task as rename
 
     place = output or beside(checkpoint, to)
     typer.echo(f"saved: {rename(checkpoint, place, name, to)}")
@@ -107,7 +107,7 @@ def import_adapter(
 ) -> None:
     """Put an adapter that PEFT trained in the place of a task's own. A new task's starts from one with add-task."""
     start_logging(False)
-    from dynamo_mtl.inference.editing import replace_adapter
+    from dynamo_mtl.lifecycle.editing import replace_adapter
 
     place = output or beside(checkpoint, "imported")
     typer.echo(f"saved: {replace_adapter(checkpoint, place, task, adapter, strict)}")
@@ -120,12 +120,12 @@ def card(
     name: Annotated[str | None, typer.Option(help="Name of the model, such as owner/name.")] = None,
 ) -> None:
     """Write the model card of a checkpoint: tasks, figures, limits, how to use it."""
-    from dynamo_mtl.evaluation.card import measured
+    from dynamo_mtl.checkpoint.card import UNMEASURED, write_card
+    from dynamo_mtl.checkpoint.folder import CONFIG
+    from dynamo_mtl.checkpoint.metadata import read_metadata
+    from dynamo_mtl.checkpoint.stored_config import read_system_config
+    from dynamo_mtl.evaluation.card_scores import measured
     from dynamo_mtl.evaluation.result import read_result
-    from dynamo_mtl.inference.card import UNMEASURED, write_card
-    from dynamo_mtl.inference.system_config import read_system_config
-    from dynamo_mtl.model.checkpoint import CONFIG
-    from dynamo_mtl.model.metadata import read_metadata
 
     figures = UNMEASURED
     if result is not None:
@@ -141,7 +141,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
 ) -> None:
     """Put a checkpoint on the hub, with the card that it has. The token is the one logged in, or HF_TOKEN."""
-    from dynamo_mtl.hub import push as send
+    from dynamo_mtl.checkpoint.hub import push as send
 
     typer.echo(f"pushed: {send(checkpoint, repository, private, revision)}")
 
@@ -153,7 +153,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
 ) -> None:
     """Fetch a model from the hub, verify every file, and put it into a folder."""
-    from dynamo_mtl.hub import fetch
+    from dynamo_mtl.checkpoint.hub import fetch
     from dynamo_mtl.storage import copy_folder
 
     typer.echo(f"pulled: {copy_folder(fetch(repository, revision), output)}")
@@ -178,7 +178,7 @@ def export(
     if format_ == "merged" and int8:
         raise ConfigError("--int8: belongs to onnx; a merged checkpoint is quantized by what loads it")
     if format_ == "merged":
-        from dynamo_mtl.inference.merged_export import export_merged
+        from dynamo_mtl.export.merged import export_merged
 
         typer.echo(f"exported: {export_merged(checkpoint, output, str(task))}")
         return
@@ -187,7 +187,7 @@ def export(
         import onnxscript
     except ModuleNotFoundError as error:
         raise needs(error, "what export needs", "export") from None
-    from dynamo_mtl.inference.onnx_export import export_onnx
+    from dynamo_mtl.export.onnx import export_onnx
 
     logging.getLogger(__name__).debug("onnxruntime %s, onnxscript %s", onnxruntime.__version__, onnxscript.__version__)
     typer.echo(f"exported: {export_onnx(checkpoint, output, int8)}")

@@ -20,14 +20,15 @@ from dynamo_mtl.cli.shared import (
     start_logging,
     writable_file,
 )
-from dynamo_mtl.errors import ConfigError, writable_folder
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.storage import writable_folder
 
 LISTED = 10
 """Misrouted inputs that are shown in the terminal; the report has more."""
 
 
 @app.command()
-def evaluate(  # noqa: PLR0917 - options of a command, which users name
+def evaluate(
     checkpoint: Checkpoint,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Split of the data to score on.")] = "validation",
@@ -38,17 +39,14 @@ def evaluate(  # noqa: PLR0917 - options of a command, which users name
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
     ] = None,
-    confirm_run_unsafe_code: Annotated[
-        bool, typer.Option("--confirm-run-unsafe-code", help="Run generated code, isolated, for problems with tests.")
-    ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Programs that are run for each problem.")] = 1,
+    confirm_run_unsafe_code: Annotated[bool, typer.Option("--confirm-run-unsafe-code", hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint and write the result file."""
     start_logging(verbose)
+    from dynamo_mtl.config.comparison_config import SYSTEMS, TRAINED_APART
     from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
     from dynamo_mtl.evaluation.report import print_result
-    from dynamo_mtl.evaluation.result import SYSTEMS, TRAINED_APART
 
     chosen = systems.split(",")
     possible = [name for name in SYSTEMS if name not in TRAINED_APART]
@@ -56,20 +54,22 @@ def evaluate(  # noqa: PLR0917 - options of a command, which users name
     if unknown:
         apart = "has a training of its own, run dynamo compare" if unknown[0] in TRAINED_APART else "is no system"
         raise ConfigError(f"--systems: '{unknown[0]}' {apart}; use {', '.join(possible)}")
-    if samples > 1 and not confirm_run_unsafe_code:
-        raise ConfigError("--samples: programs are only run with --confirm-run-unsafe-code")
+    if confirm_run_unsafe_code:
+        raise ConfigError(
+            "--confirm-run-unsafe-code: generated code is no longer run; docs/generated_code.md says what does"
+        )
     config = checkpoint_config(checkpoint, overrides)
     folder = pictures or Path(config.visualization_dir)
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
         writable_file(output)
-    result = evaluate_checkpoint(checkpoint, config, split, chosen, samples * confirm_run_unsafe_code)
+    result = evaluate_checkpoint(checkpoint, config, split, chosen)
     if not speaks():
         return
     if output is not None:
         result.write(output)
     print_result(result)
-    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.html_page import write_report
 
     typer.echo(f"report: {write_report(folder, result)}")
 
@@ -88,7 +88,7 @@ def analyze(
     """Look at the decisions of a checkpoint's router: what it looks at, where it goes wrong, when to trust it."""
     start_logging(verbose)
     from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
-    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.html_page import write_report
 
     config = checkpoint_config(checkpoint, overrides)
     folder = pictures or Path(config.visualization_dir)
@@ -112,7 +112,7 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Folder to write an HTML report into instead.")] = None,
 ) -> None:
     """Print a result file as Markdown tables, or write it as a page."""
-    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.html_page import write_report
     from dynamo_mtl.evaluation.report import result_markdown
     from dynamo_mtl.evaluation.result import read_result
 
@@ -131,10 +131,10 @@ def check_data(
     """Profile the data of every task and name what is wrong with it, before any training."""
     start_logging(verbose)
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.evaluation.data_check import check_data as check
-    from dynamo_mtl.evaluation.data_check import profile_json, profile_rows, refuse_faults
-    from dynamo_mtl.evaluation.data_remarks import remarks
     from dynamo_mtl.evaluation.report import print_table
+    from dynamo_mtl.setup.data_check import check_data as check
+    from dynamo_mtl.setup.data_check import profile_json, profile_rows, refuse_faults
+    from dynamo_mtl.setup.data_remarks import remarks
 
     if output is not None:
         writable_file(output)

@@ -29,7 +29,7 @@ def predict(
     start_logging(verbose, quiet=True)
     if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", text):
         raise ConfigError(f"no such option: {text.partition('=')[0]}; see dynamo predict --help")
-    from dynamo_mtl.inference.pipeline import DynamoInference
+    from dynamo_mtl.inference.api import DynamoInference
 
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")

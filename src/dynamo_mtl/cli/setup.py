@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from dynamo_mtl.cli.shared import app, start_logging
-from dynamo_mtl.errors import EXIT_CODE, ConfigError, writable_folder
+from dynamo_mtl.errors import EXIT_CODE, ConfigError
+from dynamo_mtl.storage import writable_folder
 
 
 @app.command()
@@ -25,9 +26,10 @@ def init(
     """Write a commented starter configuration for your own tables."""
     start_logging(False, quiet=True)
     from dynamo_mtl.config import DynamoConfig, load_config
+    from dynamo_mtl.config.validation import validate
     from dynamo_mtl.data.text_files import Reading
-    from dynamo_mtl.evaluation.starter import guess_tasks, starter_config
-    from dynamo_mtl.settings import parse_yaml, validate
+    from dynamo_mtl.setup.init import guess_tasks, starter_config
+    from dynamo_mtl.strict_yaml import parse_yaml
 
     if output.exists():
         raise ConfigError(f"--output: {output} is there already; name another file, or remove it")
@@ -54,7 +56,7 @@ def doctor(
     """Look at this machine, a configuration and its data, or a checkpoint, and say what to do about what is wrong."""
     start_logging(False, quiet=True)
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.evaluation.doctor import examine
+    from dynamo_mtl.setup.doctor import examine
 
     config = load_config(place) if place is not None and not place.is_dir() else None
     checkpoint = place if place is not None and place.is_dir() else None

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dynamo_mtl.errors import ConfigError, writable_folder
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.storage import writable_folder
 
 if TYPE_CHECKING:
     from dynamo_mtl.config import DynamoConfig
@@ -72,9 +73,9 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] | None) -> Dyna
         CheckpointError: not a checkpoint.
         ConfigError: unusable settings.
     """
+    from dynamo_mtl.checkpoint.folder import CONFIG
+    from dynamo_mtl.checkpoint.metadata import read_metadata
     from dynamo_mtl.config import PLACES, load_config
-    from dynamo_mtl.model.checkpoint import CONFIG
-    from dynamo_mtl.model.metadata import read_metadata
 
     read_metadata(checkpoint)
     return load_config(checkpoint / CONFIG, [*PLACES, *(overrides or [])])

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from dynamo_mtl.cli.shared import Overrides, Verbose, app, needs, speaks, start_logging, writable_file
-from dynamo_mtl.errors import ConfigError, writable_folder
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.storage import writable_folder
 
 
 @app.command()
@@ -26,8 +27,8 @@ def train(
     if phase not in ("1", "2", "3", "all"):
         raise ConfigError(f"--phase: found '{phase}', use 1, 2, 3 or all")
     from dynamo_mtl.config import load_config
-    from dynamo_mtl.training.pipeline import train as run
-    from dynamo_mtl.training.resume import Stopped
+    from dynamo_mtl.training.run import train as run
+    from dynamo_mtl.training.stop_signals import Stopped
 
     phases = (1, 2, 3) if phase == "all" else (int(phase),)
     try:
@@ -62,9 +63,9 @@ def compare(
     from dynamo_mtl.config import load_config
     from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
     from dynamo_mtl.evaluation.compare import compare_seeds, final_checkpoint
-    from dynamo_mtl.evaluation.page import write_report
+    from dynamo_mtl.evaluation.html_page import write_report
     from dynamo_mtl.evaluation.report import print_result
-    from dynamo_mtl.training.resume import Stopped
+    from dynamo_mtl.training.stop_signals import Stopped
 
     settings = load_config(config, overrides or [])
     place = output or Path("results") / f"{config.stem}.json"

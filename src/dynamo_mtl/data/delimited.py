@@ -12,18 +12,16 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from dynamo_mtl.data.dialect import QUOTINGS, SEPARATORS, Dialect
+from dynamo_mtl.data.line_numbers import RowLines, lines_at
 from dynamo_mtl.data.text_files import Reading, open_bytes, open_text
 from dynamo_mtl.errors import DataError
 
-SEPARATORS = (",", "\t", ";", "|")
-QUOTINGS = (('"', '"'), ('"', "\\"), ("", ""))
-"""Quotation mark and what stands before one inside of a cell; the last is a file that quotes nothing."""
 NEVER = "\x1f"
 """Separates what no text holds."""
 LONGEST_LINE = 1 << 26
@@ -37,19 +35,6 @@ _WHAT = {
     "INVALID ENCODING": "bytes that are no UTF-8",
     "LINE SIZE OVER MAXIMUM": f"longer than {LONGEST_LINE >> 20} MiB",
 }
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One way to read a file."""
-
-    separator: str
-    quote: str
-    escape: str
-    skip: int
-    """Lines before the one that names the columns."""
-    names: tuple[str, ...]
-    has_header: bool
 
 
 def delimited_rows(
@@ -67,10 +52,10 @@ def delimited_rows(
     """
     with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
         dialect, faults = _best(connection, place, path, reading)
-        for line, (_, sentence, kind) in zip(_lines_at(place, [fault[0] for fault in faults]), faults, strict=True):
+        for line, (_, sentence, kind) in zip(lines_at(place, [fault[0] for fault in faults]), faults, strict=True):
             hint = "; tasks.NAME.reading can say separator and quote" if kind == _COLUMNS else ""
             refuse(DataError(f"{path}, line {line}: {sentence}{hint}", kind))
-        lines = _Lines(path, reading, dialect)
+        lines = RowLines(path, reading, dialect)
         looks_like_row = _row_test(connection, place, dialect) if reading.quote is None and dialect.quote else None
         for row in _scan(connection, place, dialect):
             where = f"{path}, line {lines.find(row)}"
@@ -229,24 +214,6 @@ def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) ->
     return counts[0][0], faults
 
 
-def _lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
-    """The numbers of the lines at some bytes of a file, in rising order. DuckDB counts rows instead of lines."""
-    with open_bytes(Path(place)) as file:
-        number, end = 1, 0
-        for position in positions:
-            before = file.read(max(0, position - end))
-            end = max(end, position)
-            number += before.count(b"\n") or before.count(b"\r")
-            yield number + _blank_lines(file, end)
-
-
-def _blank_lines(file: Any, place: int) -> int:
-    """Blank lines at a place of a file, to which DuckDB counts them."""
-    ahead = file.read(1 << 12)
-    file.seek(place)
-    return ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))].count(b"\n")
-
-
 def _scan(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Iterator[Sequence[str]]:
     for batch in connection.sql(_select(dialect), params=[place]).to_arrow_reader(ROWS):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
@@ -266,38 +233,3 @@ def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialec
         return any(len(own) == columns and own[-1] in values for own in parts)
 
     return looks_like_row
-
-
-class _Lines:
-    """Where rows stand in their file: the next line that holds the beginning of a row is its own."""
-
-    def __init__(self, path: Path, reading: Reading, dialect: Dialect) -> None:
-        self._lines = self._read(path, reading)
-        self._marks = {dialect.quote, dialect.escape} - {""}
-        self.number = 0
-        for _ in range(dialect.skip + dialect.has_header):
-            next(self._lines, None)
-            self.number += 1
-
-    @staticmethod
-    def _read(path: Path, reading: Reading) -> Iterator[str]:
-        with open_text(path, reading) as text:
-            yield from text.file
-
-    def find(self, row: Sequence[str]) -> int:
-        """The number of the first line of the next row, from 1."""
-        begin = self._begin(next((cell for cell in row if cell), ""))
-        for line in self._lines:
-            self.number += 1
-            if begin in line and (begin or line.strip()):
-                break
-        found = self.number
-        for _ in range(sum(cell.replace("\r\n", "\n").count("\n") for cell in row)):
-            next(self._lines, None)
-            self.number += 1
-        return found
-
-    def _begin(self, cell: str) -> str:
-        """The first words of a cell, up to a sign that the file may write otherwise."""
-        end = min((place for mark in (*self._marks, "\n", "\r") if (place := cell.find(mark)) >= 0), default=40)
-        return cell[: min(end, 40)]

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from dynamo_mtl.checkpoint.metadata import METADATA, Metadata
+from dynamo_mtl.config.comparison_config import SYSTEMS
+from dynamo_mtl.config.system_config import SystemConfig
+from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.evaluation.baselines import (
+from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
+from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
+from dynamo_mtl.evaluation.routing_scores import score_routing
+from dynamo_mtl.evaluation.systems import (
     Choice,
     Contender,
     choose_by_arrow,
@@ -25,22 +32,14 @@ from dynamo_mtl.evaluation.baselines import (
     told,
     without_adapters,
 )
-from dynamo_mtl.evaluation.execution import score_execution
-from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
-from dynamo_mtl.evaluation.result import FORMAT, SYSTEMS, Result, Scores
-from dynamo_mtl.evaluation.routing_scores import score_routing
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
-from dynamo_mtl.inference.system import System, load_system
-from dynamo_mtl.inference.system_config import SystemConfig
 from dynamo_mtl.metrics.generation import signatures
-from dynamo_mtl.model.metadata import METADATA, Metadata
-from dynamo_mtl.sandbox.run import check_sandbox
 from dynamo_mtl.storage import MANIFEST, verify_folder
+from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.training.pipeline import FOLDERS
-from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.stages import FOLDERS
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +111,7 @@ class Scoreboard:
         logger.info("%s  %s %s %.4g", name, task, metric, scores[metric])
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, config: PipelineConfig, split: str, systems: Sequence[str], programs: int = 0
-) -> Result:
+def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, systems: Sequence[str]) -> Result:
     """Score a checkpoint on the split of the data that ``config`` names.
 
     Args:
@@ -122,13 +119,10 @@ def evaluate_checkpoint(
         config: whose data and task settings are used.
         split: of the data.
         systems: of ``result.SYSTEMS``, those that need no training beyond the checkpoint's own.
-        programs: that are run for each code problem with tests, in isolation; 0 runs none.
 
     Raises:
         DynamoError: unusable checkpoint, configuration or data.
     """
-    if programs:
-        check_sandbox()
     device = PartialState().device  # connects the processes of a job, where there are several
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
@@ -142,8 +136,7 @@ def evaluate_checkpoint(
     for name, contender in contenders.items():
         board.add(name, contender)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
-    execution = score_execution(predictor, board.examples, programs, metadata.seed) if programs else {}
-    return make_result(metadata, system, split, board, routing, execution=execution)
+    return make_result(metadata, system, split, board, routing)
 
 
 def _single_task(

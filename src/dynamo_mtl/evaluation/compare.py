@@ -14,15 +14,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynamo_mtl.data.batch import free_memory
-from dynamo_mtl.errors import ConfigError, did_you_mean
-from dynamo_mtl.evaluation.baselines import Contender, told
+from dynamo_mtl.checkpoint.folder import CONFIG
+from dynamo_mtl.checkpoint.metadata import METADATA, Metadata, read_metadata
+from dynamo_mtl.config.comparison_config import OWN_TRAINING, SYSTEMS, CompareConfig
+from dynamo_mtl.config.overrides import with_settings
+from dynamo_mtl.config.training_config import PipelineConfig
+from dynamo_mtl.distributed import first_does
+from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.benchmark import (
     Scoreboard,
     load_predictor,
@@ -30,65 +33,24 @@ from dynamo_mtl.evaluation.benchmark import (
     own_contenders,
 )
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
-from dynamo_mtl.evaluation.result import SYSTEMS, Cost, Result
+from dynamo_mtl.evaluation.result import Cost, Result
 from dynamo_mtl.evaluation.routing_scores import score_routing
+from dynamo_mtl.evaluation.systems import Contender, told
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.system import load_system
-from dynamo_mtl.memory_use import PeakMemory
-from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.model.metadata import METADATA, Metadata, read_metadata
-from dynamo_mtl.processes import first_does
-from dynamo_mtl.settings import read_settings
+from dynamo_mtl.out_of_memory import free_memory
+from dynamo_mtl.peak_memory import PeakMemory
 from dynamo_mtl.storage import copy_folder, remove_folder
+from dynamo_mtl.strict_yaml import read_settings
+from dynamo_mtl.system import load_system
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.training.pipeline import FOLDERS, train
-from dynamo_mtl.training.settings import PipelineConfig
-from dynamo_mtl.training.states import LATEST, changed_setting
+from dynamo_mtl.training.run import train
+from dynamo_mtl.training.saved_states import LATEST, changed_setting
+from dynamo_mtl.training.stages import FOLDERS
 
 logger = logging.getLogger(__name__)
 
-OWN_TRAINING = {
-    "single_lora": ({"model": {"adapters": "shared"}}, "lora_lr"),
-    "full_finetuning": ({"model": {"adapters": "none", "freeze_backbone": False, "quantization": None}}, "backbone_lr"),
-}
-"""Systems that are trained from the start: the settings that make them, and the learning rate that is searched."""
-TWO_PASS = {"model": {"router_input": "last_hidden"}}
+TWO_PASS = {"model.router_input": "last_hidden"}
 PHASES = (1, 2, 3)
-
-
-class CompareConfig(BaseModel):
-    """What ``dynamo compare`` trains and scores."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    systems: list[str] = [*SYSTEMS]
-    """What is scored; those with a training of their own are trained."""
-    learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {
-        "single_lora": [5e-4, 1e-3, 2e-3],
-        "full_finetuning": [5e-5, 1e-4, 3e-4],
-    }
-    """Candidates of each separately trained system; of several the one with the best validation loss after a share of
-    the training is taken."""
-    trial_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the training that each candidate gets."""
-    generation_examples: int | None = Field(default=None, ge=1)
-    """Examples of each generation task that are scored, the first ones; all if not given. Answers of these tasks take
-    most of the time."""
-    timing_inputs: int = Field(default=8, ge=1)
-    """Inputs of each task that every system answers to be timed."""
-    timing_rounds: int = Field(default=3, ge=1)
-    """How often the sample is answered by each; the median counts."""
-
-    @model_validator(mode="after")
-    def _known_systems(self) -> CompareConfig:
-        for key, names, known in (
-            ("systems", self.systems, SYSTEMS),
-            ("learning_rates", self.learning_rates, OWN_TRAINING),
-        ):
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise ConfigError(f"compare.{key}: no system '{unknown[0]}'; {did_you_mean(unknown[0], known)}")
-        return self
 
 
 def compare_seeds(config: PipelineConfig, settings: CompareConfig, seeds: int, split: str = "validation") -> Result:
@@ -96,7 +58,7 @@ def compare_seeds(config: PipelineConfig, settings: CompareConfig, seeds: int, s
     results = [compare(config, settings, split)]
     for seed in range(config.training.seed + 1, config.training.seed + seeds):
         place = Path(config.checkpoint_dir) / f"seed_{seed}"
-        results.append(compare(changed_config(config, {"training": {"seed": seed}}, place), settings, split))
+        results.append(compare(changed_config(config, {"training.seed": seed}, place), settings, split))
     return over_seeds(results)
 
 
@@ -160,14 +122,9 @@ def _loaded(name: str, folder: Path, device: Any) -> Contender:
     return own_contenders(Predictor(system, metadata.calibration), ["dynamo"], metadata.seed)["dynamo"]
 
 
-def changed_config(config: PipelineConfig, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> PipelineConfig:
-    """A configuration with some settings of its sections changed, for a run in its own folder."""
-    updates: dict[str, Any] = {
-        section: getattr(config, section).model_copy(update=dict(values)) for section, values in changes.items()
-    }
-    places = {"checkpoint_dir": str(folder), "log_dir": str(folder / "logs")}
-    changed = config.model_copy(update=updates | places)
-    return cast("PipelineConfig", type(config).model_validate(changed.model_dump()))
+def changed_config(config: PipelineConfig, changes: Mapping[str, Any], folder: Path) -> PipelineConfig:
+    """A configuration with ``{"section.key": value}`` changed, for a run in its own folder."""
+    return with_settings(config, {**changes, "checkpoint_dir": str(folder), "log_dir": str(folder / "logs")})
 
 
 def _train(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
@@ -204,8 +161,8 @@ def _baseline_config(
     config: PipelineConfig, name: str, training: Mapping[str, Any], place: Path | None = None
 ) -> PipelineConfig:
     """The configuration of a system that is trained from the start, in its own folder or in ``place``."""
-    changes = {**OWN_TRAINING[name][0], "training": training}
-    return changed_config(config, changes, place or Path(config.checkpoint_dir) / name)
+    changes = {f"training.{key}": value for key, value in training.items()}
+    return changed_config(config, {**OWN_TRAINING[name][0], **changes}, place or Path(config.checkpoint_dir) / name)
 
 
 def _train_two_pass(config: PipelineConfig) -> Path:

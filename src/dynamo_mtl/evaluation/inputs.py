@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dynamo_mtl.inference.predictor import TextInput
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import RoutedInput
-from dynamo_mtl.inference.system import System
+from dynamo_mtl.system import System
 from dynamo_mtl.tasks.tables import first_examples, open_task_table
 from dynamo_mtl.tasks.task import Example
 

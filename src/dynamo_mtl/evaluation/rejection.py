@@ -6,11 +6,11 @@ import logging
 
 import numpy as np
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.metrics.routing import auroc
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.known_inputs import known_inputs, trunk_features
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.router_memory import known_inputs, trunk_features
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dynamo_mtl.evaluation.result import SYSTEMS, Result
+from dynamo_mtl.config.comparison_config import SYSTEMS
+from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.markdown import markdown_table
 
 
@@ -81,21 +82,6 @@ def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return [header[c] for c in shown_columns], [[row[c] for c in shown_columns] for row in rows]
 
 
-def execution_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: generated programs that pass their tests."""
-    ks = sorted({key for v in result.execution.values() for key in v if key.startswith("pass@")}, key=_k_of)
-    header = ["task", *ks, "problems", "invalid", "programs each"]
-    rows = [
-        [task, *(f"{v[k]:.3f}" for k in ks), *(str(v[k]) for k in ("problems", "invalid", "samples"))]
-        for task, v in result.execution.items()
-    ]
-    return header, rows
-
-
-def _k_of(name: str) -> int:
-    return int(name.removeprefix("pass@"))
-
-
 def result_facts(result: Result) -> str:
     """What was trained, where and how long, and how much of it beside full fine-tuning."""
     minutes = result.train_seconds / 60
@@ -123,8 +109,6 @@ def print_result(result: Result) -> None:
     print_table("Routing", *_turned(*routing_rows(result)))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
-    if result.execution:
-        print_table("Generated programs that pass their tests", *execution_rows(result))
     if result.costs:
         print_table("Costs", *cost_rows(result))
 
@@ -191,7 +175,6 @@ def result_markdown(result: Result) -> str:
     parts += [trivial_text(result)] if "trivial" in result.systems else []
     parts += [markdown_table(*routing_rows(result))]
     parts += [markdown_table(*rejection_rows(result))] if result.routing.get("rejection") else []
-    parts += [markdown_table(*execution_rows(result))] if result.execution else []
     parts += [markdown_table(*cost_rows(result))] if result.costs else []
     return "\n\n".join([result_facts(result), *parts])
 

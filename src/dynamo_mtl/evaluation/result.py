@@ -13,26 +13,6 @@ from pydantic import ConfigDict, TypeAdapter
 from dynamo_mtl.errors import ConfigError
 
 FORMAT = 1
-SYSTEMS = {
-    "dynamo": "the router chooses one adapter and head for every input, in one pass",
-    "oracle": "the same model told the true task",
-    "soft": "the same model, adapters mixed by the router's weights, the likeliest task's head",
-    "single_task": "the adapters as phase 1 left them, told the true task",
-    "single_lora": "one LoRA of the summed rank for all tasks, told the true task",
-    "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, told the true task",
-    "two_pass": "the adapters of phase 1, a router that reads the last layer of a first pass (after X-LoRA)",
-    "nearest_centroid": "the same adapters, chosen by the nearest task mean of trunk features, no training",
-    "arrow": "the same adapters, chosen by their own directions, no training (after Arrow)",
-    "uniform": "all adapters with equal weights, told the true task's head",
-    "random": "an adapter and head at random",
-    "base": "the same model without adapters, told the true task's head",
-    "trivial": "no learning at all",
-}
-"""Every system that can be compared, in the order of tables, and what it is."""
-
-TRAINED_APART = ("single_lora", "full_finetuning", "two_pass")
-"""Those that are not part of a trained checkpoint: ``dynamo compare`` trains them."""
-
 Scores = dict[str, dict[str, float]]
 
 
@@ -77,8 +57,6 @@ class Result:
     """Numbers in each part of the routed model; all but ``backbone`` are trained."""
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``Cost`` of each system."""
-    execution: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """``pass@k`` of code tasks whose problems have tests, if running them was confirmed."""
     signatures: Mapping[str, str] = field(default_factory=dict)
     """Of the metrics that have variants."""
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -105,6 +83,7 @@ def read_result(path: Path) -> Result:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ConfigError(f"{path}: format {found['format']!r}, this program reads format {FORMAT}")
+        found.pop("execution", None)  # of version 0.1.0, which could run generated code
         result = TypeAdapter(Result).validate_python(found)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         said = " ".join(str(error).split())

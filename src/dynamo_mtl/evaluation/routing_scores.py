@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError, DataError
+from dynamo_mtl.evaluation.cross_adapter import score_misroutes
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs
-from dynamo_mtl.evaluation.misroutes import score_misroutes
 from dynamo_mtl.evaluation.rejection import score_rejection
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import RoutedInput, route_inputs
-from dynamo_mtl.inference.system import System
 from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
+from dynamo_mtl.system import System
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.pipeline import load_tables
-from dynamo_mtl.training.settings import PipelineConfig
+from dynamo_mtl.training.run import load_tables
 
 logger = logging.getLogger(__name__)
 

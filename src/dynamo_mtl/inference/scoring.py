@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dynamo_mtl.inference.predictor import Prediction, Predictor, Route, TextInput
-from dynamo_mtl.processes import here, join_shares
+from dynamo_mtl.distributed import here, join_shares
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import Prediction, Route, TextInput
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dynamo_mtl.model.packing import AttentionPlan, Span, plan_padded, round_up
+from dynamo_mtl.model.attention import AttentionPlan
+from dynamo_mtl.model.padded_plan import Span, plan_padded, round_up
 from dynamo_mtl.model.variable_length import plan_variable_length
 
 
@@ -170,3 +173,18 @@ def _slices(targets: Sequence[Target], heads: Sequence[str], start: int) -> dict
         slices[head] = (start, end)
         start = end
     return slices
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor inside nested frozen dataclasses, tuples, lists and dictionaries to ``device``."""
+    if isinstance(value, Tensor):
+        # Only pinned memory is copied while the host goes on.
+        return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+    if isinstance(value, tuple | list):
+        return type(value)(to_device(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **moved)
+    return value

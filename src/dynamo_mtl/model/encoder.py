@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamo_mtl.model.attention import AttentionPlan, attention
 from dynamo_mtl.model.fused import gelu_over, linear
-from dynamo_mtl.model.packing import AttentionPlan, attention
 
 SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
 """The linear layers of a block, under the names by which target modules are chosen."""

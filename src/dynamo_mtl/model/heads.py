@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamo_mtl.model.packing import round_up
+from dynamo_mtl.model.padded_plan import round_up
 
 
 @dataclass(frozen=True)

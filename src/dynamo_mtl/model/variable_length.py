@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.model.packing import Span
+from dynamo_mtl.model.padded_plan import Span
 
 
 @dataclass(frozen=True)

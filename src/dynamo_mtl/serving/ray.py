@@ -14,14 +14,16 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from dynamo_mtl.checkpoint.folder import CONFIG
+from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.config import PLACES, DynamoConfig, load_config
-from dynamo_mtl.errors import ConfigError, did_you_mean
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.model.checkpoint import CONFIG
-from dynamo_mtl.model.metadata import read_metadata
-from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.config.validation import validate
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.messages import did_you_mean
+from dynamo_mtl.serving.app import make_app
+from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.security import KEY_VARIABLE, check_key
-from dynamo_mtl.settings import validate
 
 
 class Arguments(BaseModel):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
-from dynamo_mtl.serving.settings import ServingConfig
+from dynamo_mtl.config.serving_config import ServingConfig
 
 
 class RequestError(Exception):

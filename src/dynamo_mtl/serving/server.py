@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 import uvicorn
 
+from dynamo_mtl.config.serving_config import ServingConfig
+from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.pipeline import DynamoInference
-from dynamo_mtl.inference.system_config import SystemConfig
-from dynamo_mtl.serving.app import Server, make_app
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.serving.app import make_app
 from dynamo_mtl.serving.connection import listener_config
+from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
-from dynamo_mtl.serving.settings import ServingConfig
 
 logger = logging.getLogger(__name__)
 

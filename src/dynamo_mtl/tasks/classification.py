@@ -13,13 +13,15 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.errors import DataError, shortened
+from dynamo_mtl.errors import DataError
+from dynamo_mtl.messages import shortened
 from dynamo_mtl.metrics.classification import classification_scores
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
-from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
-from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
-from dynamo_mtl.tasks.wordings import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.task import Answer, Example, Task
+from dynamo_mtl.tasks.task_config import TaskConfig
 
 
 class ClassificationConfig(TaskConfig):

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import collapse_blanks, parses, sentence_bleu
 from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.instruction_templates import read_wordings
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.wordings import read_wordings
-
-
-def _tests(row: Mapping[str, Any], where: str) -> str | None:
-    """``test_list`` and ``test_setup_code``, as MBPP has them. Raises ``DataError`` where they are something else."""
-    tests, setup = row.get("test_list"), row.get("test_setup_code") or ""
-    if tests is None:
-        return None
-    if not isinstance(tests, list) or not all(isinstance(t, str) for t in [*tests, setup]):
-        raise DataError(f"{where}: 'test_list' should be a list of assert statements", "tests are no statements")
-    return json.dumps({"setup": setup, "tests": tests}) if tests else None
 
 
 class CodeGeneration(GenerationTask):
@@ -45,12 +33,7 @@ class CodeGeneration(GenerationTask):
         return parses(text)
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
-        return Example(
-            self.text_column(row, "description", where),
-            None,
-            self.text_column(row, "code", where),
-            _tests(row, where),
-        )
+        return Example(self.text_column(row, "description", where), None, self.text_column(row, "code", where))
 
     def compared(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[list[str], list[str]]:
         predictions, references = super().compared(answers, examples)

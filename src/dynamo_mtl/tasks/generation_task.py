@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.metrics.generation import bleu, bleu_interval, exact_match, rouge
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead
-from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.copying import SourceWords, source_words, split_copied, units
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
-from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
+from dynamo_mtl.tasks.task import Answer, Example, Task
+from dynamo_mtl.tasks.task_config import TaskConfig
 from dynamo_mtl.tasks.vocabulary import TargetVocabulary
 
 

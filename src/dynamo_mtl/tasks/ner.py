@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.entities import Entity, entity_interval, entity_scores
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
-from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
-from dynamo_mtl.tasks.task import Answer, Example, Task, TaskConfig
-from dynamo_mtl.tasks.wordings import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.task import Answer, Example, Task
+from dynamo_mtl.tasks.task_config import TaskConfig
 
 OUTSIDE = 0
 """Class of tokens that belong to no entity; a kind has two more, for its first token and for the others (BIO)."""

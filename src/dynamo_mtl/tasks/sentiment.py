@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dynamo_mtl.tasks.classification import Classification, ClassificationConfig
-from dynamo_mtl.tasks.wordings import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_wordings
 
 
 class SentimentConfig(ClassificationConfig):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.instruction_templates import read_wordings
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class Summarization(GenerationTask):

@@ -15,18 +15,11 @@ from typing import Any
 
 import datasets
 
+from dynamo_mtl.data.data_config import DATA_PATH, DataConfig
+from dynamo_mtl.data.locations import find_files, is_sample, is_saved
+from dynamo_mtl.data.readers import hub_commit
 from dynamo_mtl.data.samples import SAMPLE
-from dynamo_mtl.data.sources import (
-    COLUMNS,
-    DATA_PATH,
-    DataConfig,
-    find_files,
-    hub_commit,
-    is_sample,
-    is_saved,
-    open_table,
-    sample_of,
-)
+from dynamo_mtl.data.sources import COLUMNS, open_table, sample_of
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.storage import at_home
 from dynamo_mtl.tasks.task import Example, Task

@@ -7,82 +7,20 @@ wordings. A new type is one new file in this folder with a subclass of ``Task`` 
 from __future__ import annotations
 
 import abc
-import functools
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-import dynamo_mtl.tasks
-from dynamo_mtl.data.text_files import Reading
-from dynamo_mtl.errors import ConfigError, DataError, did_you_mean
+from dynamo_mtl.errors import ConfigError, DataError
+from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.metrics.bootstrap import bootstrap_interval
+from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig
-from dynamo_mtl.model.lora import LoraConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
-from dynamo_mtl.tasks.wordings import Wordings
-
-
-class TaskTraining(BaseModel):
-    """Settings of phase 1 for one task; what is not given comes from ``training``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    num_epochs: float | None = Field(default=None, gt=0)
-    """Passes over the training data."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Most updates."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Examples of one update."""
-    lora_lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the adapter."""
-    head_lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the head."""
-    load_best_model_at_end: bool | None = None
-    """End in the best validated state rather than the last one."""
-
-
-class TaskConfig(BaseModel):
-    """Settings that every task type shares."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    type: str
-    """The task's type; its name says it if not given."""
-    description: str | None = Field(default=None, min_length=1, max_length=200)
-    """What the task is about, in a few words. Instructions name it where another task has the same type."""
-    train_file: str | None = None
-    """Overrides the training file of the task's data path."""
-    validation_file: str | None = None
-    """Overrides the validation file of the task's data path."""
-    validation_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of a single file that is held out as validation data: of every label, the same rows every time."""
-    reading: Reading = Reading()
-    """How the files are written: separator, quoting, encoding, names of columns; what the files say, if not given."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Our column name → the name it has in the data."""
-    train_examples: int | None = Field(default=None, ge=1)
-    """Use a random sample of that many training examples."""
-    validation_examples: int | None = Field(default=None, ge=1)
-    """Use a random sample of that many evaluation examples."""
-    instructions: list[str] | None = Field(default=None, min_length=1)
-    """Wordings that training uses; the type's own if not given."""
-    evaluation_instructions: list[str] | None = None
-    """Wordings that scoring uses; the type's own if not given."""
-    examples: list[str | dict[str, str]] = Field(default_factory=list, max_length=20)
-    """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
-    of the checkpoint, so nothing is taken from the data by itself."""
-    requires_instruction: bool = False
-    """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
-    loss_weight: float = Field(default=1.0, gt=0)
-    """Of the task's loss where tasks are mixed, in phases 2 and 3."""
-    training: TaskTraining = TaskTraining()
+from dynamo_mtl.tasks.instruction_templates import Wordings
+from dynamo_mtl.tasks.task_config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -93,8 +31,6 @@ class Example:
     context: str | None
     target: str
     """What the task expects, as text; JSON where it has parts."""
-    tests: str | None = None
-    """Of code: JSON with ``tests``, a list of ``assert`` statements, and ``setup``, what runs before them."""
 
 
 Answer = dict[str, Any]
@@ -291,45 +227,3 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
         """Answers of a system without learning, to compare with."""
-
-
-ENTRY_POINTS = "dynamo_mtl.tasks"
-"""Group of the entry points by which other packages bring task types."""
-
-
-@functools.cache
-def task_types() -> dict[str, type[Task]]:
-    """All task types: of every module of this package, and of installed packages.
-
-    A package brings one by an entry point of the group ``dynamo_mtl.tasks``.
-
-    Raises:
-        ConfigError: what a package brings is no task type, or one that there is already.
-    """
-    found: dict[str, type[Task]] = {}
-    for module in pkgutil.iter_modules(dynamo_mtl.tasks.__path__):
-        for _, member in inspect.getmembers(
-            importlib.import_module(f"dynamo_mtl.tasks.{module.name}"), inspect.isclass
-        ):
-            if issubclass(member, Task) and not inspect.isabstract(member):
-                found[member.type] = member
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            member = point.load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{ENTRY_POINTS}: the entry point '{point.name}' cannot be loaded ({error})") from error
-        if not (inspect.isclass(member) and issubclass(member, Task)) or inspect.isabstract(member):
-            raise ConfigError(f"{ENTRY_POINTS}: the entry point '{point.name}' is no task type, but {member!r:.80}")
-        if member.type in found:
-            raise ConfigError(
-                f"{ENTRY_POINTS}: '{point.name}' brings the task type '{member.type}', which there is already"
-            )
-        found[member.type] = member
-    return found
-
-
-def task_type(name: str, key: str) -> type[Task]:
-    """The task type called ``name``. Raises ``ConfigError`` naming the config ``key`` if there is none."""
-    if name not in task_types():
-        raise ConfigError(f"{key}: no task type '{name}'; {did_you_mean(name, task_types())}")
-    return task_types()[name]

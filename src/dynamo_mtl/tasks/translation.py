@@ -8,8 +8,8 @@ from typing import Any
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import chrf
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
+from dynamo_mtl.tasks.instruction_templates import read_wordings
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.wordings import read_wordings
 
 
 class TranslationConfig(GenerationTaskConfig):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import datasets
 import numpy as np
 
-from dynamo_mtl.inference.system import System
-from dynamo_mtl.processes import Place, here
+from dynamo_mtl.distributed import Place, here
+from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import example_at, first_examples
 from dynamo_mtl.tasks.task import Example

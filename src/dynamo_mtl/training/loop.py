@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,12 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dynamo_mtl.data.batch import free_memory
+from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.distributed import add_up, add_up_gradients, gather, highest
 from dynamo_mtl.errors import DivergedError, MemoryShortage
-from dynamo_mtl.inference.system import System
-from dynamo_mtl.processes import add_up, add_up_gradients, gather, highest
-from dynamo_mtl.training.contracts import SCORE, Keeper, Phase, PhaseBatch
-from dynamo_mtl.training.memory import OutOfMemory
+from dynamo_mtl.out_of_memory import OutOfMemory, free_memory
+from dynamo_mtl.system import System
+from dynamo_mtl.training.best_state import BEST, BestState
+from dynamo_mtl.training.loop_state import LoopState
+from dynamo_mtl.training.metrics_log import NOTHING_AHEAD, Ahead, MetricsLog, Progress
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import (
     drop_idle_gradients,
@@ -27,9 +28,7 @@ from dynamo_mtl.training.optimizer import (
     make_optimizer,
     warmup_and_decay,
 )
-from dynamo_mtl.training.resume import LoopState
-from dynamo_mtl.training.settings import TrainingConfig
-from dynamo_mtl.training.tracking import NOTHING_AHEAD, Ahead, MetricsLog, Progress
+from dynamo_mtl.training.phases.phase import SCORE, Keeper, Phase, PhaseBatch
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def run_phase(
         start: go on from here instead of from the first step.
         ahead: what follows in the same phase, for the time that is left.
     """
-    loop = _Loop(phase, system, config, accelerator)
+    loop = TrainingLoop(phase, system, config, accelerator)
     if start is None:
         loop.best.update(_validate(phase, 0, log), 0)
     else:
@@ -111,11 +110,7 @@ def run_phase(
     return loop.best.score if phase.best_at_end else loop.best.last
 
 
-BEST = ("score", "loss", "last", "worse", "step")
-"""What a state keeps of the best validation, beside its parameters."""
-
-
-class _Loop:
+class TrainingLoop:
     """What changes from step to step, beside the model."""
 
     def __init__(self, phase: Phase, system: System, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -130,7 +125,7 @@ class _Loop:
         router = system.model.router
         # The temperature follows its schedule without being trained; it is part of the validated state all the same.
         kept = [*self.parameters, router.log_temperature, router.get_buffer("scheduled_log_temperature")]
-        self.best = _Best(kept, config.patience)
+        self.best = BestState(kept, config.patience)
         self.step = 0
         self.norm = 0.0
         self.recent: list[dict[str, Tensor]] = []
@@ -281,33 +276,3 @@ def _validate(phase: Phase, step: int, log: MetricsLog) -> dict[str, float]:
     logger.info("%s  validation after %d steps: %s", phase.name, step, shown)
     log.write(phase.name, step, {f"validation_{name}": value for name, value in values.items()})
     return values
-
-
-class _Best:
-    """Remembers the trained parameters of the best validation."""
-
-    def __init__(self, parameters: list[Tensor], patience: int | None) -> None:
-        self.parameters, self.patience = parameters, patience
-        self.score = self.last = -math.inf
-        self.loss = math.inf
-        """Decides between states of the same score."""
-        self.worse, self.step, self.state = 0, 0, [p.detach().clone() for p in parameters]
-
-    def update(self, values: Mapping[str, float], step: int) -> None:
-        score, loss = values[SCORE], values.get("loss", 0.0)
-        self.last = score
-        if (score, -loss) > (self.score, -self.loss):
-            self.score, self.loss, self.worse, self.step = score, loss, 0, step
-            for kept, parameter in zip(self.state, self.parameters, strict=True):
-                kept.copy_(parameter.detach())
-        else:
-            self.worse += 1
-
-    @property
-    def exhausted(self) -> bool:
-        return self.patience is not None and self.worse >= self.patience
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            for kept, parameter in zip(self.state, self.parameters, strict=True):
-                parameter.copy_(kept)

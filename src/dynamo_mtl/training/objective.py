@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynamo_mtl.errors import ConfigError, did_you_mean
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.messages import did_you_mean
 
 TASK = "task"
 """The term that the model's answers give; all others are functions of routing alone."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.model.dynamo import DynamoModel
-from dynamo_mtl.tasks.task import TaskConfig
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.tasks.task_config import TaskConfig
 
 Group = dict[str, Any]
 

@@ -18,15 +18,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynamo_mtl.data.batch import run_in_groups, split_by_tokens
-from dynamo_mtl.inference.system import System
-from dynamo_mtl.model.packing import to_device
+from dynamo_mtl.distributed import add_up, here, join_shares
+from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.router import Router, Routing
-from dynamo_mtl.processes import add_up, here, join_shares
+from dynamo_mtl.out_of_memory import agreed, run_in_groups, split_by_tokens
+from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.task import Answer
-from dynamo_mtl.training.memory import agreed
 from dynamo_mtl.training.objective import LOSS, TASK, Objective, RoutingTerms
 
 logger = logging.getLogger(__name__)

@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from dynamo_mtl.config.overrides import flat
+from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.predictor import Predictor, TextInput
+from dynamo_mtl.figures import confusion_picture
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.metrics.routing import confusion_matrix
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.pictures import confusion_picture
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.phases.phase_2_router import HeldOut
-from dynamo_mtl.training.settings import PipelineConfig
-from dynamo_mtl.training.tracking import MetricsLog
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
     for tracker in wanted:
         accelerator.log_with, accelerator.trackers = [tracker], []
         try:
-            accelerator.init_trackers(config.wandb_project, config=_flat(config), init_kwargs=own)
+            accelerator.init_trackers(config.wandb_project, config=_plain(config), init_kwargs=own)
             started += accelerator.trackers
         except Exception as error:  # trackers are network clients, which raise anything
             logger.warning(
@@ -56,19 +58,14 @@ def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
     accelerator.log_with, accelerator.trackers = wanted, started
 
 
-def _flat(config: PipelineConfig) -> dict[str, str | int | float | bool]:
+def _plain(config: PipelineConfig) -> dict[str, str | int | float | bool]:
     """Settings as every tracker takes them: one level, plain values."""
-    found: dict[str, str | int | float | bool] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif value is not None:
-            found[prefix] = value if isinstance(value, str | int | float | bool) else str(value)
-
-    walk("", config.model_dump())
-    return found
+    settings = flat(config.model_dump())
+    return {
+        key: value if isinstance(value, str | int | float | bool) else str(value)
+        for key, value in settings.items()
+        if value is not None
+    }
 
 
 def show_routing(

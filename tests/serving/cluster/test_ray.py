@@ -12,7 +12,7 @@ import ray
 from ray import serve
 
 from dynamo_mtl.errors import DynamoError
-from dynamo_mtl.inference.pipeline import DynamoInference
+from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.serving.ray import application
 from dynamo_mtl.serving.security import KEY_VARIABLE
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, make_step_batch
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.optimizer import task_groups
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.step import StepBatch, judge_examples, make_step_batch, task_backward
 
 VALIDATIONS = 10

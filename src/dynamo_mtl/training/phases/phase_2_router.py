@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import MixedOrder
-from dynamo_mtl.inference.system import System
 from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
+from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import first_examples
-from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.known_inputs import trunk_features
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.mixed import MixedDraw
-from dynamo_mtl.training.settings import TrainingConfig
+from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.router_memory import trunk_features
 from dynamo_mtl.training.step import StepBatch, mixture_backward, read_routing
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import competence
-from dynamo_mtl.training.contracts import SCORE
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group, task_groups
 from dynamo_mtl.training.phases.mixed import MixedDraw
+from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.phases.phase_2_router import HeldOut, routing_validation
-from dynamo_mtl.training.settings import TrainingConfig
 from dynamo_mtl.training.step import StepBatch, example_losses, mixture_backward
 
 logger = logging.getLogger(__name__)

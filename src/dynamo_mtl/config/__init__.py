@@ -1,0 +1,10 @@
+"""The one configuration: settings of all parts, each in its own file, and how a file of them is read.
+
+>>> from dynamo_mtl.config import load_config
+>>> load_config("config.yaml", ["training.seed=1"]).training.seed  # doctest: +SKIP
+1
+"""
+
+from dynamo_mtl.config.load import PLACES, AddedTask, DynamoConfig, extended_config, load_config
+
+__all__ = ["PLACES", "AddedTask", "DynamoConfig", "extended_config", "load_config"]

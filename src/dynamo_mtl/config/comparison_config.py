@@ -1,0 +1,74 @@
+"""What ``dynamo compare`` trains and scores: the systems there are, and the settings of a comparison."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.messages import did_you_mean
+
+SYSTEMS = {
+    "dynamo": "the router chooses one adapter and head for every input, in one pass",
+    "oracle": "the same model told the true task",
+    "soft": "the same model, adapters mixed by the router's weights, the likeliest task's head",
+    "single_task": "the adapters as phase 1 left them, told the true task",
+    "single_lora": "one LoRA of the summed rank for all tasks, told the true task",
+    "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, told the true task",
+    "two_pass": "the adapters of phase 1, a router that reads the last layer of a first pass (after X-LoRA)",
+    "nearest_centroid": "the same adapters, chosen by the nearest task mean of trunk features, no training",
+    "arrow": "the same adapters, chosen by their own directions, no training (after Arrow)",
+    "uniform": "all adapters with equal weights, told the true task's head",
+    "random": "an adapter and head at random",
+    "base": "the same model without adapters, told the true task's head",
+    "trivial": "no learning at all",
+}
+"""Every system that can be compared, in the order of tables, and what it is."""
+
+TRAINED_APART = ("single_lora", "full_finetuning", "two_pass")
+"""Those that are not part of a trained checkpoint: ``dynamo compare`` trains them."""
+
+OWN_TRAINING = {
+    "single_lora": ({"model.adapters": "shared"}, "lora_lr"),
+    "full_finetuning": (
+        {"model.adapters": "none", "model.freeze_backbone": False, "model.quantization": None},
+        "backbone_lr",
+    ),
+}
+"""Systems that are trained from the start: the settings that make them, and the learning rate that is searched."""
+
+
+class CompareConfig(BaseModel):
+    """What ``dynamo compare`` trains and scores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    systems: list[str] = [*SYSTEMS]
+    """What is scored; those with a training of their own are trained."""
+    learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {
+        "single_lora": [5e-4, 1e-3, 2e-3],
+        "full_finetuning": [5e-5, 1e-4, 3e-4],
+    }
+    """Candidates of each separately trained system; of several the one with the best validation loss after a share of
+    the training is taken."""
+    trial_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the training that each candidate gets."""
+    generation_examples: int | None = Field(default=None, ge=1)
+    """Examples of each generation task that are scored, the first ones; all if not given. Answers of these tasks take
+    most of the time."""
+    timing_inputs: int = Field(default=8, ge=1)
+    """Inputs of each task that every system answers to be timed."""
+    timing_rounds: int = Field(default=3, ge=1)
+    """How often the sample is answered by each; the median counts."""
+
+    @model_validator(mode="after")
+    def _known_systems(self) -> CompareConfig:
+        for key, names, known in (
+            ("systems", self.systems, SYSTEMS),
+            ("learning_rates", self.learning_rates, OWN_TRAINING),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ConfigError(f"compare.{key}: no system '{unknown[0]}'; {did_you_mean(unknown[0], known)}")
+        return self

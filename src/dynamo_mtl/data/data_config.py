@@ -1,0 +1,54 @@
+"""Settings of the data: where it lies, how it is windowed and mixed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DATA_PATH = "_data_path"
+
+
+class DataConfig(BaseModel):
+    """Where the data lies and how sources are cut and mixed.
+
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, perhaps in several shards, a single file,
+    what ``save_to_disk`` wrote, a hub id (``owner/name``, or ``owner/name:configuration`` where a data set has
+    several), or ``sample``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    root: str | None = None
+    """Put in front of relative data paths."""
+    paths: dict[str, str] = Field(default_factory=dict)
+    """Task → data path, collected from the ``<task>_data_path`` keys."""
+    cache_dir: str | None = None
+    """Where prepared data is kept; the cache folder of ``datasets`` if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of hub data sets; the newest commit if not given, which checkpoints name."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with rows that cannot be used: end with the first one, or leave them out and say how many and why."""
+    max_source_length: int = Field(default=256, ge=16)
+    """Tokens in a window of a source."""
+    window_overlap: int = Field(default=64, ge=0)
+    """Tokens that two neighbouring windows of a long source share."""
+    max_windows: int = Field(default=4, ge=1)
+    """Windows of one source; what does not fit into them is not read."""
+    instruction_rate: float = Field(default=0.3, ge=0, le=1)
+    """Share of training examples that get an instruction."""
+    crossed_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the router's training examples that it also sees with the instruction of another task."""
+    sampling_exponent: float = Field(default=0.5, ge=0, le=1)
+    """Mixtures draw a task with a probability proportional to its size to this power."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches ahead, for a GPU that would wait for them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_paths(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("paths", {}), dict):
+            return raw
+        named = {k.removesuffix(DATA_PATH): v for k, v in raw.items() if k.endswith(DATA_PATH)}
+        rest = {k: v for k, v in raw.items() if not k.endswith(DATA_PATH)}
+        return {**rest, "paths": {**rest.get("paths", {}), **named}} if named else rest

@@ -1,0 +1,63 @@
+"""The line of a file on which a row of a delimited table begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamo_mtl.data.dialect import Dialect
+from dynamo_mtl.data.text_files import Reading, open_bytes, open_text
+
+
+def lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
+    """The numbers of the lines at some bytes of a file, in rising order. DuckDB counts rows instead of lines."""
+    with open_bytes(Path(place)) as file:
+        number, end = 1, 0
+        for position in positions:
+            before = file.read(max(0, position - end))
+            end = max(end, position)
+            number += before.count(b"\n") or before.count(b"\r")
+            yield number + _blank_lines(file, end)
+
+
+def _blank_lines(file: Any, place: int) -> int:
+    """Blank lines at a place of a file, to which DuckDB counts them."""
+    ahead = file.read(1 << 12)
+    file.seek(place)
+    return ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))].count(b"\n")
+
+
+class RowLines:
+    """Where rows stand in their file: the next line that holds the beginning of a row is its own."""
+
+    def __init__(self, path: Path, reading: Reading, dialect: Dialect) -> None:
+        self._lines = self._read(path, reading)
+        self._marks = {dialect.quote, dialect.escape} - {""}
+        self.number = 0
+        for _ in range(dialect.skip + dialect.has_header):
+            next(self._lines, None)
+            self.number += 1
+
+    @staticmethod
+    def _read(path: Path, reading: Reading) -> Iterator[str]:
+        with open_text(path, reading) as text:
+            yield from text.file
+
+    def find(self, row: Sequence[str]) -> int:
+        """The number of the first line of the next row, from 1."""
+        begin = self._begin(next((cell for cell in row if cell), ""))
+        for line in self._lines:
+            self.number += 1
+            if begin in line and (begin or line.strip()):
+                break
+        found = self.number
+        for _ in range(sum(cell.replace("\r\n", "\n").count("\n") for cell in row)):
+            next(self._lines, None)
+            self.number += 1
+        return found
+
+    def _begin(self, cell: str) -> str:
+        """The first words of a cell, up to a sign that the file may write otherwise."""
+        end = min((place for mark in (*self._marks, "\n", "\r") if (place := cell.find(mark)) >= 0), default=40)
+        return cell[: min(end, 40)]

@@ -1,0 +1,98 @@
+"""One task as a plain ``transformers`` checkpoint: its adapter merged into the backbone's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
+
+from dynamo_mtl.checkpoint.folder import copy_tokenizer
+from dynamo_mtl.checkpoint.peft_format import PATHS
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.messages import did_you_mean
+from dynamo_mtl.model.heads import TokenHead
+from dynamo_mtl.storage import new_folder, write_folder
+from dynamo_mtl.system import System, load_system
+from dynamo_mtl.tasks.qa import QuestionAnswering
+
+HEAD = "head.safetensors"
+
+
+def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
+    """Write a folder that ``from_pretrained`` opens.
+
+    Question answering and tasks with classes of tokens become a model with their head, since ``transformers`` has the
+    same one. Other tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that
+    writes text.
+    Padded rows need ``token_type_ids`` of zero, as the tokenizer here gives none.
+
+    Raises:
+        ConfigError: no such task.
+        CheckpointError: unusable checkpoint.
+    """
+    output = new_folder(output)
+    system, _ = load_system(checkpoint, torch.device("cpu"), for_training=True)
+    if system.config.model.adapters != "routed":
+        raise ConfigError(
+            f"model.adapters: found {system.config.model.adapters}; only an adapter of one task is merged"
+        )
+    if task not in system.tasks:
+        raise ConfigError(f"--task: no task '{task}'; {did_you_mean(task, system.tasks)}")
+    model = _published_model(system, task)
+    with torch.no_grad():
+        for name, change in _changes(system, task).items():
+            parameter = model.base_model.get_parameter(name)
+            parameter += change.to(parameter)
+
+    def fill(staging: Path) -> None:
+        model.save_pretrained(staging)
+        copy_tokenizer(checkpoint, staging)
+        path = staging / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if not isinstance(system.model.head(task), TokenHead):
+            tensors = {n: t.detach().contiguous() for n, t in system.model.head(task).state_dict().items()}
+            save_file(tensors, staging / HEAD)
+
+    try:
+        write_folder(output, fill)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{output}: cannot be written ({error})") from error
+    return output
+
+
+def _published_model(system: System, task: str) -> Any:
+    """The published architecture with the backbone's weights and, where it has one, the task's head."""
+    folder, head, of_type = system.backbone.folder, system.model.head(task), system.tasks[task]
+    if not isinstance(head, TokenHead):
+        return AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+    if isinstance(of_type, QuestionAnswering):
+        model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
+        place = model.qa_outputs
+    else:
+        labels = dict(enumerate(of_type.output_names()))
+        model = AutoModelForTokenClassification.from_pretrained(
+            folder, dtype=torch.float32, id2label=labels, label2id={name: n for n, name in labels.items()}
+        )
+        place = model.classifier
+    place.load_state_dict(head.out.state_dict())
+    return model
+
+
+def _changes(system: System, task: str) -> dict[str, Tensor]:
+    """Published parameter name → ``s · B A`` of the task's adapter."""
+    adapter, model = system.model.bank[task], system.model
+    changes: dict[str, Tensor] = {}
+    for layer in range(model.tap_layer, model.encoder.config.num_layers):
+        for site in adapter.config.sites:
+            pair = adapter.pair(layer, site)
+            assert pair is not None
+            changes[f"encoder.layer.{layer}.{PATHS[site]}.weight"] = adapter.config.scaling * (pair[1] @ pair[0])
+    return changes

@@ -1,0 +1,220 @@
+"""A trained model as one ONNX graph: router, all adapters, and the heads that read labels or spans off hidden states.
+
+The graph takes padded rows, one window each, where the model itself takes packed tokens: attention, pooling and the
+mixing of adapters are written for that here; layers and heads are the model's own. Tasks that write text are not
+exported: their decoding is a loop around a cache, for which ``dynamo serve`` exists.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynamo_mtl.checkpoint.folder import CONFIG, copy_tokenizer
+from dynamo_mtl.checkpoint.stored_config import read_system_config
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.heads import ClassificationHead, TokenHead
+from dynamo_mtl.model.router import OPENINGS
+from dynamo_mtl.storage import new_folder, write_folder
+from dynamo_mtl.system import System, load_system
+
+logger = logging.getLogger(__name__)
+
+GRAPH, QUANTIZED, DESCRIPTION = "model.onnx", "model.int8.onnx", "onnx.json"
+INPUTS = ("ids", "mask", "task")
+PROBABILITIES = "probabilities"
+OPSET = 20
+CPU = torch.device("cpu")
+
+
+class _PaddedAttention:
+    """Attention over padded rows; see ``encoder.Attention``."""
+
+    def __init__(self, mask: Tensor, heads: int) -> None:
+        self.mask, self.heads = mask.bool()[:, None, None, :], heads
+
+    def __call__(self, layer: int, joint: Tensor) -> Tensor:
+        """``(rows, length, 3 · hidden)`` → ``(rows, length, hidden)``."""
+        parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in joint.chunk(3, dim=2))
+        query, key, value = parts
+        return F.scaled_dot_product_attention(query, key, value, self.mask).transpose(1, 2).flatten(2)
+
+
+class _PaddedAdapters:
+    """All adapters by concatenated ranks, each row with its own weights; see ``encoder.Adapters``."""
+
+    def __init__(self, graph: RoutedGraph, weights: Tensor) -> None:
+        self.graph, self.weights = graph, weights
+
+    def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
+        """See ``encoder.Adapters``."""
+        bank = self.graph.model.bank
+        added: list[Tensor] = []
+        for site in sites:
+            pairs = [(n, bank[name], bank[name].pair(layer, site)) for n, name in enumerate(bank.names)]
+            total = inputs.new_zeros(1)
+            for number, adapter, pair in pairs:
+                if pair is not None:
+                    scale = (self.weights[:, number] * adapter.config.scaling)[:, None, None]
+                    total = total + (inputs @ pair[0].T * scale) @ pair[1].T
+            added.append(total.expand_as(output.chunk(len(sites), dim=2)[0]))
+        return output + torch.cat(added, dim=2)
+
+    def act_at(self, layer: int, site: str) -> bool:
+        """See ``encoder.Adapters``."""
+        return self.graph.model.bank.act_at(layer, site)
+
+
+class RoutedGraph(nn.Module):
+    """What is exported."""
+
+    def __init__(self, system: System, calibration: Calibration) -> None:
+        super().__init__()
+        self.model, self.calibration = system.model, calibration
+        self.exported = [n for n in system.model.task_names if not hasattr(system.tasks[n], "answer_key")]
+        self.first_position = system.first_position
+
+    def forward(self, ids: Tensor, mask: Tensor, task: Tensor) -> tuple[Tensor, ...]:
+        """Route and answer.
+
+        Args:
+            ids: ``(rows, length)`` source tokens, framed and padded with anything.
+            mask: ``(rows, length)`` 1 for real tokens, which come first, 0 for padding.
+            task: ``(rows,)`` number of the task that must answer, or -1 to let the router choose.
+
+        Returns:
+            Calibrated ``probabilities`` ``(rows, tasks)``, then for each exported task ``(rows, labels)``, or
+            ``(rows, length, labels)`` where it labels tokens.
+        """
+        encoder, model = self.model.encoder, self.model
+        attend = _PaddedAttention(mask, encoder.config.num_heads)
+        positions = self.first_position + torch.arange(ids.shape[1], device=ids.device)[None, :].expand_as(ids) * mask
+        hidden = encoder.embed(encoder.word_embeddings(ids), positions)
+        features = [self._pool(hidden, ids, mask)]
+        for layer in range(model.tap_layer):
+            hidden = encoder.run(hidden, attend, layer, layer + 1)
+            features.append(self._pool(hidden, ids, mask))
+        logits = model.router(torch.cat(features, dim=1)).logits / model.router.temperature
+        count = logits.shape[1]
+        chosen = torch.where(task < 0, logits.argmax(dim=1), task)
+        adapters = _PaddedAdapters(self, F.one_hot(chosen, count).to(hidden.dtype))
+        hidden = encoder.run(hidden, attend, model.tap_layer, encoder.config.num_layers, adapters)
+        return (self.calibration.probabilities(logits), *(self._head(name, hidden, mask) for name in self.exported))
+
+    def _head(self, name: str, hidden: Tensor, mask: Tensor) -> Tensor:
+        head = self.model.head(name)
+        if isinstance(head, ClassificationHead):
+            real = mask[:, :, None].to(hidden.dtype)
+            return head(hidden[:, 0], (hidden * real).sum(dim=1) / real.sum(dim=1))
+        assert isinstance(head, TokenHead)
+        return head(hidden)
+
+    def _pool(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """``router.pool`` of rows of one window each."""
+        real = mask.to(hidden.dtype)
+        separators = (ids == self.model.separator).long() * mask
+        lead = (separators.cumsum(1) - separators == 0).to(hidden.dtype) * real
+        place = torch.arange(ids.shape[1], device=ids.device)
+        stretches = [real, lead, *(real * (place < length).to(hidden.dtype) for length in OPENINGS)]
+        means = [(hidden * own[:, :, None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in stretches]
+        return torch.cat([hidden[:, 0], *means], dim=1)
+
+
+def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
+    """Write the graph, its description and the tokenizer into a folder.
+
+    Args:
+        checkpoint: a routed model.
+        output: the folder.
+        quantize: also write the graph with its matrices in 8 bits (ONNX Runtime's dynamic form: inputs
+            of a product are rounded to 8 bits too, as they come).
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ConfigError: a model without a router or of another shape of routing, or nothing to export.
+        CheckpointError: unusable checkpoint.
+    """
+    output = new_folder(output)
+    config = read_system_config(checkpoint / CONFIG)
+    # Weights as they were published, not as this machine would round them: the graph is for others too.
+    full = config.model.model_copy(update={"precision": "fp32", "quantization": None})
+    whole = config.model_copy(update={"model": full})
+    system, metadata = load_system(checkpoint, CPU, whole)
+    graph = make_graph(system, metadata.calibration)
+    length = min(16, system.config.data.max_source_length)
+    example = (torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long), torch.tensor([-1, 0]))
+    rows, columns = torch.export.Dim("rows", min=1), torch.export.Dim("length", min=2)
+    names = [PROBABILITIES, *graph.exported]
+
+    def fill(staging: Path) -> None:
+        torch.onnx.export(
+            graph,
+            example,
+            str(staging / GRAPH),
+            input_names=list(INPUTS),
+            output_names=names,
+            dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}, {0: rows}),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
+        if quantize:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(staging / GRAPH, staging / QUANTIZED, weight_type=QuantType.QInt8, per_channel=True)
+        description = _description(system, metadata.calibration, graph.exported)
+        (staging / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        copy_tokenizer(checkpoint, staging)
+
+    try:
+        write_folder(output, fill)
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be written ({error.strerror})") from error
+    left_out = [name for name in system.tasks if name not in graph.exported]
+    if left_out:
+        logger.info("not exported, since they write text: %s; dynamo serve answers them", ", ".join(left_out))
+    return output
+
+
+def make_graph(system: System, calibration: Calibration) -> RoutedGraph:
+    """The graph of a system, in fp32. Raises ``ConfigError`` if there is none."""
+    config = system.config.model
+    if config.adapters != "routed" or config.router_input != "trunk" or system.config.router.top_k != 1:
+        raise ConfigError("export: only a model whose router reads the trunk and chooses one adapter can be exported")
+    graph = RoutedGraph(system, calibration)
+    if not graph.exported:
+        raise ConfigError("export: every task of this model writes text; onnx holds tasks with labels or spans only")
+    system.model.dtype = torch.float32
+    system.model.float()
+    return graph.eval()
+
+
+def _description(system: System, calibration: Calibration, exported: Sequence[str]) -> dict[str, Any]:
+    """What a program needs to know to use the graph."""
+    tasks: dict[str, Any] = {}
+    for name in exported:
+        task = system.tasks[name]
+        tasks[name] = {"type": task.type, "labels": task.output_names()}
+    tokenizer = system.source.tokenizer
+    return {
+        "inputs": list(INPUTS),
+        "outputs": [PROBABILITIES, *exported],
+        "tasks": list(system.tasks),
+        "exported": tasks,
+        "max_length": system.config.data.max_source_length,
+        "first": tokenizer.first,
+        "separator": tokenizer.separator,
+        "separators_between": tokenizer.separators_between,
+        "confidence_threshold": calibration.threshold,
+    }

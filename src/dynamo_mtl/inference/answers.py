@@ -1,0 +1,54 @@
+"""Answers as callers get them: in the shapes of well-known pipelines, with how each input was routed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynamo_mtl.errors import InputError, RejectedError
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.requests import Pending, Prediction, Route
+
+
+def shown(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
+    """An answer as a call gives it."""
+    routing = routing_info(predictor, prediction)
+    return {**answer_of(prediction), "task": prediction.task, "routing": routing}
+
+
+def refuse(predictor: Predictor, routed: Prediction | Pending) -> None:
+    """Raise for an input that its task cannot answer, or for a rejected one if the model is configured to."""
+    made = isinstance(routed, Prediction)
+    problem = routed.problem if made else predictor.problem(routed.question, routed.task)
+    if problem is not None:
+        raise InputError(problem)
+    if not routed.rejected or predictor.system.config.router.on_rejection != "error":
+        return
+    info, needed = route_info(predictor, routed.route), predictor.calibration
+    raise RejectedError(
+        f"no task should answer: the likeliest, {info['predicted_task']}, has a confidence of "
+        f"{info['confidence']:.3f} where {needed.threshold:.3f} is needed, and the input a familiarity of "
+        f"{info['familiarity']:.3f} where {needed.familiarity:.3f} is; give a task_hint or an instruction"
+    )
+
+
+def routing_info(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
+    """How a prediction was routed, and whether its input was rejected."""
+    return {**route_info(predictor, prediction.route), "rejected": prediction.rejected}
+
+
+def route_info(predictor: Predictor, route: Route) -> dict[str, Any]:
+    """The likeliest task, and all probabilities by name."""
+    names = list(predictor.system.tasks)
+    best = route.probabilities.index(route.confidence)
+    return {
+        "predicted_task": names[best],
+        "confidence": route.confidence,
+        "familiarity": route.familiarity,
+        "probabilities": dict(zip(names, route.probabilities, strict=True)),
+    }
+
+
+def answer_of(prediction: Prediction) -> dict[str, Any]:
+    """The answer, and what was read for it where that was not all."""
+    truncated = {} if prediction.truncated is None else {"truncated": dict(prediction.truncated)}
+    return {**prediction.answer, **truncated}

@@ -1,0 +1,298 @@
+"""A trained model as programs use it: ``DynamoInference`` takes texts of any tasks and answers in familiar shapes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dynamo_mtl.checkpoint.hub import fetch, push
+from dynamo_mtl.checkpoint.stored_config import used_with
+from dynamo_mtl.config.system_config import SystemConfig
+from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
+from dynamo_mtl.inference.answers import answer_of, refuse, route_info, routing_info, shown
+from dynamo_mtl.inference.decoding import Decoder
+from dynamo_mtl.inference.predictor import Predictor
+from dynamo_mtl.inference.request_reader import Given, RequestReader
+from dynamo_mtl.inference.requests import Pending, Question, TextInput
+from dynamo_mtl.storage import at_home, copy_folder, verify_folder
+from dynamo_mtl.system import load_system
+from dynamo_mtl.tasks.generation_task import GenerationTask
+
+
+class DynamoInference:
+    """A trained model, ready to be asked, also from several threads.
+
+    >>> model = DynamoInference("./checkpoints/final_model", "./config.yaml")  # doctest: +SKIP
+    >>> result = model.predict("I love this movie!", task_hint="sentiment")  # doctest: +SKIP
+    >>> result["sentiment"]["label"]  # doctest: +SKIP
+    'positive'
+    >>> model(["I love this movie!", "Translate to German: a dog"])[1]["translation_text"]  # doctest: +SKIP
+    'ein Hund'
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, config: str | Path | SystemConfig | None = None, device: str | None = None
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: folder written by training.
+            config: settings to use instead of those stored in the checkpoint; or a configuration file, of which only
+                what can change after training is used: what a model is, its checkpoint says.
+            device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
+
+        Raises:
+            CheckpointError: unusable checkpoint.
+            ConfigError: unusable settings, or no such device.
+        """
+        place = _device(device)
+        self.checkpoint = at_home(checkpoint)
+        settings = config if isinstance(config, SystemConfig | None) else used_with(self.checkpoint, at_home(config))
+        self.system, self.metadata = load_system(self.checkpoint, place, settings)
+        self.predictor = Predictor(self.system, self.metadata.calibration)
+        self.reader = RequestReader(self.predictor)
+        self._made_from = (self.checkpoint.absolute(), settings, device)
+
+    def __reduce__(self) -> tuple[type[DynamoInference], tuple[Path, SystemConfig | None, str | None]]:
+        """A pickle holds the checkpoint's place; whoever reads it loads the model from there."""
+        return type(self), self._made_from
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, token: str | None = None, device: str | None = None
+    ) -> DynamoInference:
+        """Load a checkpoint folder, or a model from the hub.
+
+        Args:
+            name: folder, or ``owner/name``.
+            revision: branch, tag or commit on the hub.
+            token: for private ones; the one that is logged in, or ``HF_TOKEN``, if None.
+            device: as for the constructor.
+
+        Raises:
+            CheckpointError: neither, or damaged.
+        """
+        return cls(fetch(str(name), revision, token), device=device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Copy the checkpoint that this was loaded from, verified. Raises ``CheckpointError`` if it cannot be."""
+        verify_folder(self.checkpoint)
+        return copy_folder(self.checkpoint, Path(folder))
+
+    def push_to_hub(
+        self, name: str, private: bool = False, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Put the checkpoint that this was loaded from on the hub; see ``hub.push``. Returns the commit's address."""
+        return push(self.checkpoint, name, private, revision, token)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks that it was trained for."""
+        return list(self.system.tasks)
+
+    def __call__(
+        self,
+        inputs: Given | Iterable[Given],
+        *,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        batch_size: int = 64,
+        **generation: Any,
+    ) -> Any:
+        """Answer one input or many, of any tasks in any mix, in the shapes that ``transformers``' pipelines made known.
+
+        Args:
+            inputs: a text; a mapping with ``text`` or ``question``, and perhaps ``context``, ``instruction`` and
+                ``task_hint``; or many of them. A list or tuple gives a list, any other iterable an iterator that reads
+                ``batch_size`` inputs ahead.
+            task_hint: the task that must answer inputs that name none.
+            top_k: how many adapters to mix; as configured if None.
+            batch_size: inputs that are answered together.
+            generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
+
+        Returns:
+            For every input its answer, such as ``{"label", "score"}``, ``{"answer", "score", "start", "end"}`` or
+            ``{"translation_text", "score"}``, with ``task`` and ``routing`` (see ``predict``) beside it, and
+            ``truncated`` where not all of it was read. Of many inputs, one that cannot be answered has ``error``, a
+            sentence with its number, and ``error_type`` in place of an answer; the others are answered.
+
+        Raises:
+            ConfigError: no such task or setting; a single input that is none.
+            InputError, RejectedError: a single input, as ``predict`` does.
+        """
+        self.reader.check(task_hint, top_k)
+        self.reader.decoding(generation, task_hint)
+        if isinstance(inputs, str | Mapping):
+            question = self.reader.question(cast("Given", inputs), task_hint, top_k, generation)
+            prediction = self.predictor.answer([question])[0]
+            refuse(self.predictor, prediction)
+            return shown(self.predictor, prediction)
+        if not isinstance(inputs, Iterable) or hasattr(inputs, "columns"):
+            raise ConfigError(
+                f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}; of a table "
+                "give a column as a list, or its rows as mappings (to_dict('records'))"
+            )
+        answers = (
+            answer
+            for first, batch in _batches(inputs, batch_size)
+            for answer in self._answer_each(batch, first, task_hint, top_k, generation)
+        )
+        return list(answers) if isinstance(inputs, list | tuple) else answers
+
+    def predict(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        return_routing_info: bool = False,
+        **generation: Any,
+    ) -> dict[str, Any]:
+        """Answer one text.
+
+        Args:
+            text: what to work on; for question answering the question.
+            context: the passage that a question is about.
+            instruction: what to do with the text, in words.
+            task_hint: the task that must answer; the router chooses if None.
+            top_k: how many adapters to mix; as configured if None.
+            return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and whether the input
+                was ``rejected`` as likely to be one of no task: the router is not sure, or knows nothing like it.
+            generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
+
+        Returns:
+            ``{task: answer}``, with ``routing_info`` if asked for.
+
+        Raises:
+            ConfigError: no such task or setting.
+            InputError: the task that is to answer needs a passage and there is none, or cannot decode as asked.
+            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
+        """
+        self.reader.check(task_hint, top_k)
+        given = {"text": text, "context": context, "instruction": instruction}
+        question = self.reader.question(given, task_hint, top_k, generation)
+        prediction = self.predictor.answer([question])[0]
+        refuse(self.predictor, prediction)
+        result: dict[str, Any] = {prediction.task: answer_of(prediction)}
+        if return_routing_info:
+            result["routing_info"] = routing_info(self.predictor, prediction)
+        return result
+
+    def stream(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        **generation: Any,
+    ) -> Iterator[str]:
+        """Answer one text with a task that writes text, piece by piece; together the pieces are the whole answer.
+
+        Takes what ``predict`` takes. Decoding is greedy unless ``sampling_temperature`` is given: of several beams, the
+        best is known only at the end.
+
+        Raises:
+            ConfigError: as ``predict`` does; several beams; or a task that writes no text.
+            InputError, RejectedError: as ``predict`` does.
+        """
+        self.reader.check(task_hint, top_k)
+        if generation.setdefault("num_beams", 1) != 1:
+            raise ConfigError("num_beams: an answer of several beams is known only at its end; stream with num_beams=1")
+        given = {"text": text, "context": context, "instruction": instruction}
+        question = self.reader.question(given, task_hint, top_k, generation)
+        decoder = Decoder(self.system.model)
+        pending = self.predictor.begin([question], decoder)[0]
+        refuse(self.predictor, pending)
+        if pending.draft is None:
+            writers = [name for name, task in self.system.tasks.items() if isinstance(task, GenerationTask)]
+            raise ConfigError(f"task '{pending.task}' writes no text to stream; those that do: {', '.join(writers)}")
+        return self._pieces(pending, decoder)
+
+    def route(self, text: str, *, context: str | None = None, instruction: str | None = None) -> dict[str, Any]:
+        """Say where a text belongs, without answering it: only the layers below the adapters run.
+
+        Returns:
+            ``task``, or None if none should answer; ``predicted_task``, the likeliest one in any case; ``confidence``
+            and ``probabilities``, both calibrated; ``familiarity``, the share of known inputs that are at least as
+            unusual; ``thresholds`` of confidence and familiarity, below which an input is rejected.
+        """
+        for name, value in (("text", text), ("context", context), ("instruction", instruction)):
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                raise ConfigError(f"input: {name} should be a text, found {type(value).__name__}")
+        route = self.predictor.route([TextInput(text, context, instruction)])[0]
+        info, calibration = route_info(self.predictor, route), self.predictor.calibration
+        task = None if route.is_rejected(calibration) else info["predicted_task"]
+        thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}
+        return {"task": task, **info, "thresholds": thresholds}
+
+    def _answer_each(
+        self,
+        batch: Sequence[Given],
+        first: int,
+        task_hint: str | None,
+        top_k: int | None,
+        generation: Mapping[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Answers of a batch of inputs, the first of which has the number ``first``."""
+        read: list[Question | DynamoError] = []
+        for given in batch:
+            try:
+                read.append(self.reader.question(given, task_hint, top_k, generation))
+            except DynamoError as error:
+                read.append(error)
+        predictions = iter(self.predictor.answer([one for one in read if isinstance(one, Question)]))
+        for number, one in enumerate(read, start=first):
+            try:
+                if isinstance(one, DynamoError):
+                    raise one
+                prediction = next(predictions)
+                refuse(self.predictor, prediction)
+                yield shown(self.predictor, prediction)
+            except DynamoError as error:
+                kind = "rejected" if isinstance(error, RejectedError) else "validation"
+                yield {"error": f"input {number}: {error}", "error_type": kind}
+
+    def _pieces(self, pending: Pending, decoder: Decoder) -> Iterator[str]:
+        draft, task = pending.draft, self.system.tasks[pending.task]
+        assert draft is not None
+        assert isinstance(task, GenerationTask)
+        shown = ""
+        while decoder.drafts:
+            self.predictor.step(decoder)
+            ids = draft.beams[0][1] if draft.beams else draft.best().ids
+            text = self.predictor.written(pending, ids, 0.0)[task.answer_key]
+            # The last characters may still change: one that has only some of its bytes, or a blank that is cut off.
+            ready = text if not draft.beams else text.rstrip("\ufffd \n\t")
+            if ready.startswith(shown) and ready != shown:
+                yield ready[len(shown) :]
+                shown = ready
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such kind of device; none of this build; no such number
+        said = str(error).strip().split("\n", maxsplit=1)[0]
+        raise ConfigError(
+            f"device: '{name}' cannot be used here ({said:.120}); use cpu, or cuda:0 for a GPU"
+        ) from error
+
+
+def _batches(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Batches, each with the number of its first input, from 1."""
+    if size < 1:
+        raise ConfigError(f"batch_size: found {size}, use 1 or more")
+    remaining, first = iter(inputs), 1
+    while batch := list(itertools.islice(remaining, size)):
+        yield first, batch
+        first += len(batch)

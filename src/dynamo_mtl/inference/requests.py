@@ -1,0 +1,93 @@
+"""What is asked of a model and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dynamo_mtl.inference.decoding import Draft
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.tasks.encoding import EncodedSource
+from dynamo_mtl.tasks.generation_task import GenerationConfig
+from dynamo_mtl.tasks.task import Answer
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a user asks: a text, perhaps with a context or an instruction."""
+
+    text: str
+    context: str | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where an input belongs."""
+
+    probabilities: list[float]
+    """The router's calibrated probability of every task, in the order of ``System.tasks``."""
+    familiarity: float
+    """Share of known inputs that are at least as unusual: near 0 for an input of no task."""
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest task."""
+        return max(self.probabilities)
+
+    def is_rejected(self, calibration: Calibration) -> bool:
+        """Whether no task should answer: none is sure enough, or the input is like none that is known."""
+        return self.confidence < calibration.threshold or self.familiarity < calibration.familiarity
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A routed answer. ``answer`` belongs to ``task``: its adapter, head and vocabulary made it."""
+
+    task: str
+    answer: Answer
+    route: Route
+    rejected: bool = False
+    """Whether the input is likely to be one of no task, so that the answer is a guess."""
+    problem: str | None = None
+    """Why the task cannot answer the input as it is, so that the answer is none."""
+    truncated: Mapping[str, int] | None = None
+    """Characters of the text or passage and how many the answer is made from, where that is not all of it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """An encoded input, and how it is to be answered."""
+
+    source: EncodedSource
+    task: str | None = None
+    """The task that must answer; the router chooses if None."""
+    weights: Tensor | None = None
+    """``(adapters,)`` mixing weights to use instead of one adapter or the router's choice."""
+    top_k: int | None = None
+    """How many adapters the router mixes; the model's own choice if None."""
+    generation: Mapping[str, GenerationConfig] = field(default_factory=dict)
+    """Task → decoding settings to use instead of its own."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Task → why it cannot decode with the settings that were asked for."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the source, over all windows."""
+        return sum(len(window.ids) for window in self.source.windows)
+
+
+@dataclass
+class Pending:
+    """A routed input on the way to its answer."""
+
+    question: Question
+    task: str
+    route: Route
+    rejected: bool
+    answer: Answer | None = None
+    """None while it is being written."""
+    draft: Draft | None = None
+    """What is being written, where the task writes text."""

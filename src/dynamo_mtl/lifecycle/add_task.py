@@ -1,0 +1,195 @@
+"""A task more for a trained model: one adapter and head, and a branch of the router. Nothing else changes.
+
+Of the older tasks' data nothing is needed: the checkpoint remembers some of their inputs as features without text.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from filelock import FileLock
+
+from dynamo_mtl.checkpoint.folder import KNOWN
+from dynamo_mtl.config.training_config import PipelineConfig, TrainingConfig
+from dynamo_mtl.distributed import first_does
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.lifecycle.branch_phase import (
+    BranchInputs,
+    BranchPhase,
+    last_branch,
+    limit_losses,
+    set_prototype,
+    split_inputs,
+)
+from dynamo_mtl.model.adapter import Adapter
+from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.ood import KnownInputs
+from dynamo_mtl.storage import new_folder, only_writer
+from dynamo_mtl.system import System, load_extended, make_tasks
+from dynamo_mtl.tasks.tables import all_examples, first_examples
+from dynamo_mtl.tasks.task import Example, Task
+from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.metrics_log import MetricsLog
+from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
+from dynamo_mtl.training.provenance import described_data, source_revision
+from dynamo_mtl.training.router_memory import known_inputs, trunk_features
+from dynamo_mtl.training.run import shared_tables, start_equal
+
+logger = logging.getLogger(__name__)
+
+
+def add_task(
+    checkpoint: Path,
+    output: Path,
+    config: PipelineConfig,
+    start: Adapter | None = None,
+) -> Path:
+    """Train the last task of ``config`` and save the model with it.
+
+    Adapters, heads and vocabularies of the tasks before stay as they are, bit by bit, and so do the router's decisions
+    between them.
+
+    Args:
+        checkpoint: a trained model of the tasks before.
+        output: where the model goes, a folder that is not there yet.
+        config: the checkpoint's configuration with the added task as its last one, and a branch for it.
+        start: what the added task's adapter starts from, of the same settings; a fresh one if None.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        DynamoError: unusable checkpoint, configuration or data; before anything is trained.
+    """
+    name = list(config.tasks)[-1]
+    accelerator = Accelerator()
+    locks: list[FileLock] = []
+
+    def prepare() -> Path:
+        found = new_folder(output)
+        locks.append(only_writer(found, "--output", inside=False))
+        return found
+
+    place = first_does(prepare)  # of several processes the first one writes
+    try:
+        return _add(checkpoint, place, config, name, start, accelerator)
+    finally:
+        for lock in locks:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _add(
+    checkpoint: Path, output: Path, config: PipelineConfig, name: str, start: Adapter | None, accelerator: Accelerator
+) -> Path:
+    set_seed(config.training.seed)
+    tables = shared_tables(config, {name: make_tasks(config)[name]})
+
+    def examples(task: Task) -> Iterable[Example]:
+        return all_examples(tables[task.name].train)
+
+    system, metadata = load_extended(checkpoint, config, examples, accelerator.device)
+    if system.model.known is None:
+        raise CheckpointError(
+            f"{checkpoint}: no {KNOWN}, so nothing says what belongs to the tasks that are there; train its router "
+            "with this version: dynamo train CONFIG --phase 2"
+        )
+    if start is not None:
+        _start_from(system, name, start)
+    start_equal(system, config.training.seed)
+    began = time.perf_counter()
+    source, settings = ExampleSource(system, tables), config.training
+    log = MetricsLog(Path(config.log_dir), accelerator)
+    try:
+        run_phase(AdapterPhase(source, name, settings), system, settings, config.data.num_workers, accelerator, log)
+        calibration = _teach_router(source, name, settings, metadata.calibration, accelerator, log)
+    finally:
+        log.close()
+    system.model.eval()
+    seconds = metadata.train_seconds + time.perf_counter() - began
+    changed = replace(
+        metadata,
+        format=type(metadata).format,
+        tasks=list(system.tasks),
+        commit=source_revision(),
+        train_seconds=round(seconds, 1),
+        **{key: {**getattr(metadata, key), **own} for key, own in described_data(config, tables).items()},
+        calibration=calibration,
+    )
+    first_does(lambda: system.save(output, changed, config.to_yaml()))
+    logger.info("saved %s", output)
+    return output
+
+
+def _start_from(system: System, name: str, start: Adapter) -> None:
+    adapter = system.model.bank[name]
+    if adapter.config != start.config:
+        raise ConfigError(
+            f"lora_configs.{name}: an adapter that starts from another one has its settings, "
+            f"{start.config.model_dump()}; leave them out"
+        )
+    adapter.load_state_dict(start.state_dict())
+
+
+def _teach_router(
+    source: ExampleSource,
+    name: str,
+    config: TrainingConfig,
+    calibration: Calibration,
+    accelerator: Accelerator,
+    log: MetricsLog,
+) -> Calibration:
+    """Train the added task's branch, and make its inputs known. Returns the calibration of the router with it."""
+    system, model = source.system, source.system.model
+    inputs, added = _branch_inputs(source, name, config)
+    router, branch = model.router.eval(), last_branch(model.router)
+    branch.learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
+    if branch.is_prototype:
+        set_prototype(branch, inputs, model.novelty)
+    else:
+        run_phase(BranchPhase(router, inputs, config), system, config, 0, accelerator, log)
+    limit_losses(router, inputs)
+    assert model.known is not None
+    model.known = model.known.joined(added.sample(config.router.memory_examples, config.seed))
+    model.novelty.extend(inputs.own, inputs.own_validation)
+    return _covering(calibration, system, inputs.own_validation)
+
+
+def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> tuple[BranchInputs, KnownInputs]:
+    system = source.system
+    known = system.model.known
+    assert known is not None
+    route, rng = system.route_of(name), np.random.default_rng([config.seed, 3])
+    added = known_inputs(source, config, [name])
+    rows = first_examples(source.tables[name].validation, config.eval_examples)
+    required = system.config.tasks[name].requires_instruction
+    asked = [source.instruction(name, rng, 1.0, validation=True) for _ in rows]
+    wordings = asked if required else [*asked, *[None] * len(rows)]
+    validation = [source.router_input(name, row, wording) for row, wording in zip(rows * 2, wordings, strict=False)]
+    features, _ = trunk_features(system, validation, config.token_budget)
+    inputs = split_inputs(added, known, route, features)
+    if required:  # without an instruction its texts are not its own
+        texts = first_examples(source.tables[name].train, config.router.novelty_examples)
+        bare, _ = trunk_features(system, [source.router_input(name, t, None) for t in texts], config.token_budget)
+        inputs = replace(inputs, other=torch.cat([inputs.other, bare]))
+    return inputs, added
+
+
+@torch.no_grad()
+def _covering(calibration: Calibration, system: System, features: torch.Tensor) -> Calibration:
+    """The calibration with thresholds that keep the configured share of an added task's inputs too."""
+    model = system.model
+    share = (1 - calibration.coverage) / 2
+    logits = model.router(features).logits / model.router.temperature
+    confidence = calibration.probabilities(logits).amax(dim=1)
+    lowest = float(torch.quantile(confidence, share, interpolation="lower"))
+    return replace(calibration, threshold=min(calibration.threshold, lowest))

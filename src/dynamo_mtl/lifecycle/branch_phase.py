@@ -1,0 +1,165 @@
+"""What teaches a router a task that is added to a trained model: a branch that knows it from everything before.
+
+The older tasks are there as remembered features only (``KnownInputs``). What does not belong to the added task is they,
+and its own texts with another task's instruction or, where it requires an instruction, without one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.model.ood import KnownInputs, Novelty
+from dynamo_mtl.model.router import Branch, Router
+from dynamo_mtl.training.objective import LOSS
+from dynamo_mtl.training.optimizer import Group
+from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase_2_router import FeatureBatch
+
+HELD_OUT = 5
+"""Every fifth remembered input is not trained on: it says how many the added task takes from the others."""
+LOST = 0.0025
+"""Share of held-out remembered inputs that the added task may take."""
+
+
+@dataclass(frozen=True)
+class BranchInputs:
+    """Router features of what belongs to an added task and of what does not: ``(n, features)`` each."""
+
+    own: Tensor
+    other: Tensor
+    """Its own texts that do not belong to it; may be none."""
+    remembered: Tensor
+    own_validation: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """Remembered features to learn from."""
+        return self.remembered[torch.arange(len(self.remembered)) % HELD_OUT != 0]
+
+    @property
+    def held_out(self) -> Tensor:
+        """Remembered features to judge by."""
+        return self.remembered[::HELD_OUT]
+
+    @property
+    def negatives(self) -> Tensor:
+        """All that does not belong to the task, to learn from."""
+        return torch.cat([self.known, self.other])
+
+
+def split_inputs(added: KnownInputs, remembered: KnownInputs, route: int, validation: Tensor) -> BranchInputs:
+    """What a branch learns from.
+
+    Args:
+        added: of the added task's texts.
+        remembered: of the tasks before, as the checkpoint kept them.
+        route: the added task's adapter.
+        validation: ``(n, features)`` of the added task's validation inputs.
+    """
+    own = added.routes == route
+    return BranchInputs(added.features[own], added.features[~own], remembered.features, validation)
+
+
+class BranchPhase:
+    """Trains one branch on features: each update half of the task, half of everything else."""
+
+    def __init__(self, router: Router, inputs: BranchInputs, config: TrainingConfig) -> None:
+        """Args: whose last branch it is; what it learns from; learning rate, epochs, seed."""
+        self.name, self.best_at_end = "added task router", True
+        self.router, self.inputs, self.config = router, inputs, config
+        self.half = max(1, config.router.feature_batch_size // 2)
+        self.negatives = inputs.negatives
+        rounds = math.ceil(max(len(inputs.own), len(self.negatives)) / self.half)
+        self.steps = rounds * config.router.feature_epochs
+        self.eval_every = max(1, self.steps // 10)
+        parameters = list(last_branch(router).parameters())
+        own = {"lr": config.router_lr, "weight_decay": config.weight_decay, "task": None}
+        self.groups: list[Group] = [{"params": parameters, **own}]
+
+    def draw(self, step: int) -> FeatureBatch:
+        """Half of the batch belongs to the task."""
+        rng = np.random.default_rng([self.config.seed, 6, step])
+        parts = [rows[rng.integers(len(rows), size=self.half)] for rows in (self.inputs.own, self.negatives)]
+        belongs = torch.tensor([1, 0]).repeat_interleave(self.half)
+        return FeatureBatch(torch.cat(parts).float(), belongs, torch.empty(0, 2, dtype=torch.long))
+
+    def backward(self, batch: FeatureBatch, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Binary cross entropy."""
+        odds = branch_odds(self.router, batch.features)
+        loss = F.binary_cross_entropy_with_logits(odds, batch.routes.to(odds))
+        scale(loss).backward()
+        return {LOSS: loss.detach()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss on held-out inputs of the task and of those before, each kind with half of the weight."""
+        self.router.eval()
+        found = branch_odds(self.router, self.inputs.own_validation)
+        lost = branch_odds(self.router, self.inputs.held_out)
+        loss = float(F.softplus(-found).mean() + F.softplus(lost).mean()) / 2
+        return {SCORE: -loss, "found": float((found > 0).float().mean()), "lost": float((lost > 0).float().mean())}
+
+    def members(self, step: int) -> dict[str, list[int]]:
+        """No rows of a table: features are all that is known."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+def last_branch(router: Router) -> Branch:
+    """The branch of the task that was added last."""
+    branch = router.branches[-1]
+    assert isinstance(branch, Branch)
+    return branch
+
+
+def branch_odds(router: Router, features: Tensor) -> Tensor:
+    """What the last branch says: ``(n, features)`` → ``(n,)`` log-odds. The tasks before are taken as they are."""
+    with torch.no_grad():
+        shares = router.shares_before(features, len(router.branches) - 1)
+    return last_branch(router)(features, shares)[:, 0]
+
+
+@torch.no_grad()
+def limit_losses(router: Router, inputs: BranchInputs) -> None:
+    """Make the last branch so cautious that at most ``LOST`` of the held-out remembered inputs go to the added task."""
+    router.eval()
+    odds = branch_odds(router, inputs.held_out).sort(descending=True).values
+    allowed = math.floor(LOST * len(odds))
+    last = last_branch(router).mlp[-1]
+    assert isinstance(last, torch.nn.Linear)
+    if odds[allowed] >= 0:
+        # The first that must stay is a little below, so that rounding cannot take it back.
+        last.bias.sub_(odds[allowed] + 1e-3)
+
+
+@torch.no_grad()
+def set_prototype(branch: Branch, inputs: BranchInputs, novelty: Novelty) -> None:
+    """Give a branch that is a single row the prototype of few examples, without training.
+
+    Linear discriminant analysis with the covariance within tasks that ``novelty`` has measured: the row is the
+    difference of the mean of the task's examples and the mean of everything else, in whitened space. Its scale and bias
+    put the log-odds of the two groups where their spread along the row says (Hastie et al. 2009, The Elements of
+    Statistical Learning, section 4.3).
+    """
+    row = branch.mlp[-1]
+    assert isinstance(row, torch.nn.Linear)
+    groups = (inputs.own, inputs.negatives)
+    own, other = (novelty.whiten(features).mean(dim=0) for features in groups)
+    weight = novelty.projection @ (own - other)
+    along = [F.layer_norm(features.float(), features.shape[1:]) @ weight for features in groups]
+    distance = along[0].mean() - along[1].mean()
+    scale = distance / torch.cat([places - places.mean() for places in along]).var().clamp_min(1e-6)
+    row.weight.copy_(scale * weight[None])
+    row.bias.fill_(-scale * (along[0].mean() + along[1].mean()) / 2)

@@ -1,0 +1,18 @@
+"""Wordings that messages share: what a misspelt name may have meant, and lists that stay short."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a suggestion for a misspelt name, such as ``did you mean 'rank'?``, or the list of known names."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else f"known: {shortened(names, 60)}"
+
+
+def shortened(names: Iterable[str], most: int = 12) -> str:
+    """Names for a sentence, of which only the first ``most`` are listed."""
+    given = list(names)
+    more = f" and {len(given) - most} more" if len(given) > most else ""
+    return ", ".join(given[:most]) + more

@@ -1,0 +1,236 @@
+"""How unlike everything known an input is: what tells an input of no task from a hard one of a known task.
+
+A router is sure of itself far from all it has seen, so its confidence alone says little about inputs of no task. Their
+trunk features lie far from those of known inputs, measured where known inputs of one task differ little: distance to
+the k-th nearest known feature (Sun et al. 2022, arXiv 2204.06507) after whitening by the covariance within tasks
+(as in Lee et al. 2018, arXiv 1807.03888) on principal components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+COMPONENTS = 256
+REFERENCES = 10000
+NEIGHBOUR = 2
+"""Which nearest known feature is measured to; the first is at times a near-copy."""
+BARE_SHARE = 0.75
+"""Of bare inputs in the covariance. Instructed ones vary along the directions of the instruction too: enough of them
+keep an unseen instruction from being taken for an unseen task, too many hide unseen tasks."""
+RIDGE = 1e-2
+"""Of the mean variance, added to every direction."""
+SMALLEST = 1e-6
+"""Added to every variance, so that inputs that are all alike can be told from others."""
+CALIBRATION = 1000
+"""Known distances that are kept to compare with, as evenly spaced quantiles."""
+
+
+class Novelty(nn.Module):
+    """Distance of router features from known ones. All of it is buffers: they are fitted, not trained.
+
+    Attributes:
+        center: ``(features,)`` mean of normalised features.
+        projection: ``(features, components)`` principal directions, scaled to unit variance within tasks.
+        references: ``(references, components)`` known features.
+        distances: ``(CALIBRATION,)`` of validation inputs, ascending.
+    """
+
+    center: Tensor
+    projection: Tensor
+    references: Tensor
+    distances: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("projection", torch.zeros(features, 0))
+        self.register_buffer("references", torch.zeros(0, 0))
+        self.register_buffer("distances", torch.zeros(0))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is anything to compare with."""
+        return len(self.distances) > 0
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, groups: Tensor, is_bare: Tensor, seed: int) -> None:
+        """Learn what is known.
+
+        Args:
+            features: ``(n, features)`` of training inputs.
+            groups: ``(n,)`` which of them are alike: inputs of one kind of one task.
+            is_bare: ``(n,)`` whether each is a text without an instruction.
+            seed: of the random projections and choices.
+        """
+        # Seeding reaches the generator of a GPU too.
+        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+            torch.manual_seed(seed)
+            normal = nn.functional.layer_norm(features.float(), features.shape[1:])
+            center = normal.mean(dim=0)
+            count = min(COMPONENTS, *features.shape)
+            _, _, directions = torch.svd_lowrank(normal - center, q=count, niter=3)
+            states = (normal - center) @ directions
+            chosen = torch.randperm(len(states))[:REFERENCES].to(states.device)
+        bare, other = _covariance(states, groups, is_bare), _covariance(states, groups, ~is_bare)
+        within = BARE_SHARE * bare + (1 - BARE_SHARE) * other if bare.any() and other.any() else bare + other
+        ridge = RIDGE * within.diagonal().mean() + SMALLEST
+        within += ridge * torch.eye(count, device=within.device)
+        # For within⁻¹ = L Lᵀ, rows times L have unit variance within tasks.
+        scale = torch.linalg.cholesky(torch.linalg.inv(within))
+        self.center, self.projection = center, directions @ scale
+        self.references = states[chosen] @ scale
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        """Note how far inputs of known tasks lie that were not learned from: ``(n, features)``. Needs a fit."""
+        if not len(self.references):
+            return
+        levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
+        self.distances = torch.quantile(self(features), levels)
+
+    def whiten(self, features: Tensor) -> Tensor:
+        """``(n, features)`` → ``(n, components)``, of unit variance within known tasks."""
+        return (nn.functional.layer_norm(features.float(), features.shape[1:]) - self.center) @ self.projection
+
+    @torch.no_grad()
+    def extend(self, features: Tensor, held_out: Tensor) -> None:
+        """Make inputs of another task known too: ``(n, features)`` to compare with, and others to calibrate by.
+
+        Directions and scales stay, so that the distances of what was known before can only become smaller.
+        """
+        before = len(self.references)
+        self.references = torch.cat([self.references, self.whiten(features)])
+        levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
+        # The added task counts for as much as its share of what is known.
+        count = max(1, round(len(self.distances) * len(features) / max(1, before)))
+        added = torch.quantile(self(held_out), torch.linspace(0, 1, count, device=features.device))
+        self.distances = torch.quantile(torch.cat([self.distances, added]), levels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(n, features)`` → ``(n,)`` distances from what is known."""
+        states = self.whiten(features)
+        nearest = torch.cdist(states, self.references).topk(min(NEIGHBOUR, len(self.references)), largest=False)
+        return nearest.values[:, -1].contiguous()
+
+    def familiarity(self, features: Tensor) -> Tensor:
+        """``(n, features)`` → ``(n,)`` share of known inputs that lie at least as far away, in (0, 1].
+
+        An input of a known task has a familiarity below p with probability p at most (a conformal p-value, Vovk et al.
+        2005); one of no task is near 0. 1 before anything was fitted.
+        """
+        if not self.is_fitted:
+            return features.new_ones(len(features))
+        nearer = torch.searchsorted(self.distances, self(features))
+        return (len(self.distances) - nearer + 1).clamp(max=len(self.distances)) / len(self.distances)
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what was fitted before, whose sizes this decides. Raises ``ValueError`` if it does not fit together."""
+        names = ("center", "projection", "references", "distances")
+        if set(tensors) != set(names):
+            raise ValueError(f"should hold {', '.join(names)}, found {', '.join(sorted(tensors))}")
+        shapes = [tuple(tensors[name].shape) for name in names]
+        features, components = len(self.center), tensors["projection"].shape[-1]
+        known, kept = len(tensors["references"]), len(tensors["distances"])
+        if shapes != [(features,), (features, components), (known, components), (kept,)] or not known * kept:
+            raise ValueError(f"sizes {shapes} do not fit {features} features")
+        for name in names:
+            setattr(self, name, tensors[name].to(self.center.device))
+
+
+def _covariance(states: Tensor, groups: Tensor, chosen: Tensor) -> Tensor:
+    """Covariance within groups of the chosen rows: ``(components, components)``; zeros if none is chosen."""
+    total = states.new_zeros(states.shape[1], states.shape[1])
+    for group in groups[chosen].unique():
+        own = states[chosen & (groups == group)]
+        own = own - own.mean(dim=0)
+        total += own.T @ own
+    return total / max(1, int(chosen.sum()))
+
+
+@dataclass(frozen=True)
+class KnownInputs:
+    """Training texts, each bare, with an instruction, and with one of another task."""
+
+    features: Tensor
+    """``(n, router.feature_size)``."""
+    routes: Tensor
+    """``(n,)`` adapters that they belong to."""
+    origins: Tensor
+    """``(n,)`` adapters of the tasks that their texts come from."""
+    is_bare: Tensor
+    """``(n,)``."""
+
+    def __len__(self) -> int:
+        return len(self.routes)
+
+    def select(self, rows: Tensor) -> KnownInputs:
+        """Some of them, by number or mask."""
+        return KnownInputs(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def to(self, device: torch.device) -> KnownInputs:
+        """The same on another device."""
+        return KnownInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def joined(self, other: KnownInputs) -> KnownInputs:
+        """Both, one after the other."""
+        return KnownInputs(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+    def sample(self, count: int, seed: int) -> KnownInputs:
+        """A random choice of at most ``count`` inputs of each adapter."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.routes.device)
+        chosen = [order[self.routes[order] == route][:count] for route in self.routes.unique().tolist()]
+        return self.select(torch.cat(chosen).sort().values) if chosen else self
+
+    def without(self, adapter: int) -> KnownInputs:
+        """Those that have nothing to do with an adapter, which is then gone: higher numbers move down."""
+        kept = self.select((self.routes != adapter) & (self.origins != adapter))
+        routes, origins = (numbers - (numbers > adapter).long() for numbers in (kept.routes, kept.origins))
+        return KnownInputs(kept.features, routes, origins, kept.is_bare)
+
+    def fit(self, seed: int, unknown: int | None = None) -> Novelty:
+        """Learn what is known; ``unknown`` is a task of which nothing is: no text, and no instruction."""
+        novelty = Novelty(self.features.shape[1]).to(self.features.device)
+        kept = self
+        if unknown is not None:
+            kept = self.select((self.routes != unknown) & (self.origins != unknown))
+        # Crossed inputs apart from others of their task: what two kinds of text differ in must not count as noise.
+        groups = kept.routes * (1 + int(self.origins.max())) + kept.origins
+        novelty.fit(kept.features, groups, kept.is_bare, seed)
+        return novelty
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a file keeps them: half precision is enough for normalised states, and a byte for a number."""
+        return {
+            "features": self.features.half(),
+            "routes": self.routes.to(torch.int16),
+            "origins": self.origins.to(torch.int16),
+            "is_bare": self.is_bare.to(torch.uint8),
+        }
+
+
+def read_known_inputs(tensors: Mapping[str, Tensor], features: int, adapters: int) -> KnownInputs:
+    """What ``KnownInputs.tensors`` gave.
+
+    Raises:
+        ValueError: other tensors, or not of that many features and adapters.
+    """
+    names = [f.name for f in fields(KnownInputs)]
+    if sorted(tensors) != sorted(names):
+        raise ValueError(f"should hold {', '.join(names)}, found {', '.join(sorted(tensors))}")
+    rows = len(tensors["routes"])
+    shapes = {name: tuple(tensors[name].shape) for name in names}
+    if shapes != {"features": (rows, features), **dict.fromkeys(names[1:], (rows,))}:
+        raise ValueError(f"sizes {shapes} do not fit {features} features")
+    found = KnownInputs(
+        tensors["features"].float(), tensors["routes"].long(), tensors["origins"].long(), tensors["is_bare"].bool()
+    )
+    if not found.features.isfinite().all():
+        raise ValueError("features are not finite")
+    numbers = torch.cat([found.routes, found.origins])
+    if rows and not (int(numbers.min()) >= 0 and int(numbers.max()) < adapters):
+        raise ValueError(f"adapters should be numbered 0 to {adapters - 1}")
+    return found

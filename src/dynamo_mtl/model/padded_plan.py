@@ -1,0 +1,244 @@
+"""Packed tokens: a batch of sequences as one flat run of real tokens, and the plans to attend over it.
+
+Linear layers, norms and adapters work on the flat run, so padding costs nothing there. Attention follows a plan that is
+made once a batch on the host: here one that groups sequences of similar length into padded rectangles, in
+``variable_length.py`` one for the kernels that GPUs have.
+
+Who sees whom follows from one rule: token i sees token j iff both belong to one sequence and ``order[j] <= order[i]``.
+Source tokens have order 0 (they see each other), target tokens 1, 2, … (each sees the source and its own past).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamo_mtl.model.attention import attention, take_rows
+
+
+def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
+    """The next of few numbers, so that the shapes of products come again.
+
+    On a CPU oneDNN compiles a product for every new shape, which can take longer than the product itself
+    (``benchmarks/race_shapes.py``), and keeps those of the last shapes.
+
+    Args:
+        count: what is rounded.
+        finest: all results are multiples of it.
+        steps: how many numbers there are from a power of two to the next: at most ``1 / steps`` is added.
+    """
+    step = max(finest, (1 << (count.bit_length() - 1)) // steps) if count else 1
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each packed token sits in the padded rectangles.
+
+    Rectangles lie one after the other, each head after head: ``(parts, rows, heads, length)`` vectors of a head's
+    width, where parts are queries, keys or values side by side in a token. So products need no copy of their operands.
+    """
+
+    tokens: Tensor
+    """``(slots,)`` token of each slot. Padding repeats a token: nobody attends to it, and what it gets is dropped."""
+    owners: Tensor
+    """``(slots,)`` the same, but negative for padding."""
+    slots: Tensor
+    """``(tokens,)`` slot of each token; negative for one without a slot, which gets what any other token gets."""
+    geometry: Tensor
+    """``(5, slots)``: slots before a slot's rectangle, before its row in there, before it in the row; slots of a row
+    and of the rectangle."""
+    shapes: tuple[tuple[int, int], ...]
+    """Rows and length of every rectangle."""
+    is_plain: bool
+    """Whether it is one rectangle of tokens as they lie, so that nothing has to be moved."""
+    moves: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
+    """Which vector goes where: made when first needed, the same for every layer."""
+    places: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
+    """``(slots, parts · heads)`` where the vectors of each slot lie, whatever the order of tokens."""
+
+    def pad(self, packed: Tensor, parts: int, heads: int) -> list[Tensor]:
+        """``(tokens, parts · heads · width)`` → ``(parts, rows, heads, length, width)`` of every rectangle."""
+        if self.is_plain:
+            return [packed.view(*self.shapes[0], parts, heads, -1).permute(2, 0, 3, 1, 4)]
+        vectors = packed.reshape(len(packed) * parts * heads, -1)
+        back = partial(self._move, "of tokens", parts, heads)
+        padded = take_rows(vectors, self._move("to pad", parts, heads), back)
+        pieces = padded.split([parts * heads * rows * length for rows, length in self.shapes])
+        shapes = [(parts, rows, heads, length, -1) for rows, length in self.shapes]
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def unpad(self, rectangles: Sequence[Tensor], heads: int) -> Tensor:
+        """``(rows, heads, length, width)`` of every rectangle → ``(tokens, heads · width)``."""
+        if self.is_plain:
+            return rectangles[0].transpose(1, 2).reshape(len(self.slots), -1)
+        vectors = torch.cat([rectangle.reshape(-1, rectangle.shape[-1]) for rectangle in rectangles])
+        back = partial(self._move, "of slots", 1, heads)
+        return take_rows(vectors, self._move("to unpad", 1, heads), back).view(len(self.slots), -1)
+
+    def reordered(self, order: Tensor, place: Tensor) -> Layout:
+        """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse.
+
+        The tokens of a sequence have to stay together, in their order.
+        """
+        if self.is_plain:  # rows have changed places, and it does not matter which is which
+            return self
+        tokens = place[self.tokens]
+        owners = torch.where(self.owners < 0, self.owners, tokens)
+        return dataclasses.replace(self, tokens=tokens, owners=owners, slots=self.slots[order], moves={})
+
+    def _move(self, kind: str, parts: int, heads: int) -> Tensor:
+        key = (kind, parts, heads)
+        if key not in self.moves:
+            self.moves[key] = self._make_move(*key)
+        return self.moves[key]
+
+    def _make_move(self, kind: str, parts: int, heads: int) -> Tensor:
+        """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's.
+
+        Negative for what has none, but for ``to pad`` and ``to unpad``, which read any vector instead.
+        """
+        part = torch.arange(parts, device=self.tokens.device)[:, None]
+        head = torch.arange(heads, device=self.tokens.device)
+        if (parts, heads) not in self.places:
+            rectangle, row, inside, length, size = self.geometry[:, :, None, None]
+            places = heads * (parts * rectangle + row + part * size) + inside + head * length
+            self.places[parts, heads] = places.flatten(1)
+        places = self.places[parts, heads]
+        if kind == "to unpad":
+            return places[self.slots.clamp_min(0)].flatten()
+        if kind == "of tokens":
+            return places[self.slots].masked_fill_(self.slots[:, None] < 0, -1).flatten()
+        tokens = self.tokens if kind == "to pad" else self.owners
+        vectors = tokens[:, None] * (parts * heads) + (part * heads + head).flatten()
+        lying = torch.empty_like(vectors).flatten()
+        return lying.scatter_(0, places.flatten(), vectors.masked_fill_(tokens[:, None] < 0, -1).flatten())
+
+
+@dataclass(frozen=True)
+class PaddedPlan:
+    """Sequences of similar length in padded rectangles. See ``AttentionPlan``."""
+
+    query_layout: Layout
+    key_layout: Layout
+    masks: tuple[Tensor | None, ...]
+    """``(rows, 1, queries or 1, keys)`` of every rectangle, true where attention is allowed; None where all is."""
+
+    def reordered(self, order: Tensor, place: Tensor) -> PaddedPlan:
+        """See ``AttentionPlan``."""
+        layout = self.query_layout.reordered(order, place)
+        return dataclasses.replace(self, query_layout=layout, key_layout=layout)
+
+    def attend(self, joint: Tensor, heads: int) -> Tensor:
+        """See ``AttentionPlan``."""
+        padded = self.query_layout.pad(joint, 3, heads)
+        return self._attend([(piece[0], piece[1], piece[2]) for piece in padded], heads)
+
+    def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
+        """See ``AttentionPlan``."""
+        queries = self.query_layout.pad(query, 1, heads)
+        pairs = self.key_layout.pad(others, 2, heads)
+        return self._attend([(own[0], pair[0], pair[1]) for own, pair in zip(queries, pairs, strict=True)], heads)
+
+    def _attend(self, rectangles: Sequence[tuple[Tensor, Tensor, Tensor]], heads: int) -> Tensor:
+        mixed = [attention(*own, mask) for own, mask in zip(rectangles, self.masks, strict=True)]
+        return self.query_layout.unpad(mixed, heads)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of one sequence: their places in the packed run and their orders."""
+
+    tokens: np.ndarray
+    orders: np.ndarray
+
+    @staticmethod
+    def join(spans: Sequence[Span]) -> Span:
+        """One sequence out of several spans, in order."""
+        return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
+
+
+def plan_padded(queries: Sequence[Span], keys: Sequence[Span], query_count: int, key_count: int) -> PaddedPlan:
+    """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length.
+
+    Args:
+        queries: tokens that ask.
+        keys: tokens that they may see; the very same list if the tokens are among themselves.
+        query_count: how many tokens the run of the queries has; some may be in no sequence.
+        key_count: likewise of the keys.
+    """
+    groups: dict[int, list[int]] = {}
+    for sequence in sorted(range(len(keys)), key=lambda s: -len(keys[s].tokens)):
+        groups.setdefault(round_up(len(keys[sequence].tokens), 8, 8), []).append(sequence)
+    asking = [[queries[s] for s in group] for group in groups.values()]
+    seen = [[keys[s] for s in group] for group in groups.values()]
+    query_lengths, key_lengths = _lengths(asking), _lengths(seen)
+    masks = tuple(map(_mask, asking, seen, query_lengths, key_lengths))
+    query_layout = _layout(asking, query_lengths, query_count)
+    key_layout = query_layout if queries is keys else _layout(seen, key_lengths, key_count)
+    return PaddedPlan(query_layout, key_layout, masks)
+
+
+def _lengths(rectangles: Sequence[Sequence[Span]]) -> list[int]:
+    """The length of each rectangle's rows: one that comes again, unless all sequences are equally long."""
+    longest = [max(len(span.tokens) for span in spans) for spans in rectangles]
+    if len({len(span.tokens) for spans in rectangles for span in spans}) == 1:
+        return longest
+    return [round_up(length, 8, 8) for length in longest]
+
+
+def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_length: int) -> Tensor | None:
+    """Who sees whom in one rectangle."""
+    if not any(span.orders.any() for span in keys):
+        # Everybody sees everybody: only padding is hidden.
+        lengths = np.array([len(span.tokens) for span in keys])
+        allowed = (np.arange(key_length) < lengths[:, None])[:, None, None, :]
+    else:
+        # Padded queries see every key (a row without any key would give NaN on some kernels), padded keys are hidden.
+        last = 1 + max(int(s.orders.max(initial=0)) for s in [*queries, *keys])
+        query_orders = np.full((len(queries), query_length), last)
+        key_orders = np.full((len(keys), key_length), last + 1)
+        for row, (query, key) in enumerate(zip(queries, keys, strict=True)):
+            query_orders[row, : len(query.orders)] = query.orders
+            key_orders[row, : len(key.orders)] = key.orders
+        allowed = key_orders[:, None, None, :] <= query_orders[:, None, :, None]
+    return None if allowed.all() else torch.from_numpy(allowed)
+
+
+def _layout(rectangles: Sequence[Sequence[Span]], widths: Sequence[int], count: int) -> Layout:
+    """Lay sequences into rows.
+
+    Args:
+        rectangles: the sequences of each.
+        widths: the length of each rectangle's rows.
+        count: how many tokens there are.
+    """
+    shapes = tuple((len(spans), width) for spans, width in zip(rectangles, widths, strict=True))
+    lengths = [length for rows, length in shapes for _ in range(rows)]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    spans = [span for own in rectangles for span in own]
+    tokens = np.concatenate([span.tokens for span in spans])
+    places = np.concatenate([start + np.arange(len(s.tokens)) for start, s in zip(starts[:-1], spans, strict=True)])
+    owners = np.full(starts[-1], -1)
+    owners[places] = tokens
+    slots = np.full(count, -1)
+    slots[tokens] = places
+    row_lengths = np.repeat(lengths, lengths)
+    starts_of_rows = np.repeat(starts[:-1], lengths)
+    inside = np.arange(starts[-1]) - starts_of_rows
+    areas = [rows * length for rows, length in shapes]
+    before, sizes = np.repeat(np.cumsum(areas) - areas, areas), np.repeat(areas, areas)
+    return Layout(
+        tokens=torch.from_numpy(np.where(owners < 0, tokens[0], owners)),
+        owners=torch.from_numpy(owners),
+        slots=torch.from_numpy(slots),
+        geometry=torch.from_numpy(np.stack([before, starts_of_rows - before, inside, row_lengths, sizes])),
+        shapes=shapes,
+        is_plain=len(shapes) == 1 and np.array_equal(owners, np.arange(len(slots))),
+    )

@@ -1,0 +1,100 @@
+"""Work in groups that fit a token budget, and what happens when memory runs out.
+
+Reading and answering split the group that did not fit into two halves. An update of training is tried again in smaller
+micro-batches, by all processes of the job alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from dynamo_mtl.distributed import highest
+from dynamo_mtl.errors import MemoryShortage
+
+
+def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Split examples into groups of similar length, each of at most ``budget`` tokens (one example may exceed it).
+
+    Args:
+        lengths: tokens of each example.
+        budget: most tokens in a group.
+
+    Returns:
+        Example numbers, group by group, longest first.
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not groups or used + lengths[index] > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += lengths[index]
+    return groups
+
+
+def run_in_groups(lengths: Sequence[int], budget: int, run: Callable[[Sequence[int]], None]) -> None:
+    """Run groups of examples one after the other; one that memory does not suffice for is run in two halves.
+
+    Args:
+        lengths: tokens of each example.
+        budget: most tokens in a group.
+        run: works on the examples of the given numbers, and can do so again after it failed.
+
+    Raises:
+        MemoryShortage: not even one example alone fits into memory.
+    """
+    waiting = split_by_tokens(lengths, budget)[::-1]
+    while waiting:
+        group = waiting.pop()
+        try:
+            run(group)
+            continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(group) == 1:
+                raise MemoryShortage(f"one example of {lengths[group[0]]} tokens does not fit into memory") from error
+        free_memory()  # out of the handler, which holds on to what the failed run had
+        middle = len(group) // 2
+        waiting += [group[middle:], group[:middle]]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device or the host has no memory left."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return should_reduce_batch_size(error)
+
+
+def free_memory() -> None:
+    """Give back what is cached."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
+class OutOfMemory(Exception):  # noqa: N818 (a state that is dealt with)
+    """A process of the job ran out of memory; raised in all of them. ``own`` says whether it was this one."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__("out of memory")
+        self.own = own
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Run the block in all processes; if memory ran out in one of them, raise ``OutOfMemory`` in all.
+
+    Without it, the others would wait at their next exchange for the one that starts the update again.
+    """
+    failed = False
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = True
+    if highest(failed):
+        raise OutOfMemory(failed)

@@ -1,0 +1,290 @@
+"""What each address of the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from dynamo_mtl.config.serving_config import ServingConfig
+from dynamo_mtl.errors import InputError, RejectedError
+from dynamo_mtl.inference.answers import refuse, shown
+from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.inference.requests import Prediction, Question
+from dynamo_mtl.serving.engine import Engine
+from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Job, Overloaded, Unavailable
+from dynamo_mtl.serving.prometheus import Metrics
+from dynamo_mtl.serving.requests import (
+    Input,
+    PredictRequest,
+    RequestError,
+    RouteRequest,
+    read_body,
+    read_json,
+    validated,
+)
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+READY_SECONDS = 1.0
+"""How long a forward pass that worked is taken as a proof that the next one will."""
+PROBE_SECONDS = 0.1
+"""How long a pass that was only made to see is waited for; one that takes longer is judged the next time."""
+GRACE_SECONDS = 1.0
+"""Past its deadline, how long an answer is waited for that may just be on its way."""
+CLIENT_GONE = 499
+"""Written to the log and the metrics, never sent: nobody is there to read it."""
+T = TypeVar("T")
+
+
+class Server:
+    """A model, the engine that runs it, and what its routes do.
+
+    Attributes:
+        is_draining: told to stop: what was accepted is finished, anything else refused.
+    """
+
+    def __init__(
+        self, model: DynamoInference, config: ServingConfig, on_death: Callable[[], None] = lambda: None
+    ) -> None:
+        """Args: what answers; limits; told, from another thread, when the engine dies."""
+        self.model, self.config = model, config
+        self.is_draining = False
+        self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
+        self.engine = Engine(model.predictor, config, self.metrics.observe_pass, on_death)
+        self._routing = 0
+        """Requests for routes alone that are worked on."""
+        self._worked = float("-inf")
+        self._probe: asyncio.Future[bool] | None = None
+        self._probed = float("-inf")
+        """When the probe began."""
+        # Passes beside the engine's get one thread each. With more, there would be more threads than cores, and OpenMP
+        # would put all of them to sleep between two operations, which takes the engine's passes twice as long.
+        self._beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
+
+    async def predict(self, request: Request) -> Response:
+        """Answer inputs of any tasks, in any mix."""
+        self._refuse_if_draining()
+        self.engine.check_room(1)
+        asked = cast("PredictRequest", await self._read(request, PredictRequest))
+        items = asked.items
+        for place, hint in (
+            ("task_hint", asked.task_hint),
+            *((f"inputs.{i}.task_hint", one.task_hint) for i, one in enumerate(items)),
+        ):
+            if hint is not None and hint not in self.model.task_names:
+                raise RequestError(
+                    422, "validation", f"{place}: no such task; known: {', '.join(self.model.task_names)}"
+                )
+        self.engine.check_room(len(items))
+        request.state.inputs = len(items)
+        questions = await asyncio.to_thread(self._encoded, items, asked.task_hint, asked.top_k, asked.parameters.given)
+        limit = self.config.deadline_seconds
+        seconds = min(limit, asked.deadline_seconds or limit)
+        jobs = self.engine.submit(questions, seconds)
+        try:
+            # The engine looks at deadlines between its passes; it is not waited for if one of them hangs.
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                await self._unless_gone(request, _settled(jobs))
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        finally:
+            for job in jobs:
+                job.give_up()
+        shown = [self._shown(job, str(request.state.request_id)) for job in jobs]
+        if not isinstance(asked.inputs, list):
+            content, status, headers = shown[0]
+            return JSONResponse(content, status, headers)
+        late = [one for one in shown if one[1] in (503, 504)]
+        if late:
+            return JSONResponse(late[0][0], late[0][1], late[0][2])
+        return JSONResponse([content for content, _, _ in shown])
+
+    async def route(self, request: Request) -> Response:
+        """Say where inputs belong, without answering them."""
+        self._refuse_if_draining()
+        if self._routing >= self.config.max_routing:
+            raise Overloaded(1)
+        self._routing += 1
+        try:
+            asked = await self._read(request, RouteRequest)
+            found = await asyncio.get_running_loop().run_in_executor(self._beside, self._routes, asked.items)
+        finally:
+            self._routing -= 1
+        return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
+
+    async def tasks(self, _: Request) -> Response:
+        """The tasks, and what each one needs and gives."""
+        system = self.model.system
+        return JSONResponse(
+            [
+                {
+                    "name": name,
+                    "type": system.config.tasks[name].type,
+                    "needs_context": task.needs_context,
+                    "requires_instruction": system.config.tasks[name].requires_instruction,
+                    "description": task.subject,
+                    "examples": system.config.tasks[name].examples,
+                }
+                for name, task in system.tasks.items()
+            ]
+        )
+
+    async def info(self, _: Request) -> Response:
+        """What is served, and within which limits."""
+        metadata = self.model.metadata
+        return JSONResponse(
+            {
+                "version": version("dynamo-mtl"),
+                "tasks": self.model.task_names,
+                "backbone": metadata.backbone,
+                "weight_hash": metadata.weight_hash,
+                "device": str(self.model.system.device),
+                "limits": self.config.model_dump(exclude={"host", "port", "num_threads"}),
+            }
+        )
+
+    async def live(self, _: Request) -> Response:
+        """Whether the process answers."""
+        return JSONResponse({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether the model answers. A pass that ended lately proves it, else one is made, at most one a second."""
+        self._refuse_if_draining()
+        if not self.engine.is_alive:
+            raise Unavailable("the engine died")
+        now = time.monotonic()
+        if self.engine.in_flight:
+            if now - self.engine.progressed > self.config.deadline_seconds:
+                raise Unavailable("the model does not answer")
+        elif now - max(self._worked, self.engine.progressed) > READY_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probed = now
+                self._probe = asyncio.get_running_loop().run_in_executor(self._beside, self._works)
+            await asyncio.wait([self._probe], timeout=PROBE_SECONDS)
+            failed = self._probe.done() and not self._probe.result()
+            if failed or now - self._probed > self.config.deadline_seconds:
+                raise Unavailable("the model does not answer")
+        return JSONResponse({"status": "ready"})
+
+    async def metrics_text(self, _: Request) -> Response:
+        """Counters in the format that Prometheus reads."""
+        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Take a request into the metrics."""
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+
+    def _works(self) -> bool:
+        try:
+            self.model.route("ready")
+        except Exception:
+            logger.exception("the model does not answer")
+            return False
+        self._worked = time.monotonic()
+        return True
+
+    def _refuse_if_draining(self) -> None:
+        if self.is_draining:
+            raise Unavailable("the server is stopping")
+
+    async def _read(self, request: Request, kind: type[RouteRequest]) -> RouteRequest:
+        body = await read_body(request, self.config)
+        return validated(kind, read_json(body), self.config)
+
+    def _encoded(
+        self, items: Sequence[Input], task_hint: str | None, top_k: int | None, parameters: dict[str, Any]
+    ) -> list[Question]:
+        return [
+            self.model.reader.question(item.model_dump(exclude_none=True), task_hint, top_k, parameters)
+            for item in items
+        ]
+
+    def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
+        return [
+            self.model.route(item.text or item.question or "", context=item.context, instruction=item.instruction)
+            for item in items
+        ]
+
+    async def _unless_gone(self, request: Request, answer: Awaitable[T]) -> T:
+        """Wait for an answer, but no longer than the client does.
+
+        Raises:
+            Abandoned: the client went away.
+        """
+        waiting, gone = asyncio.ensure_future(answer), asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            raise Abandoned()
+        finally:
+            waiting.cancel()
+            gone.cancel()
+
+    def _shown(self, job: Job, request_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """What a client reads of one input: content, status, headers."""
+        reason = job.future.exception()
+        if reason is None:
+            prediction: Prediction = job.future.result()
+            try:
+                refuse(self.model.predictor, prediction)
+            except (RejectedError, InputError) as error:
+                reason = error
+            else:
+                self.metrics.answers.labels(prediction.task).inc()
+                self.metrics.rejected.inc(prediction.rejected)
+                return shown(self.model.predictor, prediction), 200, {}
+        if isinstance(reason, RejectedError):
+            self.metrics.rejected.inc()
+        elif not isinstance(reason, DeadlineExceeded | Unavailable | InputError):
+            self.metrics.failed.inc()
+        said = as_failure(reason)
+        content = {"error": said.message, "error_type": said.error_type, "request_id": request_id}
+        return content, said.status, said.headers
+
+
+def as_failure(reason: BaseException) -> RequestError:
+    """How a client is told what went wrong."""
+    match reason:
+        case RequestError():
+            found = reason
+        case Overloaded():
+            says = "the server is full; try again after the time in Retry-After"
+            found = RequestError(429, "overloaded", says, {"Retry-After": str(reason.retry_after)})
+        case Unavailable():
+            found = RequestError(503, "unavailable", str(reason), {"Retry-After": "5"})
+        case DeadlineExceeded():
+            found = RequestError(504, "deadline", "the answer was not there in time; ask for less, or try again later")
+        case InputError():
+            found = RequestError(422, "validation", str(reason))
+        case RejectedError():
+            found = RequestError(422, "rejected", str(reason))
+        case Abandoned():
+            found = RequestError(CLIENT_GONE, "unavailable", "the client went away")
+        case _:
+            says = "this input could not be answered; the log has more under the request's id"
+            found = RequestError(500, "internal", says)
+    return found
+
+
+async def _disconnected(request: Request) -> None:
+    """Return once the client has gone; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _settled(jobs: Sequence[Job]) -> None:
+    """Return once every job has ended, in whatever way."""
+    await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs), return_exceptions=True)

@@ -1,0 +1,127 @@
+"""A starter configuration for somebody's own tables, with what each file is taken for, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamo_mtl.data.samples import SAMPLE
+from dynamo_mtl.data.text_files import Reading
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.setup.guess import guess_task
+from dynamo_mtl.setup.task_kinds import Guess
+from dynamo_mtl.strict_yaml import dump_yaml
+
+UPDATES = {"classification": (900, 32), "sentiment": (900, 32), "qa": (500, 16)}
+"""Updates and examples an update of phase 1, for a first model in minutes on two cores; for the others ``WRITES``."""
+WRITES = (500, 16)
+WANTED = 50
+"""Validation rows of a small file, if they are no more than ``MOST_SHARE`` of it."""
+SHARES = (0.1, 0.3)
+"""Least and most that is held out of a file."""
+
+
+def guess_tasks(files: Sequence[Path], columns: Sequence[str] = (), reading: Reading | None = None) -> list[Guess]:
+    """What each file is taken for.
+
+    Args:
+        files: tables, one for each task.
+        columns: ``NAME.text=COLUMN`` of users who know better.
+        reading: how the files are written.
+
+    Raises:
+        ConfigError, DataError: as ``guess_task``; or two files of the same name.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for one in columns:
+        place, equals, given = one.partition("=")
+        name, dot, own = place.rpartition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--column: found '{one}', expected NAME.text=COLUMN, where NAME is the file's")
+        told.setdefault(name, {})[own] = given
+    found = [guess_task(path, told.get(path.name.partition(".")[0]), reading) for path in files]
+    names = [guess.name for guess in found]
+    again = next((name for name in names if names.count(name) > 1), None)
+    if again is not None:
+        raise ConfigError(f"{again}: two files have this name, which is to be the task's; rename one of them")
+    return found
+
+
+def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | None = None) -> str:
+    """A commented configuration for the tasks of some files."""
+    written = (reading or Reading()).model_dump(exclude_none=True)
+    lines = [
+        "# A starting point, written by dynamo init. Check what each file was taken for, then:",
+        "#   dynamo data check config.yaml      what is wrong with the data, before any training",
+        "#   dynamo train config.yaml           minutes on two cores",
+        "#   dynamo evaluate runs/own/checkpoints/final_model",
+        "#   dynamo serve runs/own/checkpoints/final_model",
+        "data:",
+        *(f"  {guess.name}_data_path: {_scalar(_never_sample(guess.path))}" for guess in guesses),
+        *(
+            ["  bad_rows: skip   # leave out rows without a label, and say how many"]
+            if any(g.missing for g in guesses)
+            else []
+        ),
+        "  max_source_length: 256   # tokens of a window; longer inputs are cut into windows",
+        "",
+        "tasks:",
+    ]
+    for guess in guesses:
+        steps, batch = UPDATES.get(guess.type, WRITES)
+        lines += [f"  {guess.name}:   # {guess.rows} rows; {guess.why}", f"    type: {guess.type}"]
+        lines += [f"    # {note}" for note in guess.notes]
+        if guess.held_out:
+            lines.append(f"    validation_share: {_share(guess.rows)}   # of the file, held out to choose and judge by")
+        if written:
+            lines.append(f"    reading: {_scalar(written)}")
+        for key, value in guess.settings.items():
+            lines.append(f"    {key}: {_scalar(value)}")
+        if guess.type == "classification":
+            lines.append("    # description: what the labels are about   # instructions name it, else the task's name")
+            lines.append("    # instructions: [Which topic is this?]   # your own wordings, if users write some")
+        lines.append(
+            f"    training: {{max_steps: {steps}, batch_size: {batch}, num_epochs: 20}}   # more steps: better, slower"
+        )
+    lines += [
+        "",
+        "model:",
+        f"  base_model_name: {_scalar(backbone)}   # or roberta-base, or a folder with a RoBERTa or BERT encoder",
+        "",
+        "lora_configs:   # each task's adapter; a higher rank holds more",
+        *(f"  {g.name}: {{rank: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}}" for g in guesses),
+        "",
+        "router:",
+        "  hidden_sizes: [256, 128]",
+        "  dropout: 0.3",
+        "  on_rejection: best_guess   # or error: refuse what is like none of the tasks",
+        "",
+        "training:",
+        "  lora_lr: 1e-3",
+        "  head_lr: 1e-3",
+        "  eval_every: 100",
+        "  router: {examples_per_task: 1000, feature_epochs: 10, mixture_steps: 0}",
+        "  joint: {max_steps: 0}   # phase 3, everything together; none by default, since it did not help on real data",
+        "",
+        "checkpoint_dir: runs/own/checkpoints",
+        "log_dir: runs/own/logs",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scalar(text: Any) -> str:
+    """A value on one line."""
+    return dump_yaml(text, on_one_line=True).removesuffix("...\n").strip()
+
+
+def _share(rows: int) -> float:
+    least, most = SHARES
+    return min(most, max(least, math.ceil(100 * (WANTED + 2) / max(1, rows)) / 100))  # parts of labels are rounded down
+
+
+def _never_sample(path: str) -> str:
+    """A folder that is called like the built-in corpus is not taken for it."""
+    return f"./{path}" if path == SAMPLE else path

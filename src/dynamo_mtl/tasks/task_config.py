@@ -1,0 +1,63 @@
+"""Settings that every task type shares."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynamo_mtl.data.text_files import Reading
+
+
+class TaskTraining(BaseModel):
+    """Settings of phase 1 for one task; what is not given comes from ``training``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Most updates."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Examples of one update."""
+    lora_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the adapter."""
+    head_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the head."""
+    load_best_model_at_end: bool | None = None
+    """End in the best validated state rather than the last one."""
+
+
+class TaskConfig(BaseModel):
+    """Settings that every task type shares."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    type: str
+    """The task's type; its name says it if not given."""
+    description: str | None = Field(default=None, min_length=1, max_length=200)
+    """What the task is about, in a few words. Instructions name it where another task has the same type."""
+    train_file: str | None = None
+    """Overrides the training file of the task's data path."""
+    validation_file: str | None = None
+    """Overrides the validation file of the task's data path."""
+    validation_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of a single file that is held out as validation data: of every label, the same rows every time."""
+    reading: Reading = Reading()
+    """How the files are written: separator, quoting, encoding, names of columns; what the files say, if not given."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our column name → the name it has in the data."""
+    train_examples: int | None = Field(default=None, ge=1)
+    """Use a random sample of that many training examples."""
+    validation_examples: int | None = Field(default=None, ge=1)
+    """Use a random sample of that many evaluation examples."""
+    instructions: list[str] | None = Field(default=None, min_length=1)
+    """Wordings that training uses; the type's own if not given."""
+    evaluation_instructions: list[str] | None = None
+    """Wordings that scoring uses; the type's own if not given."""
+    examples: list[str | dict[str, str]] = Field(default_factory=list, max_length=20)
+    """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
+    of the checkpoint, so nothing is taken from the data by itself."""
+    requires_instruction: bool = False
+    """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
+    loss_weight: float = Field(default=1.0, gt=0)
+    """Of the task's loss where tasks are mixed, in phases 2 and 3."""
+    training: TaskTraining = TaskTraining()

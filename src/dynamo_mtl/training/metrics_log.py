@@ -1,0 +1,208 @@
+"""What a run leaves to read: JSON lines always, trackers if asked for, a line on the console now and then."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from dynamo_mtl.distributed import add_up, here
+from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.figures import Picture
+from dynamo_mtl.markdown import markdown_table
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Writes every logged value as one JSON line to ``<folder>/metrics.jsonl``, and to Accelerate's trackers.
+
+    Only the first process of a job writes.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, end: tuple[int, int] | None = None) -> None:
+        """Open the log.
+
+        Args:
+            folder: where it is.
+            accelerator: whose trackers are written to as well.
+            end: bytes and lines after which a resumed run goes on; what was logged later, by itself or by another run
+                in the same folder, is moved to ``metrics.cut.jsonl``.
+        """
+        self.accelerator = accelerator
+        self.path = folder / "metrics.jsonl" if here().first else Path(os.devnull)
+        self.count = 0
+        self.failed: set[str] = set()
+        """Names of trackers that are told nothing more."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a", encoding="utf-8")
+            if here().first and end is not None and self.file.tell() >= end[0]:
+                self._cut(end[0])
+                self.count = end[1]
+        except OSError as error:
+            raise ConfigError(f"log_dir: {self.path} cannot be written ({error})") from error
+
+    def _cut(self, end: int) -> None:
+        with self.path.open("rb") as file:
+            file.seek(end)
+            later = file.read()
+        if later:
+            with self.path.with_name("metrics.cut.jsonl").open("ab") as file:
+                file.write(later)
+            self.file.truncate(end)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """Bytes and lines so far."""
+        return self.file.tell(), self.count
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Log the values of a step."""
+        self.file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
+        self.file.flush()
+        numbers = {f"{phase}/{name}": value for name, value in values.items()}
+        # Phases count their own steps; trackers want one that only grows.
+        self._tell(lambda tracker: tracker.log(numbers, step=self.count))
+        self.count += 1
+
+    @property
+    def has_trackers(self) -> bool:
+        """Whether somebody wants more than numbers."""
+        return any(tracker.name not in self.failed for tracker in self.accelerator.trackers)
+
+    def show(self, picture: Picture) -> None:
+        """Give a picture to the trackers that take some; called once in a while."""
+        image = _pixels(picture)
+
+        def tell(tracker: Any) -> None:
+            if tracker.name == "tensorboard":
+                tracker.log_images({picture.name: image[None]}, self.count, dataformats="NHWC")
+            elif tracker.name == "mlflow":
+                _mlflow().log_image(image, artifact_file=f"{picture.name.replace(' ', '_')}.png")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({picture.name: [image]}, self.count)
+
+        self._tell(tell)
+
+    def table(self, name: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Give a table of texts to the trackers: as a table, or as Markdown where they have none."""
+        text = markdown_table(list(map(_cell, columns)), [list(map(_cell, row)) for row in rows])
+
+        def tell(tracker: Any) -> None:
+            if tracker.name == "wandb":
+                tracker.log_table(name, columns=columns, data=rows, step=self.count)
+            elif tracker.name == "mlflow":
+                _mlflow().log_text(text, f"{name.replace(' ', '_')}.md")
+            else:
+                tracker.log({name: text}, self.count)
+
+        self._tell(tell)
+
+    def close(self) -> None:
+        """Finish the file and the trackers, those too that failed before."""
+        self.file.close()
+        self.failed.clear()
+        self._tell(lambda tracker: tracker.finish())
+
+    def _tell(self, action: Callable[[Any], None]) -> None:
+        """Talk to every tracker. One that fails never stops the training nor the others: it is told nothing more."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name in self.failed:
+                continue
+            try:
+                action(tracker)
+            except Exception as error:  # trackers are network clients, which raise anything
+                self.failed.add(tracker.name)
+                logger.warning(
+                    "the tracker %s failed and is left out from here on (%s: %s)",
+                    tracker.name, type(error).__name__, error,
+                )  # fmt: skip
+
+
+def _mlflow() -> Any:
+    """The package itself: Accelerate's tracker only holds the run, and MLflow logs to the one that is active."""
+    return importlib.import_module("mlflow")
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    """``(height, width, 3)`` bytes."""
+    from matplotlib.image import imread
+
+    return (255 * imread(io.BytesIO(picture.png()), format="png")[:, :, :3]).astype(np.uint8)
+
+
+def _cell(text: str) -> str:
+    """Text inside a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def start_text_log(folder: Path) -> logging.Handler | None:
+    """Write what the console says to ``train.log`` too, behind what an earlier run wrote; by the first process."""
+    if not here().first:
+        return None
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    logging.getLogger("dynamo_mtl").addHandler(handler)
+    return handler
+
+
+def stop_text_log(handler: logging.Handler | None) -> None:
+    """End what ``start_text_log`` began."""
+    if handler is not None:
+        logging.getLogger("dynamo_mtl").removeHandler(handler)
+        handler.close()
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What follows a stretch of training."""
+
+    place: str = ""
+    """Which of several stretches it is, such as "task 2 of 5"."""
+    updates: float = 0.0
+    """How long the others of its phase take after it, in its own updates."""
+
+
+NOTHING_AHEAD = Ahead()
+
+
+class Progress:
+    """Rate and time left of a phase."""
+
+    def __init__(self, phase: str, steps: int, first: int = 0, ahead: Ahead = NOTHING_AHEAD) -> None:
+        self.phase, self.steps, self.first, self.ahead = phase, steps, first, ahead
+        self.began, self.tokens = time.perf_counter(), 0
+
+    def line(self, step: int, loss: float) -> dict[str, float]:
+        """Log one console line after ``step`` steps and return rate and time left."""
+        elapsed = time.perf_counter() - self.began
+        rate = (step - self.first) / elapsed
+        rates = {"steps_per_second": round(rate, 3)}
+        shown = f"{rate:.2f} steps/s"
+        tokens = float(add_up(torch.tensor(float(self.tokens))))
+        if tokens:  # cached features have none
+            rates["tokens_per_second"] = round(tokens / elapsed, 1)
+            shown += f"  {tokens / elapsed:.0f} tokens/s"
+        left = _clock((self.steps - step) / rate)
+        if self.ahead.updates:
+            left += f", about {_clock((self.steps - step + self.ahead.updates) / rate)} of all tasks"
+        name = f"{self.phase} ({self.ahead.place})" if self.ahead.place else self.phase
+        logger.info("%s  step %d/%d  loss %.4f  %s  %s left", name, step, self.steps, loss, shown, left)
+        return rates
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

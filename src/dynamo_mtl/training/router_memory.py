@@ -1,0 +1,65 @@
+"""Router features of training inputs, and the sample of them that says what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.distributed import add_up, here
+from dynamo_mtl.inference.scoring import InputProgress
+from dynamo_mtl.model.batch import to_device
+from dynamo_mtl.model.ood import KnownInputs
+from dynamo_mtl.out_of_memory import run_in_groups
+from dynamo_mtl.system import System
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.training.examples import ExampleSource
+
+
+@torch.no_grad()
+def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
+    """Router features ``(n, features)`` and true adapters ``(n,)`` of inputs that only the router reads."""
+    features = torch.zeros(len(examples), system.model.router.feature_size, device=system.device)
+    own = here().share(range(len(examples)))
+    progress = InputProgress("router features", len(own))
+
+    def run(group: Sequence[int]) -> None:
+        members = [own[i] for i in group]
+        packed = to_device(system.collate([examples[i] for i in members]), system.device)
+        features[members] = system.model.trunk(packed.batch).features
+        progress.advance(len(group))
+
+    run_in_groups([examples[i].tokens for i in own], budget, run)
+    # Every row is zero but in the process that worked on it.
+    return add_up(features), torch.tensor([e.route for e in examples], device=system.device)
+
+
+def known_inputs(source: ExampleSource, config: TrainingConfig, tasks: Sequence[str] | None = None) -> KnownInputs:
+    """Draw ``router.novelty_examples`` training texts of each task, or of some tasks, and compute their features."""
+    rng = np.random.default_rng([config.seed, 4])
+    system = source.system
+    examples: list[EncodedExample] = []
+    origins: list[int] = []
+    is_bare: list[bool] = []
+
+    def add(example: EncodedExample, origin: str, bare: bool) -> None:
+        examples.append(example)
+        origins.append(system.route_of(origin))
+        is_bare.append(bare)
+
+    for task in tasks or system.tasks:
+        rows = rng.permutation(len(source.tables[task].train))[: config.router.novelty_examples]
+        for row in rows:
+            text = source.row(task, int(row))
+            if not system.config.tasks[task].requires_instruction:
+                add(source.router_input(task, text, None), task, bare=True)
+            add(source.router_input(task, text, source.instruction(task, rng, 1.0)), task, bare=False)
+            crossing = source.crossing(task, rng)
+            if crossing is not None:
+                add(source.router_input(crossing[0], text, crossing[1]), task, bare=False)
+    features, routes = trunk_features(system, examples, config.token_budget)
+    device = features.device
+    return KnownInputs(features, routes, torch.tensor(origins, device=device), torch.tensor(is_bare, device=device))

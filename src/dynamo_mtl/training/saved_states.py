@@ -1,0 +1,203 @@
+"""The saved states of a run: when they are written, which one a resumed run starts from, and when they go."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dynamo_mtl.checkpoint.folder import CONFIG
+from dynamo_mtl.checkpoint.metadata import Metadata
+from dynamo_mtl.config.overrides import flat
+from dynamo_mtl.config.training_config import PipelineConfig
+from dynamo_mtl.distributed import first_does
+from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.peak_memory import PeakMemory
+from dynamo_mtl.storage import remove_folder, verify_folder
+from dynamo_mtl.strict_yaml import read_settings
+from dynamo_mtl.system import System
+from dynamo_mtl.training.loop_state import (
+    PREFIX,
+    LoopState,
+    newest_state,
+    random_state,
+    read_state,
+    restore_random_state,
+    rotate,
+)
+from dynamo_mtl.training.metrics_log import MetricsLog
+from dynamo_mtl.training.stop_signals import Stopped, StopSignals
+
+logger = logging.getLogger(__name__)
+
+STATES = "resume"
+"""Folder of the states under ``checkpoint_dir``."""
+LATEST = "latest"
+FREE = (
+    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
+    "data.cache_dir", "data.num_workers", "training.num_threads", "training.save_every",
+    "training.keep_states", "training.token_budget",
+    "compare", "serving",
+)  # fmt: skip
+"""Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
+
+
+class RunStates:
+    """The states of one run, in one folder."""
+
+    def __init__(self, folder: Path, config: PipelineConfig, phases: Sequence[int]) -> None:
+        self.folder, self.config, self.phases = folder, config, list(phases)
+        self.stop = StopSignals()
+        self.stage = 0
+        self._began = time.perf_counter()
+        self._before = 0.0
+
+    def find(self, resume: str | None) -> tuple[Path | None, LoopState | None]:
+        """The state to go on from and its folder, or None to start anew.
+
+        Raises:
+            CheckpointError: the named state is damaged or of another run.
+            ConfigError: nothing was said of the states of an unfinished run that are there.
+        """
+        if resume is None:
+            if first_does(lambda: any(self.folder.glob(f"{PREFIX}*"))):
+                raise ConfigError(
+                    f"{self.folder}: holds the state of a run that did not end; go on with it with --resume {LATEST}, "
+                    "or remove the folder to start anew"
+                )
+            return None, None
+        place = first_does(lambda: newest_state(self.folder)) if resume == LATEST else Path(resume)
+        if place is None:
+            logger.info("no state under %s: starting from the beginning", self.folder)
+            return None, None
+        verify_folder(place)
+        state = read_state(place)
+        if state.phases != self.phases:
+            names = ", ".join(map(str, state.phases))
+            raise CheckpointError(f"{place}: the run was started for phases {names}; resume it with the same --phase")
+        self._check_config(place)
+        logger.info("going on from %s", place)
+        return place, state
+
+    def _check_config(self, place: Path) -> None:
+        difference = changed_setting(read_settings(place / CONFIG), self.config)
+        if difference is not None:
+            key, then, now = difference
+            raise CheckpointError(
+                f"{place}: the run was started with {key} {then!r}, now it is {now!r}; "
+                "a resumed run needs the same settings"
+            )
+
+    def check_data(self, then: Metadata, now: Metadata) -> None:
+        """Refuse other data than a resumed run was started with. Raises ``CheckpointError``."""
+        for name, rows in now.dataset_sizes.items():
+            if then.dataset_sizes.get(name) != rows:
+                raise CheckpointError(
+                    f"{self.folder}: the run was started with {then.dataset_sizes.get(name)} training examples of "
+                    f"'{name}', now there are {rows}"
+                )
+            if then.data_hashes.get(name) != now.data_hashes[name]:
+                raise CheckpointError(
+                    f"{self.folder}: the rows of '{name}' are not those that the run was started with, though they are "
+                    "as many; a resumed run needs the same data, or remove the folder to start anew"
+                )
+
+    def follow(self, system: System, metadata: Metadata, log: MetricsLog, state: LoopState | None) -> None:
+        """Say what is saved from here on, and put the run where ``state`` was."""
+        self.system, self.metadata, self.log = system, metadata, log
+        self._peak = PeakMemory(system.device)
+        self._began, self._before = time.perf_counter(), metadata.train_seconds
+        if state is not None:
+            self.stage, self._before = state.stage, state.seconds
+            restore_random_state(state.tensors)
+
+    def _metadata_now(self, phase: str) -> Metadata:
+        """Metadata of a checkpoint that is written now."""
+        peak = round(max(self.metadata.peak_memory_mib, self._peak.mib()), 1)
+        return replace(self.metadata, phase=phase, train_seconds=round(self._seconds(), 1), peak_memory_mib=peak)
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def after_step(
+        self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
+        if self.stop.wanted is not None or step % self.config.training.save_every == 0:
+            self._save(step, numbers(), tensors())
+        if self.stop.wanted is not None:
+            raise Stopped(self.stop.wanted)
+
+    def stage_done(self) -> None:
+        """Save the run between two stages."""
+        self.stage += 1
+        self._save(0, {}, {})
+
+    def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors = {**tensors, **random_state()}
+        state = LoopState(
+            self.stage, step, self.phases, self._seconds(), self.log.end, torch.get_num_threads(), numbers, tensors
+        )
+        place = self.folder / state.folder_name
+
+        def write() -> None:
+            try:
+                self.system.save(place, self._metadata_now("unfinished"), self.config.to_yaml(), state.write)
+                rotate(self.folder, self.config.training.keep_states)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{place}: the state of the run could not be written ({error})") from error
+
+        first_does(write)
+        logger.debug("saved %s", place)
+
+    def save_phase(self, place: Path, phase: str) -> None:
+        """Write the checkpoint of a phase that is complete."""
+        first_does(lambda: self.system.save(place, self._metadata_now(phase), self.config.to_yaml()))
+        logger.info("saved %s", place)
+
+    def clear(self) -> None:
+        """Remove all states: the run has ended."""
+
+        def remove() -> None:
+            for folder in self.folder.glob(f"{PREFIX}*"):
+                remove_folder(folder)
+            with suppress(OSError):  # never made where nothing was trained, and kept where something else lies in it
+                self.folder.rmdir()
+
+        first_does(remove)
+
+
+def deciding_settings(config: PipelineConfig) -> str:
+    """Those that decide what is trained, as one text."""
+    settings = sorted(flat(config.model_dump(mode="json")).items())
+    return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
+
+
+def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
+    """The first setting, with both values, by which two runs would train differently.
+
+    A setting that did not exist ``then`` had what is now its default.
+    """
+    try:
+        then = type(now).model_validate(then).model_dump()
+    except (ConfigError, ValidationError):
+        logger.debug("saved settings that are no longer valid are compared as they are")
+    old, new = flat(then), flat(now.model_dump())
+    for key in sorted(old.keys() | new.keys()):
+        if not _is_free(key) and old.get(key) != new.get(key):
+            return key, old.get(key), new.get(key)
+    return None
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE)
