@@ -29,7 +29,7 @@ from dynamo_mtl.config.validation import validate
 from dynamo_mtl.data.data_config import DATA_PATH
 from dynamo_mtl.evaluation.benchmark import Scoreboard, evaluate_checkpoint
 from dynamo_mtl.evaluation.inputs import task_examples
-from dynamo_mtl.evaluation.systems import Contender, told
+from dynamo_mtl.evaluation.systems import ComparedSystem, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.strict_yaml import read_settings
 from dynamo_mtl.system import load_system
@@ -175,7 +175,7 @@ def decoding_answer(question: Question, variant: str, checkpoints: Path, data: s
     system, metadata = load_system(checkpoints / "phase_1", device, load_config(CONFIG, overrides))
     board = Scoreboard({question.task: task_examples(system, question.task, "validation", metadata.seed)})
     began = time.perf_counter()
-    board.add("oracle", Contender(Predictor(system, metadata.calibration), told))
+    board.add("oracle", ComparedSystem(Predictor(system, metadata.calibration), choose_oracle))
     return {
         "overrides": list(question.variants[variant]),
         "scores": board.scores["oracle"][question.task],

@@ -26,10 +26,10 @@ def races(device: torch.device) -> dict[str, Race]:
 
         def shared(model=model, once=once, every=every, rows=rows, tokens=tokens, tasks=tasks) -> torch.Tensor:  # noqa: ANN001
             trunk = model.trunk(once).repeated(tokens, rows)
-            return model(every, model.told(tasks), top_k=1, trunk=trunk).hidden
+            return model(every, model.oracle_weights(tasks), top_k=1, trunk=trunk).hidden
 
         def passes(model=model, once=once) -> list[torch.Tensor]:  # noqa: ANN001
-            told = [model.told(torch.full((TEXTS,), task, device=device)) for task in range(TASKS)]
+            told = [model.oracle_weights(torch.full((TEXTS,), task, device=device)) for task in range(TASKS)]
             return [model(once, weights, active=[task], top_k=1).hidden for task, weights in enumerate(told)]
 
         with torch.inference_mode():

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 def our_loss(model: DynamoModel, head: ClassificationHead, inputs: Inputs, labels: Tensor, adapter: int) -> Tensor:
     """The mean loss of a packed batch that is known to belong to one adapter."""
     rows = inputs.batch.example_count
-    weights = model.told(torch.full((rows,), adapter, device=labels.device))
+    weights = model.oracle_weights(torch.full((rows,), adapter, device=labels.device))
     states = model(inputs.batch, weights, active=[adapter], top_k=1).hidden.float()[: len(inputs.batch.windows)]
     owners = inputs.batch.top_examples[: len(states)]
     counts = torch.bincount(owners, minlength=rows)[:, None]
@@ -157,7 +157,7 @@ def _five_tasks(device: torch.device) -> Race:
     classifier = Classifier(rival, head)
 
     def ours() -> Tensor:
-        states = model(whole.batch, model.told(owner), top_k=1).hidden.float()[: len(whole.batch.windows)]
+        states = model(whole.batch, model.oracle_weights(owner), top_k=1).hidden.float()[: len(whole.batch.windows)]
         rows = whole.batch.top_examples[: len(states)]
         counts = torch.bincount(rows, minlength=len(lengths))[:, None]
         mean = states.new_zeros(len(lengths), states.shape[1]).index_add(0, rows, states) / counts

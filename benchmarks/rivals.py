@@ -115,7 +115,7 @@ def spread(model: DynamoModel, inputs: Inputs, soft: bool = False) -> Tensor:
     """
     rows, adapters = inputs.batch.example_count, len(model.task_names)
     if not soft:
-        return model.told(torch.arange(rows, device=inputs.batch.ids.device) % adapters)
+        return model.oracle_weights(torch.arange(rows, device=inputs.batch.ids.device) % adapters)
     generator = torch.Generator().manual_seed(3)
     return torch.softmax(torch.randn(rows, adapters, generator=generator), dim=-1).to(inputs.batch.ids.device)
 

@@ -1,5 +1,7 @@
 """Shared fixtures: small systems over a tiny random encoder."""
 
+import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -22,11 +24,21 @@ from dynamo_mtl.training.examples import TaskTables
 from dynamo_mtl.training.run import load_tables
 
 torch.set_num_threads(1)
+# Every phase of training ends with a collection of garbage: what was imported need not be looked at each time.
+gc.freeze()
 
 
 def pytest_unconfigure():
     """Leave nothing behind."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Forget the handlers that commands set up: they write to a stream that ends with the test."""
+    before = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture(scope="session")

@@ -27,3 +27,15 @@ def test_nothing_of_our_own_uses_an_old_name():
         "import dynamo_mtl.cli.training, dynamo_mtl.serving.app, dynamo_mtl.testing, dynamo_mtl.evaluation.compare"
     )
     subprocess.run([sys.executable, "-W", "error::DeprecationWarning:dynamo_mtl", "-c", program], check=True)
+
+
+def test_a_task_type_of_a_package_keeps_its_wordings():
+    """Fails if a type that was written for the release before has no instructions."""
+    from dynamo_mtl.tasks.classification import Classification
+
+    with pytest.warns(DeprecationWarning, match="Wordings is now InstructionTemplates"):
+        from dynamo_mtl.tasks.instruction_templates import Wordings
+    own = Wordings(training=("Which of these is it?",))
+    with pytest.warns(DeprecationWarning, match="Old.wordings is now instruction_templates"):
+        old = type("Old", (Classification,), {"type": "old", "wordings": own})
+    assert old.instruction_templates is own

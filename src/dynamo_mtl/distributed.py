@@ -26,32 +26,32 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """The number of a process and how many there are."""
 
-    rank: int = 0
-    count: int = 1
+    number: int = 0
+    size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
-        return self.rank == 0
+        return self.number == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part: every ``count``-th item. The parts of all processes hold each item once."""
-        return items[self.rank :: self.count]
+        """This process's part: every ``size``-th item. The parts of all processes hold each item once."""
+        return items[self.number :: self.size]
 
 
-def here() -> Place:
-    """The place of the running process."""
+def world() -> Rank:
+    """The rank of the running process, and the size of its job."""
     if not distributed.is_available() or not distributed.is_initialized():
-        return Place()
-    return Place(distributed.get_rank(), distributed.get_world_size())
+        return Rank()
+    return Rank(distributed.get_rank(), distributed.get_world_size())
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all processes, the same bits on each of them."""
-    if here().count == 1:
+    if world().size == 1:
         return tensor
     total = tensor.to(_device())
     with _exchange():
@@ -59,18 +59,18 @@ def add_up(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
-def add_up_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Replace each gradient by its sum over all processes, in one exchange; a missing one counts as zero."""
-    if here().count == 1:
+    if world().size == 1:
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    for parameter, total in zip(parameters, add_up(flat).split([p.numel() for p in parameters]), strict=True):
+    for parameter, total in zip(parameters, all_reduce_sum(flat).split([p.numel() for p in parameters]), strict=True):
         parameter.grad = total.view_as(parameter)
 
 
-def make_equal(tensors: Sequence[Tensor]) -> None:
+def broadcast(tensors: Sequence[Tensor]) -> None:
     """Give every process the values that the first one has."""
-    if here().count > 1:
+    if world().size > 1:
         for tensor in tensors:
             moved = tensor.detach().to(_device())
             with _exchange():
@@ -78,9 +78,9 @@ def make_equal(tensors: Sequence[Tensor]) -> None:
             tensor.detach().copy_(moved)
 
 
-def highest(number: float) -> float:
+def all_reduce_max(number: float) -> float:
     """The highest of the numbers that the processes have."""
-    if here().count == 1:
+    if world().size == 1:
         return number
     found = torch.tensor(number, dtype=torch.float64, device=_device())
     with _exchange():
@@ -90,42 +90,42 @@ def highest(number: float) -> float:
 
 def gather(value: T) -> list[T]:
     """What every process has, in their order."""
-    place = here()
-    if place.count == 1:
+    rank = world()
+    if rank.size == 1:
         return [value]
-    values: list[T | None] = [None] * place.count
+    values: list[T | None] = [None] * rank.size
     with _exchange():
         distributed.all_gather_object(values, value)
     return values  # pyright: ignore[reportReturnType] (all are filled)
 
 
 def join_shares(share: Sequence[T]) -> list[T]:
-    """Put together what the processes made of their ``Place.share``, in the order of the items."""
+    """Put together what the processes made of their ``Rank.share``, in the order of the items."""
     shares = gather(list(share))
     joined: list[T] = [shares[0][0]] * sum(map(len, shares)) if shares[0] else []
-    for rank, part in enumerate(shares):
-        joined[rank :: len(shares)] = part
+    for number, part in enumerate(shares):
+        joined[number :: len(shares)] = part
     return joined
 
 
-def first_does(action: Callable[[], T]) -> T:
-    """Let the first process act; all get its result, and all raise if it fails.
+def on_main_process(action: Callable[[], T]) -> T:
+    """Let the main process act; all get its result, and all raise if it fails.
 
     Raises:
-        DynamoError: of ``action``. ``told`` is set where it is the first process's to tell the user.
+        DynamoError: of ``action``. ``is_reported`` is set where it is for the main process to report.
     """
-    place = here()
-    if place.count == 1:
+    rank = world()
+    if rank.size == 1:
         return action()
     outcome: tuple[T | None, DynamoError | None] = (None, None)
-    if place.first:
+    if rank.is_main:
         try:
             outcome = (action(), None)
         except DynamoError as error:
             outcome = (None, error)
     value, error = gather(outcome)[0]
     if error is not None:
-        error.told = not place.first
+        error.is_reported = not rank.is_main
         raise error
     return value  # pyright: ignore[reportReturnType] (the first process's own)
 

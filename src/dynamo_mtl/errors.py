@@ -20,8 +20,8 @@ EXIT_CODE = 2
 class DynamoError(Exception):
     """Base of all errors that are caused by the input and not by a bug."""
 
-    told = False
-    """Whether another process of the job tells the user about it."""
+    is_reported = False
+    """Whether another process of the job reports it to the user."""
 
     def __init__(self, message: str) -> None:
         """Take the sentence; what it quotes from a file stays on one line and cannot steer a terminal."""
@@ -36,7 +36,11 @@ class DataError(DynamoError):
     """A data file or one of its rows is wrong: the message names file and line."""
 
     def __init__(self, message: str, kind: str = "unreadable") -> None:
-        """Args: the whole sentence; and what rows with the same fault have in common, to count them by."""
+        """
+        Args:
+            message: the whole sentence.
+            kind: what rows with the same fault have in common, to count them by.
+        """
         super().__init__(message)
         self.kind = kind
 

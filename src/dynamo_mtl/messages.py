@@ -1,4 +1,4 @@
-"""Wordings that messages share: what a misspelt name may have meant, and lists that stay short."""
+"""What messages share: what a misspelt name may have meant, and lists that stay short."""
 
 import difflib
 from collections.abc import Iterable

@@ -49,7 +49,8 @@ class _Copy(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         real = vars(importlib.import_module(self.name))
-        vars(module).update({name: value for name, value in real.items() if not name.startswith("__")})
+        kept = {name: value for name, value in real.items() if not name.startswith("__") or name == "__getattr__"}
+        vars(module).update(kept)
 
 
 class _Finder(MetaPathFinder):

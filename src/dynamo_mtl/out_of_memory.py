@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dynamo_mtl.distributed import highest
+from dynamo_mtl.distributed import all_reduce_max
 from dynamo_mtl.errors import MemoryShortage
 
 
@@ -96,5 +96,5 @@ def agreed() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         failed = True
-    if highest(failed):
+    if all_reduce_max(failed):
         raise OutOfMemory(failed)

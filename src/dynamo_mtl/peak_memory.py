@@ -30,7 +30,7 @@ class PeakMemory:
                 _RESET.write_text("5")  # proc(5): resets VmHWM
 
     def now_mib(self) -> float:
-        """What is in use at this moment, in MiB; the peak where that cannot be told."""
+        """What is in use at this moment, in MiB; the peak where that is unknown."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device) / MIB
         return _status("VmRSS") or self.mib()

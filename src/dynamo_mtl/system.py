@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from dynamo_mtl.checkpoint.card import write_card
-from dynamo_mtl.checkpoint.folder import CONFIG, load_checkpoint, open_checkpoint, save_checkpoint
+from dynamo_mtl.checkpoint.card import UNMEASURED, model_card
+from dynamo_mtl.checkpoint.folder import CARD, CONFIG, load_checkpoint, open_checkpoint, save_checkpoint
 from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.checkpoint.stored_config import read_system_config
 from dynamo_mtl.config.system_config import SystemConfig
@@ -68,20 +68,29 @@ class System:
         source = self.source.encode(text, context, instruction)
         return EncodedExample(self.route_of(task), [w.ids for w in source.windows])
 
-    def save(self, folder: Path, metadata: Metadata, config: str, extra: Callable[[Path], None] | None = None) -> None:
-        """Write a checkpoint; ``config`` is the resolved configuration as YAML, ``extra`` writes further files."""
+    def save(self, folder: Path, metadata: Metadata, config: str, state: Callable[[Path], None] | None = None) -> None:
+        """Write a checkpoint with its card, or the state of a run, which needs none.
+
+        Args:
+            folder: what is there is replaced.
+            metadata: what the checkpoint says of itself.
+            config: the resolved configuration as YAML.
+            state: writes the further files of a state.
+        """
         own = {
             name: task.vocabulary.to_json()
             for name, task in self.tasks.items()
             if isinstance(task, GenerationTask) and task.vocabulary.own
         }
 
-        def further(staging: Path) -> None:
-            write_card(staging, folder.name)
-            if extra is not None:
-                extra(staging)
+        def write_further(staging: Path) -> None:
+            if state is not None:
+                state(staging)
+            else:
+                card = model_card(metadata, self.config, folder.name, UNMEASURED)
+                (staging / CARD).write_text(card, encoding="utf-8")
 
-        save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder, further)
+        save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder, write_further)
 
 
 def make_tasks(config: SystemConfig) -> dict[str, Task]:
@@ -92,7 +101,7 @@ def make_tasks(config: SystemConfig) -> dict[str, Task]:
     tasks = {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
     twins = {name for pair in _alike(tasks) for name in pair}
     for name in twins:
-        tasks[name].is_specific = True
+        tasks[name].name_itself()
     return tasks
 
 

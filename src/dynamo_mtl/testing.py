@@ -79,14 +79,14 @@ def _check_reading(task: Task, examples: Sequence[Example]) -> None:
 
 def _check_wordings(task: Task) -> None:
     sets = [set(task.instructions), set(task.validation_instructions), set(task.evaluation_instructions)]
-    assert sets[0], "wordings.training should hold instructions, or no instruction can ask for the task"
-    if task.wordings.validation and task.wordings.evaluation:
+    assert sets[0], "instruction_templates.training should hold instructions, or no instruction can ask for the task"
+    if task.instruction_templates.validation and task.instruction_templates.evaluation:
         assert len(set.union(*sets)) == sum(map(len, sets)), "a wording is in two sets"
 
 
 def _losses(system: System, examples: Sequence[Example]) -> torch.Tensor:
     packed = system.collate([system.encode(example, NAME) for example in examples])
-    output = system.model(packed.batch, system.model.told(packed.routes), [0], 1)
+    output = system.model(packed.batch, system.model.oracle_weights(packed.routes), [0], 1)
     (view,) = packed.views
     losses = system.tasks[NAME].losses(system.model.head(NAME), output.hidden, view)
     assert losses.shape == view.label_rows.shape, "losses should be one for each label, in the order of label_rows"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dynamo_mtl.evaluation.cross_adapter import score_misroutes
+from dynamo_mtl.evaluation.cross_adapter import score_cross_adapter
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_input
 from dynamo_mtl.evaluation.rejection import score_rejection
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.metrics.routing import auroc
-from dynamo_mtl.model.ood import KnownInputs
+from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training import router_memory as known
 from dynamo_mtl.training.examples import ExampleSource
@@ -22,7 +22,7 @@ def examples(system, tables):
 
 def test_a_misroute_costs_what_answering_so_would_score(system, examples):
     """Fails if rows and columns are exchanged, or the head follows where the adapter alone should."""
-    found = score_misroutes(Predictor(system), examples)
+    found = score_cross_adapter(Predictor(system), examples)
     names = list(system.tasks)
     predictor = Predictor(system)
     for task, head, adapter, kind in (
@@ -78,12 +78,12 @@ def test_a_task_that_is_left_out_is_rejected_where_its_features_lie_apart(system
 
 def test_what_is_unknown_is_not_learned_from(system, tables, session_config):
     """Neither a text of the task that is left out nor one with its instruction. Fails if crossed texts stay."""
-    inputs = known.known_inputs(ExampleSource(system, tables), session_config.training)
+    inputs = known.collect_router_memory(ExampleSource(system, tables), session_config.training)
     left = (inputs.routes != 0) & (inputs.origins != 0)
     crossed = inputs.routes != inputs.origins
     assert (crossed & ~left).any()
-    novelty = inputs.fit(0, unknown=0)
-    assert len(novelty.references) == int(left.sum())
+    ood = inputs.fit(0, unknown=0)
+    assert len(ood.references) == int(left.sum())
     assert len(inputs.fit(0).references) == len(inputs.routes)
 
 
@@ -99,9 +99,9 @@ def test_kinds_of_text_do_not_count_as_noise_where_instructions_cross_them():
         values[:, 7:9] = torch.tensor([100.0, -100.0])  # keeps the normalisation of a row from undoing the rest
         return values
 
-    inputs = KnownInputs(features(10.0 * origins), routes, origins, torch.arange(240) < 120)
-    novelty = inputs.fit(0)
-    familiar, unknown = novelty(features(10.0 * origins)), novelty(features(torch.full((50,), 5.0)))
+    inputs = RouterMemory(features(10.0 * origins), routes, origins, torch.arange(240) < 120)
+    ood = inputs.fit(0)
+    familiar, unknown = ood(features(10.0 * origins)), ood(features(torch.full((50,), 5.0)))
     assert auroc(familiar.numpy(), unknown.numpy()) > 0.95
 
 

@@ -81,7 +81,9 @@ def test_the_graph_routes_and_scores_as_the_model_does(saved, graph, count):
         for row, one in enumerate(inputs):
             encoded = system.tasks["qa"].unanswered(system.source.encode(one.text, one.context, None), 0)
             packed = system.collate([encoded])
-            hidden = system.model(packed.batch, system.model.told(torch.tensor([1]))).hidden[: mask[row].sum()]
+            hidden = system.model(packed.batch, system.model.oracle_weights(torch.tensor([1]))).hidden[
+                : mask[row].sum()
+            ]
             expected = system.model.head("qa")(hidden)
             assert np.abs(told["qa"][row, : mask[row].sum()] - expected.numpy()).max() < 1e-4
     answer = Predictor(system).predict(inputs[-1:], ["sentiment"])[0].answer
@@ -116,7 +118,7 @@ def test_a_merged_checkpoint_is_the_model_told_the_task(saved, tmp_path):
     encoded = system.tasks["qa"].unanswered(system.source.encode(TEXTS[0].text, TEXTS[0].context, None), 0)
     with torch.no_grad():
         packed = system.collate([encoded])
-        hidden = system.model(packed.batch, system.model.told(torch.tensor([1]))).hidden[: ids.shape[1]]
+        hidden = system.model(packed.batch, system.model.oracle_weights(torch.tensor([1]))).hidden[: ids.shape[1]]
         expected = system.model.head("qa")(hidden)
         found = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
     assert torch.allclose(found.start_logits[0], expected[:, 0], atol=1e-4)

@@ -23,10 +23,10 @@ def _probabilities(predictor, inputs):
 def _know(system, shift):
     """What is known are TEXTS; ``shift`` is added to how far validation inputs lay."""
     features = Predictor(system).read([TextInput(text) for text in TEXTS * 4], lambda _, trunk: trunk.features)
-    novelty = system.model.novelty
-    novelty.fit(features, torch.arange(12) % 3, torch.ones(12, dtype=torch.bool), seed=0)
-    novelty.calibrate(features)
-    novelty.distances += shift
+    ood = system.model.ood
+    ood.fit(features, torch.arange(12) % 3, torch.ones(12, dtype=torch.bool), seed=0)
+    ood.calibrate(features)
+    ood.distances += shift
 
 
 def _save(system, folder, calibration):

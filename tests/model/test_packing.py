@@ -42,7 +42,7 @@ def _sequences_and_orders(deep_only):
 
 
 def _with_fillers(rows, count, real):
-    """A run of ``count`` rows: ``rows`` at the places ``real``, among fillers that must not matter."""
+    """A run of ``count`` rows: ``rows`` at the places ``real``, among padding that must not matter."""
     return torch.full((count, rows.shape[1]), 50.0).index_copy(0, real, rows)
 
 

@@ -31,7 +31,7 @@ def _linears(system):
 def _mixed(system, tables):
     names = list(system.tasks)
     together = collate([system.encode(example_at(tables[n].train, 0), n) for n in names], system.first_position)
-    return together, system.model.told(together.routes)
+    return together, system.model.oracle_weights(together.routes)
 
 
 def test_each_value_is_within_half_a_step_of_its_row(make):

@@ -14,7 +14,7 @@ from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.tasks import task as contract
 from dynamo_mtl.tasks.classification import Classification
-from dynamo_mtl.tasks.instruction_templates import Wordings
+from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
 from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.testing import check_task_type
 
@@ -40,7 +40,7 @@ class Shouting(Classification):
     """Of another package: whether a text is loud."""
 
     type = "shouting"
-    wordings = Wordings(training=("Is this loud?",))
+    instruction_templates = InstructionTemplates(training=("Is this loud?",))
 
 
 @pytest.fixture
@@ -91,7 +91,10 @@ def test_the_type_on_the_page_is_complete(monkeypatch, tiny_roberta):
         ({"losses": lambda self, head, hidden, view: hidden[view.tokens[:, 0], 0]}, "the head no gradient"),
         ({"losses": lambda self, head, hidden, view: hidden[view.tokens[:, 0], 0] * len(view.examples)}, "add up"),
         ({"trivial_answers": lambda self, train, rows: [{"class": 0}] * len(rows)}, "keys of the model's"),
-        ({"wordings": Wordings(training=("a",), validation=("b",), evaluation=("a",))}, "two sets"),
+        (
+            {"instruction_templates": InstructionTemplates(training=("a",), validation=("b",), evaluation=("a",))},
+            "two sets",
+        ),
     ],
 )
 def test_a_type_that_breaks_the_contract_is_told_so(broken, sentence, other_package, monkeypatch, tiny_roberta):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dynamo_mtl.checkpoint.folder import KNOWN
+from dynamo_mtl.checkpoint.folder import MEMORY
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import AddedTask, extended_config, load_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ from dynamo_mtl.lifecycle.branch_phase import (
     set_prototype,
 )
 from dynamo_mtl.lifecycle.editing import remove_task, rename_task
-from dynamo_mtl.model.ood import Novelty
+from dynamo_mtl.model.ood import OutOfDistribution
 from dynamo_mtl.model.router import Router, RouterConfig
 from dynamo_mtl.storage import write_manifest
 from dynamo_mtl.strict_yaml import dump_yaml
@@ -128,8 +128,8 @@ def test_its_inputs_are_remembered_and_known(trained, added):
     assert len(after.known) > len(before.known)
     assert torch.equal(after.known.features[: len(before.known)], before.known.features)
     assert set(after.known.routes.tolist()) == {0, 1, 2, 3}
-    assert len(after.novelty.references) > len(before.novelty.references)
-    assert torch.equal(after.novelty.projection, before.novelty.projection)
+    assert len(after.ood.references) > len(before.ood.references)
+    assert torch.equal(after.ood.projection, before.ood.projection)
 
 
 def test_a_second_task_can_be_added_and_either_removed(added, tmp_path):
@@ -162,7 +162,7 @@ def test_removing_a_task_of_the_first_training_leaves_the_others_shares(trained,
         expected = {task: share / total for task, share in shares.items()}
         assert after.route(text)["probabilities"] == pytest.approx(expected, rel=1e-4)
         assert after.predict(text, task_hint="translation") == before.predict(text, task_hint="translation")
-    known = after.system.model.known
+    known = after.system.model.memory
     assert set(known.routes.tolist()) == set(known.origins.tolist()) == {0, 1}
     assert not list(folder.glob("*/code_generation*"))
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_remembers_nothing_is_refused(trained, tmp_path):
     import shutil
 
     old = shutil.copytree(trained, tmp_path / "old")
-    (old / KNOWN).unlink()
+    (old / MEMORY).unlink()
     write_manifest(old)
     config = extended_config(old / "config.yaml", AddedTask(NEW, "translation", "sample"), OVERRIDES)
     with pytest.raises(CheckpointError, match="nothing says what belongs to the tasks that are there"):
@@ -254,12 +254,12 @@ def test_a_prototype_tells_a_task_from_sixteen_examples():
     """Fails if the row points at the mean of everything, or its bias is not between the groups."""
     torch.manual_seed(0)
     inputs, older = _inputs(count=16)
-    novelty = Novelty(24)
+    ood = OutOfDistribution(24)
     features = torch.cat([inputs.remembered, *older])
     groups = torch.arange(len(features)) // 16 % 2
-    novelty.fit(features, groups, torch.ones(len(features), dtype=torch.bool), 0)
+    ood.fit(features, groups, torch.ones(len(features), dtype=torch.bool), 0)
     router = _router(0)
-    set_prototype(last_branch(router), inputs, novelty)
+    set_prototype(last_branch(router), inputs, ood)
     router.eval()
     last_branch(router).looks_like.fill_(1.0)  # says nothing
     assert (branch_odds(router, inputs.own_validation) > 0).float().mean() > 0.9

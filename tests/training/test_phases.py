@@ -68,10 +68,10 @@ def test_each_phase_changes_only_what_it_may(trained):
     folder, *_ = trained
     one, two, three = (_states(folder / "checkpoints" / name)[0] for name in ("phase_1", "phase_2", "final_model"))
     changed = {n for n in one if not torch.equal(one[n], two[n])}
-    assert any(name.startswith("novelty.") for name in changed)
-    assert all(name.startswith(("router.", "novelty.")) for name in changed)
+    assert any(name.startswith("ood.") for name in changed)
+    assert all(name.startswith(("router.", "ood.")) for name in changed)
     changed = {n.split(".")[0] for n in two if not torch.equal(two[n], three[n])}
-    assert changed <= {"bank", "heads", "router", "novelty"}
+    assert changed <= {"bank", "heads", "router", "ood"}
 
 
 def _run(phase, system, config, folder):

@@ -17,7 +17,7 @@ from tiny import without_dropout
 from torture import RATES, outcome
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.distributed import Place, add_up, first_does, here, join_shares
+from dynamo_mtl.distributed import Rank, all_reduce_sum, join_shares, on_main_process, world
 from dynamo_mtl.errors import ConfigError, DynamoError
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.inference.predictor import Predictor
@@ -65,9 +65,9 @@ def alone(tiny_settings, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_t5_the_shares_of_a_step_are_the_examples_of_one_process(session_config, system, tables, count):
     """Fails if a process draws from random numbers of its own, or if a share is left out or drawn twice."""
-    whole, parts = ExampleSource(system, tables, Place()), []
+    whole, parts = ExampleSource(system, tables, Rank()), []
     for rank in range(count):
-        parts.append(ExampleSource(system, tables, Place(rank, count)))
+        parts.append(ExampleSource(system, tables, Rank(rank, count)))
     settings = session_config.training
     ranked = {name: list(range(20)) for name in tables}
     for make in (lambda s: AdapterPhase(s, "qa", settings), lambda s: JointPhase(s, settings, {}, ranked)):
@@ -129,7 +129,7 @@ def _skip_one(folder):
     def backward(system, batch, adapter, scale):
         seen.append(_digest(system))
         terms = real(system, batch, adapter, scale)
-        if len(seen) == 2 and here().rank == here().count - 1:
+        if len(seen) == 2 and world().number == world().size - 1:
             next(p for p in system.model.parameters() if p.grad is not None).grad.view(-1)[0] = math.inf
         return terms
 
@@ -157,7 +157,7 @@ def _stopped_by_one(folder):
     real = loop.TrainingLoop.update
 
     def update(self, batch):
-        if self.phase.name == "phase 1 qa" and self.step == 1 and here().rank == 1:
+        if self.phase.name == "phase 1 qa" and self.step == 1 and world().number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, batch)
 
@@ -278,20 +278,20 @@ def test_evaluation_answers_every_example_exactly_once(tiny_settings, tmp_path):
 def _exchange():
     """Every exchange with hand-made values."""
     PartialState()
-    rank = here().rank
+    rank = world().number
 
     def fail():
         raise ConfigError("from the first")
 
     try:
-        first_does(fail)
+        on_main_process(fail)
     except DynamoError as error:
-        failure = (type(error).__name__, str(error), error.told)
+        failure = (type(error).__name__, str(error), error.is_reported)
     return {
-        "sum": add_up(torch.tensor([1.0, rank])).tolist(),
-        "joined": join_shares([f"item {i}" for i in here().share(range(5))]),
+        "sum": all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
+        "joined": join_shares([f"item {i}" for i in world().share(range(5))]),
         "none": join_shares([]),
-        "first": first_does(lambda: rank + 7),
+        "first": on_main_process(lambda: rank + 7),
         "failure": failure,
     }
 

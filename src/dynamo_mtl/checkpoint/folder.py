@@ -24,12 +24,12 @@ from dynamo_mtl.checkpoint.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.checkpoint.peft_format import load_adapter, read_tensors, save_adapter
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.model.dynamo import DynamoModel
-from dynamo_mtl.model.ood import read_known_inputs
+from dynamo_mtl.model.ood import read_router_memory
 from dynamo_mtl.storage import verify_folder, write_folder
 
 CONFIG = "config.yaml"
 NOVELTY = "novelty.safetensors"
-KNOWN = "known_inputs.safetensors"
+MEMORY = "known_inputs.safetensors"
 CARD = "README.md"
 _CUTTING = {"max_length", "stride", "pad_to_multiple_of", "truncation_strategy", "truncation", "padding"}
 """Settings of a published tokenizer by which it pads and cuts texts."""
@@ -71,10 +71,10 @@ def save_checkpoint(
             save_adapter(place, model.bank[name], model.tap_layer, layers, metadata.backbone)
             save_file(_tensors(model.head(name)), staging / "heads" / f"{name}.safetensors")
         save_file(_tensors(model.router), staging / "router.safetensors")
-        if model.novelty.is_fitted:
-            save_file(_tensors(model.novelty), staging / NOVELTY)
-        if model.known is not None:
-            save_file(model.known.tensors(), staging / KNOWN)
+        if model.ood.is_fitted:
+            save_file(_tensors(model.ood), staging / NOVELTY)
+        if model.memory is not None:
+            save_file(model.memory.tensors(), staging / MEMORY)
         if not model.config.freeze_backbone:
             save_file(_tensors(model.encoder), staging / "backbone.safetensors")
         for name, vocabulary in vocabularies.items():
@@ -133,7 +133,7 @@ def load_checkpoint(
     with_router: bool = True,
     added: str | None = None,
 ) -> None:
-    """Load adapters, heads and, unless told not to, the router into a model of the same tasks and backbone.
+    """Load adapters, heads and, if ``with_router``, the router into a model of the same tasks and backbone.
 
     The model may have one task more, its last one: ``added``, of which everything stays as it is.
 
@@ -157,11 +157,11 @@ def load_checkpoint(
         _load(model.router, folder / "router.safetensors", fresh)
         if (folder / NOVELTY).is_file():  # phase 1 knows no inputs yet
             try:
-                model.novelty.take(read_tensors(folder / NOVELTY))
+                model.ood.take(read_tensors(folder / NOVELTY))
             except ValueError as error:
                 raise CheckpointError(f"{folder / NOVELTY}: {error}") from error
-        if (folder / KNOWN).is_file():
-            _load_known(model, folder / KNOWN)
+        if (folder / MEMORY).is_file():
+            _load_memory(model, folder / MEMORY)
     if not model.config.freeze_backbone:
         _load(model.encoder, folder / "backbone.safetensors")
 
@@ -183,11 +183,11 @@ def _load(module: torch.nn.Module, path: Path, fresh: str | None = None) -> None
         raise CheckpointError(f"{path}: does not fit the configuration: {' '.join(str(error).split())}") from error
 
 
-def _load_known(model: DynamoModel, path: Path) -> None:
+def _load_memory(model: DynamoModel, path: Path) -> None:
     try:
         tensors = read_tensors(path, (torch.float16, torch.int16, torch.uint8))
-        known = read_known_inputs(tensors, model.router.feature_size, len(model.task_names))
-        known = known.to(model.novelty.center.device)
+        known = read_router_memory(tensors, model.router.feature_size, len(model.task_names))
+        known = known.to(model.ood.center.device)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model.known = known
+    model.memory = known

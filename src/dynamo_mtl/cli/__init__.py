@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=[_at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)], standalone_mode=True)
     except DynamoError as error:
-        if not error.told:
+        if not error.is_reported:
             typer.echo(f"error: {error}", err=True)
         raise SystemExit(EXIT_CODE) from None
     finally:

@@ -11,17 +11,17 @@ from dynamo_mtl.messages import did_you_mean
 
 SYSTEMS = {
     "dynamo": "the router chooses one adapter and head for every input, in one pass",
-    "oracle": "the same model told the true task",
+    "oracle": "the same model given the true task",
     "soft": "the same model, adapters mixed by the router's weights, the likeliest task's head",
-    "single_task": "the adapters as phase 1 left them, told the true task",
-    "single_lora": "one LoRA of the summed rank for all tasks, told the true task",
-    "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, told the true task",
+    "single_task": "the adapters as phase 1 left them, given the true task",
+    "single_lora": "one LoRA of the summed rank for all tasks, given the true task",
+    "full_finetuning": "no adapters, all weights of the backbone trained on all tasks, given the true task",
     "two_pass": "the adapters of phase 1, a router that reads the last layer of a first pass (after X-LoRA)",
     "nearest_centroid": "the same adapters, chosen by the nearest task mean of trunk features, no training",
     "arrow": "the same adapters, chosen by their own directions, no training (after Arrow)",
-    "uniform": "all adapters with equal weights, told the true task's head",
+    "uniform": "all adapters with equal weights, given the true task's head",
     "random": "an adapter and head at random",
-    "base": "the same model without adapters, told the true task's head",
+    "base": "the same model without adapters, given the true task's head",
     "trivial": "no learning at all",
 }
 """Every system that can be compared, in the order of tables, and what it is."""

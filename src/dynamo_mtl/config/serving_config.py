@@ -25,7 +25,7 @@ class ServingConfig(BaseModel):
     """Answers that are written at once; further inputs wait."""
 
     max_requests: int = Field(default=256, ge=1)
-    """Inputs that wait or are worked on; beyond them, clients are told to come back later."""
+    """Inputs that wait or are worked on; beyond them, clients are asked to come back later."""
     max_queued_tokens: int = Field(default=65536, ge=1)
     """Source tokens of all inputs that wait or are worked on."""
     max_routing: int = Field(default=16, ge=1)
@@ -46,7 +46,7 @@ class ServingConfig(BaseModel):
     body_seconds: float = Field(default=10.0, gt=0)
     """A request whose body takes longer to arrive is given up."""
     drain_seconds: float = Field(default=30.0, ge=0)
-    """How long the server goes on with what it accepted, once it is told to stop."""
+    """How long the server goes on with what it accepted, once it is asked to stop."""
 
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     """Of one request."""

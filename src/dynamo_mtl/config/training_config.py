@@ -100,7 +100,7 @@ class TrainingConfig(BaseModel):
     efficiency_weight: float = Field(default=0.0, ge=0)
     """Of the effective number of adapters of an input; no gain was measured."""
     consistency_weight: float = Field(default=0.1, ge=0)
-    """Of the divergence between two views of an input: two dropout masks, two wordings."""
+    """Of the divergence between two views of an input: two dropout masks, two instructions."""
     entropy_weight: float = Field(default=0.0, ge=0)
     """Of the entropy of the routing weights."""
     temperature_weight: float = Field(default=0.1, ge=0)

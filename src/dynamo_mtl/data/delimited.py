@@ -45,7 +45,7 @@ def delimited_rows(
     Args:
         path: ends with ``.csv`` or ``.tsv``, or that and ``.gz``.
         reading: what the file does not say itself.
-        refuse: is told of each line that does not fit, before any row is given.
+        refuse: is called with each line that does not fit, before any row is given.
 
     Raises:
         DataError: no header, a column that is named twice, or no way to read the file.

@@ -33,7 +33,7 @@ def file_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:
     Args:
         path: of any of ``SUFFIXES``.
         reading: how a text file is written.
-        refuse: is told of each row that cannot be parsed.
+        refuse: is called with each row that cannot be parsed.
 
     Raises:
         DataError: a file that cannot be read at all.

@@ -61,7 +61,7 @@ def read_rows(
         location: file, folder, hub id or ``sample:<task type>``.
         split: ``train``, ``validation`` or ``test``.
         config: hub revision.
-        refuse: is told of each row that cannot be parsed; raises by default, else the next row follows.
+        refuse: is called with each row that cannot be parsed; raises by default, else the next row follows.
         reading: how text files are written.
     """
     files = None if is_sample(location) else find_files(location, split)

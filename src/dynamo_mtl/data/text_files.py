@@ -82,7 +82,7 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
 
 
 def _line_of_bytes(path: Path, encoding: str) -> str:
-    """The first line that is no text, for a message; nothing where lines cannot be told from bytes."""
+    """The first line that is no text, for a message; nothing where the bytes show no lines."""
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, start=1):
             try:

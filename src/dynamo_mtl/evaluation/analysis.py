@@ -30,7 +30,7 @@ FUNCTION_WORDS = frozenset(
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class RoutedInputs:
     """What a data loader gave, an element for every input."""
 
     features: Tensor
@@ -60,7 +60,7 @@ def adapter_similarity(model: DynamoModel) -> list[list[float]]:
     return (products / norms[:, None] / norms[None, :]).tolist()
 
 
-def _properties(inputs: _Inputs) -> dict[str, np.ndarray]:
+def input_properties(inputs: RoutedInputs) -> dict[str, np.ndarray]:
     """Numbers that describe each input; those that do not vary are left out."""
     found = {
         "length (log tokens)": np.array([np.log(len(ids)) for ids in inputs.tokens]),
@@ -75,7 +75,7 @@ def _properties(inputs: _Inputs) -> dict[str, np.ndarray]:
     return {name: values for name, values in found.items() if values.std() > 0}
 
 
-def _correlations(
+def correlations(
     properties: Mapping[str, np.ndarray], probabilities: np.ndarray, correct: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Pearson correlation of each property with each task's probability, the confidence and being right."""
@@ -90,13 +90,14 @@ def _correlations(
     }
 
 
-def _curve(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+def risk_curve(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+    """Coverage and risk, at ``POINTS`` places at most."""
     coverage, risk = risk_coverage(confidence, correct)
     kept = np.unique(np.linspace(0, len(risk) - 1, min(POINTS, len(risk))).astype(int))
     return {"coverage": coverage[kept].tolist(), "risk": risk[kept].tolist()}
 
 
-def _map(features: Tensor, truth: np.ndarray, names: Sequence[str]) -> dict[str, list[list[float]]]:
+def feature_map(features: Tensor, truth: np.ndarray, names: Sequence[str]) -> dict[str, list[list[float]]]:
     """Normalised features along the two main directions between the tasks' means."""
     normal = torch.nn.functional.layer_norm(features, features.shape[1:])
     centered = normal - normal.mean(dim=0)
@@ -109,7 +110,7 @@ def _map(features: Tensor, truth: np.ndarray, names: Sequence[str]) -> dict[str,
     return {names[int(t)]: points[truth == t][:MAPPED].round(3).tolist() for t in present}
 
 
-def _wordings(inputs: _Inputs, correct: np.ndarray) -> list[dict[str, Any]]:
+def instructions_followed(inputs: RoutedInputs, correct: np.ndarray) -> list[dict[str, Any]]:
     """How often each instruction was followed, the worst ones first."""
     found: dict[str, list[bool]] = {}
     for instruction, right in zip(inputs.instructions, correct.tolist(), strict=True):
@@ -119,8 +120,8 @@ def _wordings(inputs: _Inputs, correct: np.ndarray) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["accuracy"], -row["n"]))
 
 
-def _remarkable(
-    inputs: _Inputs, probabilities: np.ndarray, familiarity: np.ndarray, names: Sequence[str]
+def remarkable_inputs(
+    inputs: RoutedInputs, probabilities: np.ndarray, familiarity: np.ndarray, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Inputs whose own task is thought least likely, and those between two tasks."""
     own = probabilities[np.arange(len(inputs.tasks)), inputs.tasks]

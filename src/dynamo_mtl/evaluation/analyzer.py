@@ -15,14 +15,14 @@ from torch import Tensor
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.evaluation.analysis import (
-    _correlations,
-    _curve,
-    _Inputs,
-    _map,
-    _properties,
-    _remarkable,
-    _wordings,
+    RoutedInputs,
     adapter_similarity,
+    correlations,
+    feature_map,
+    input_properties,
+    instructions_followed,
+    remarkable_inputs,
+    risk_curve,
 )
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_examples
 from dynamo_mtl.evaluation.result_figures import (
@@ -65,7 +65,7 @@ class RoutingAnalyzer:
             dataloader: batches with padded ``input_ids`` and ``attention_mask`` ``(rows, length)``, and ``task``
                 (names) or ``task_ids`` (numbers in the order of ``task_names``). If given, ``example_ids`` join
                 neighbouring rows to one input of several windows; ``text`` is shown and looked at; ``instruction``
-                (or None) and ``kind`` (such as bare or crossed) are told apart.
+                (or None) and ``kind`` (such as bare or crossed) are reported apart.
 
         Returns:
             The scores of ``routing_scores``, and ``confusion``, mean ``probabilities`` of each task's inputs, ``kinds``
@@ -80,7 +80,7 @@ class RoutingAnalyzer:
         inputs = self._read(dataloader)
         logits = self.model.router(inputs.features).logits / self.model.router.temperature
         probabilities = self.calibration.probabilities(logits).cpu().numpy()
-        familiarity = self.model.novelty.familiarity(inputs.features).cpu().numpy()
+        familiarity = self.model.ood.familiarity(inputs.features).cpu().numpy()
         truth = inputs.tasks
         predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
         correct = predicted == truth
@@ -105,21 +105,21 @@ class RoutingAnalyzer:
                 }
                 for i, name in enumerate(names)
             },
-            "correlations": _correlations(_properties(inputs), probabilities, correct, names),
+            "correlations": correlations(input_properties(inputs), probabilities, correct, names),
             "reliability_bins": CALIBRATION_BINS,
             "reliability": {kind: reliability_bins(confidence[own], correct[own]) for kind, own in kinds.items()},
-            "risk_coverage": {kind: _curve(confidence[own], correct[own]) for kind, own in kinds.items()},
+            "risk_coverage": {kind: risk_curve(confidence[own], correct[own]) for kind, own in kinds.items()},
             "adapter_similarity": adapter_similarity(self.model),
-            "map": _map(inputs.features, truth, names),
-            "wordings": _wordings(inputs, correct),
-            **_remarkable(inputs, probabilities, familiarity, names),
+            "map": feature_map(inputs.features, truth, names),
+            "wordings": instructions_followed(inputs, correct),
+            **remarkable_inputs(inputs, probabilities, familiarity, names),
             "warnings": collapse_warnings(probabilities, truth.tolist(), names),
         }
         return self.analysis
 
-    def _read(self, dataloader: Iterable[Mapping[str, Any]]) -> _Inputs:
+    def _read(self, dataloader: Iterable[Mapping[str, Any]]) -> RoutedInputs:
         device = next(self.model.parameters()).device
-        found = _Inputs(torch.empty(0), np.empty(0, dtype=int), [], [], [], [])
+        found = RoutedInputs(torch.empty(0), np.empty(0, dtype=int), [], [], [], [])
         features: list[Tensor] = []
         tasks: list[int] = []
         for batch in dataloader:
@@ -146,7 +146,9 @@ class RoutingAnalyzer:
                 values += [default if given is None else given[row] for row in starts]
         if not features:
             raise DataError("the data loader of the routing analysis is empty")
-        return _Inputs(torch.cat(features), np.array(tasks), found.tokens, found.texts, found.instructions, found.kinds)
+        return RoutedInputs(
+            torch.cat(features), np.array(tasks), found.tokens, found.texts, found.instructions, found.kinds
+        )
 
     def _tasks(self, batch: Mapping[str, Any]) -> list[int]:
         if "task_ids" in batch:

@@ -22,14 +22,14 @@ from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
 from dynamo_mtl.evaluation.routing_scores import score_routing
 from dynamo_mtl.evaluation.systems import (
     Choice,
-    Contender,
+    ComparedSystem,
     choose_by_arrow,
     choose_by_router,
     choose_nearest_centroid,
+    choose_oracle,
     choose_random,
     mix_softly,
     mix_uniformly,
-    told,
     without_adapters,
 )
 from dynamo_mtl.inference.predictor import Predictor
@@ -70,22 +70,22 @@ class AnswerTable:
 
 @dataclass
 class Scoreboard:
-    """Scores contenders on the same examples."""
+    """Scores systems on the same examples."""
 
     examples: Examples
     scores: dict[str, Scores] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     tables: dict[int, AnswerTable] = field(default_factory=dict)
     labels: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    """Of each task with labels, what the first contender answered for what."""
+    """Of each task with labels, what the first system answered for what."""
 
-    def add(self, name: str, contender: Contender) -> None:
-        """Score a contender on every task."""
-        predictor = contender.predictor
+    def add(self, name: str, compared: ComparedSystem) -> None:
+        """Score a system on every task."""
+        predictor = compared.predictor
         table = self.tables.setdefault(id(predictor), AnswerTable(predictor))
         for task, rows in self.examples.items():
             inputs = [task_input(predictor.system, task, row) for row in rows]
-            choice = contender.choose(inputs, [task] * len(inputs))
+            choice = compared.choose(inputs, [task] * len(inputs))
             if choice.weights is None:
                 answers = table.answers(task, rows, choice, name)
             else:
@@ -127,30 +127,30 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system, metadata.calibration)
-    contenders = own_contenders(predictor, systems, metadata.seed)
+    compared_systems = systems_of(predictor, systems, metadata.seed)
     if "single_task" in systems and (alone := _single_task(predictor, checkpoint, device, config)):
-        contenders["single_task"] = alone
+        compared_systems["single_task"] = alone
     board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
     if "trivial" in systems:  # first, since it is the one that needs the training data
         board.add_trivial(system, metadata.seed)
-    for name, contender in contenders.items():
-        board.add(name, contender)
+    for name, compared in compared_systems.items():
+        board.add(name, compared)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     return make_result(metadata, system, split, board, routing)
 
 
 def _single_task(
     predictor: Predictor, checkpoint: Path, device: torch.device, config: PipelineConfig
-) -> Contender | None:
+) -> ComparedSystem | None:
     """The adapters as phase 1 left them, if they lie beside the checkpoint and are of its tasks."""
     before = checkpoint / ".." / FOLDERS[1]
     if not (before / METADATA).is_file():
         logger.warning("single_task is left out: there is no %s", before)
         return None
     if _same_adapters(before, checkpoint):  # no phase has changed them since, so their answers are known
-        return Contender(predictor, told)
+        return ComparedSystem(predictor, choose_oracle)
     try:
-        return Contender(load_predictor(before, device, config), told)
+        return ComparedSystem(load_predictor(before, device, config), choose_oracle)
     except CheckpointError as error:
         logger.warning("single_task is left out: %s", error)
         return None
@@ -166,29 +166,29 @@ def _same_adapters(one: Path, other: Path) -> bool:
     return found[0] == found[1]
 
 
-def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[str, Contender]:
+def systems_of(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[str, ComparedSystem]:
     """Those of ``systems`` that are one trained model with different choosers."""
     system = predictor.system
     top_k = system.config.router.top_k
     router = choose_by_router(predictor) if top_k == 1 else mix_softly(predictor, top_k)
 
-    def centroids() -> Contender:
+    def centroids() -> ComparedSystem:
         train = {n: task_examples(system, n, TRAIN, seed, CENTROID_SAMPLE) for n in system.tasks}
         # Where an instruction is needed, one that training has: the one that is scored would give the task away.
         inputs = {
             n: [task_input(system, n, row, system.tasks[n].instructions) for row in rows] for n, rows in train.items()
         }
-        return Contender(predictor, choose_nearest_centroid(predictor, inputs))
+        return ComparedSystem(predictor, choose_nearest_centroid(predictor, inputs))
 
     makers = {
-        "dynamo": lambda: Contender(predictor, router, routed=True),
-        "oracle": lambda: Contender(predictor, told),
-        "soft": lambda: Contender(predictor, mix_softly(predictor, len(system.tasks))),
+        "dynamo": lambda: ComparedSystem(predictor, router, routed=True),
+        "oracle": lambda: ComparedSystem(predictor, choose_oracle),
+        "soft": lambda: ComparedSystem(predictor, mix_softly(predictor, len(system.tasks))),
         "nearest_centroid": centroids,
-        "arrow": lambda: Contender(predictor, choose_by_arrow(predictor)),
-        "uniform": lambda: Contender(predictor, mix_uniformly(system)),
-        "random": lambda: Contender(predictor, choose_random(system, seed)),
-        "base": lambda: Contender(predictor, without_adapters(system)),
+        "arrow": lambda: ComparedSystem(predictor, choose_by_arrow(predictor)),
+        "uniform": lambda: ComparedSystem(predictor, mix_uniformly(system)),
+        "random": lambda: ComparedSystem(predictor, choose_random(system, seed)),
+        "base": lambda: ComparedSystem(predictor, without_adapters(system)),
     }
     if system.config.model.adapters != "routed":  # nothing chooses, and there is one adapter or none to choose
         makers = {"oracle": makers["oracle"]}
@@ -196,7 +196,7 @@ def own_contenders(predictor: Predictor, systems: Sequence[str], seed: int) -> d
 
 
 def load_predictor(checkpoint: Path, device: torch.device, config: SystemConfig | None = None) -> Predictor:
-    """A trained model that is told the task, so that its router is not needed."""
+    """A trained model that is given the task, so that its router is not needed."""
     return Predictor(load_system(checkpoint, device, config, with_router=False)[0])
 
 

@@ -32,7 +32,7 @@ def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measur
         shown = ["" if score is None else f"{score:.4g}" for score in scores]
         count = next((s[task]["n"] for s in result.systems.values() if task in s), 0)
         rows.append([task, metric, *shown, str(count)])
-    table = markdown_table(["task", "metric", "routed", "told the task", "examples"], rows)
+    table = markdown_table(["task", "metric", "routed", "given the task", "examples"], rows)
     kinds = [(k, result.routing[k]) for k in ("bare", "instructed", "crossed") if k in result.routing]
     routed = [[kind, f"{s['accuracy']:.4f}", f"{s['worst_task']:.4f}", str(s["n"])] for kind, s in kinds]
     about = (

@@ -24,18 +24,18 @@ from dynamo_mtl.checkpoint.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.config.comparison_config import OWN_TRAINING, SYSTEMS, CompareConfig
 from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.distributed import first_does
+from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.benchmark import (
     Scoreboard,
     load_predictor,
     make_result,
-    own_contenders,
+    systems_of,
 )
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import Cost, Result
 from dynamo_mtl.evaluation.routing_scores import score_routing
-from dynamo_mtl.evaluation.systems import Contender, told
+from dynamo_mtl.evaluation.systems import ComparedSystem, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.out_of_memory import free_memory
 from dynamo_mtl.peak_memory import PeakMemory
@@ -89,10 +89,10 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
         folders["two_pass"] = _train_two_pass(config)
     system, metadata = load_system(final, device, config)
     predictor = Predictor(system, metadata.calibration)
-    contenders = own_contenders(predictor, settings.systems, metadata.seed)
+    compared_systems = systems_of(predictor, settings.systems, metadata.seed)
     for name, folder in folders.items():
         if name in settings.systems and name != "dynamo":
-            contenders[name] = _loaded(name, folder, device)
+            compared_systems[name] = _loaded(name, folder, device)
     limits = {
         n: settings.generation_examples if isinstance(t, GenerationTask) else None for n, t in system.tasks.items()
     }
@@ -100,12 +100,14 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
     if "trivial" in settings.systems:
         board.add_trivial(system, metadata.seed)
     for name in SYSTEMS:
-        if name in contenders:
-            board.add(name, contenders[name])
+        if name in compared_systems:
+            board.add(name, compared_systems[name])
     routing = score_routing(predictor, board.examples, config)
-    times = _time(contenders, board.examples, settings)
+    times = _time(compared_systems, board.examples, settings)
     costs = {
-        name: asdict(_cost(name, contenders[name], folders, times[name])) for name in SYSTEMS if name in contenders
+        name: asdict(_cost(name, compared_systems[name], folders, times[name]))
+        for name in SYSTEMS
+        if name in compared_systems
     }
     return make_result(metadata, system, split, board, routing, costs=costs, notes=notes)
 
@@ -115,11 +117,11 @@ def final_checkpoint(config: PipelineConfig) -> Path:
     return Path(config.checkpoint_dir) / FOLDERS[3]
 
 
-def _loaded(name: str, folder: Path, device: Any) -> Contender:
+def _loaded(name: str, folder: Path, device: Any) -> ComparedSystem:
     if name != "two_pass":
-        return Contender(load_predictor(folder, device), told)
+        return ComparedSystem(load_predictor(folder, device), choose_oracle)
     system, metadata = load_system(folder, device)
-    return own_contenders(Predictor(system, metadata.calibration), ["dynamo"], metadata.seed)["dynamo"]
+    return systems_of(Predictor(system, metadata.calibration), ["dynamo"], metadata.seed)["dynamo"]
 
 
 def changed_config(config: PipelineConfig, changes: Mapping[str, Any], folder: Path) -> PipelineConfig:
@@ -175,41 +177,41 @@ def _train_two_pass(config: PipelineConfig) -> Path:
             remove_folder(root / FOLDERS[1])
         copy_folder(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1])
 
-    first_does(copy)
+    on_main_process(copy)
     _train(changed, root / FOLDERS[2], (2,))
     return root / FOLDERS[2]
 
 
 def _time(
-    contenders: Mapping[str, Contender], examples: Examples, settings: CompareConfig
+    compared_systems: Mapping[str, ComparedSystem], examples: Examples, settings: CompareConfig
 ) -> dict[str, tuple[float, float | None]]:
-    """Milliseconds an input and extra MiB of each contender on one mixed sample, in interleaved rounds."""
-    if not contenders:
+    """Milliseconds an input and extra MiB of each compared on one mixed sample, in interleaved rounds."""
+    if not compared_systems:
         return {}
-    system = next(iter(contenders.values())).predictor.system
+    system = next(iter(compared_systems.values())).predictor.system
     chosen = [(task, row) for task, rows in examples.items() for row in rows[: settings.timing_inputs]]
     tasks = [task for task, _ in chosen]
     inputs = [task_input(system, task, row) for task, row in chosen]
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in compared_systems}
     extra: dict[str, float] = {}
     for _ in range(settings.timing_rounds):
-        for name, contender in contenders.items():
+        for name, compared in compared_systems.items():
             before = PeakMemory(system.device)
             at_start, began = before.now_mib(), time.perf_counter()
-            contender.answer(inputs, tasks)
+            compared.answer(inputs, tasks)
             seconds[name].append(time.perf_counter() - began)
             if system.device.type == "cuda":  # elsewhere memory that was freed stays with the process
                 extra[name] = max(extra.get(name, 0.0), before.mib() - at_start)
     return {name: (1000 * statistics.median(values) / len(inputs), extra.get(name)) for name, values in seconds.items()}
 
 
-def _cost(name: str, contender: Contender, folders: Mapping[str, Path], times: tuple[float, float | None]) -> Cost:
-    """What a contender takes; those without a folder of their own are the routed system's, chosen for otherwise."""
-    model = contender.predictor.system.model
+def _cost(name: str, compared: ComparedSystem, folders: Mapping[str, Path], times: tuple[float, float | None]) -> Cost:
+    """What a compared takes; those without a folder of their own are the routed system's, chosen for otherwise."""
+    model = compared.predictor.system.model
     trained: Metadata | None = read_metadata(folders[name]) if name in folders else None
     unused = sum(p.numel() for p in model.router.parameters()) if name == "single_task" else 0  # phase 1 trains none
     return Cost(
-        trained_parameters=model.trained_parameters() - unused,
+        trained_parameters=model.trainable_parameters() - unused,
         train_seconds=trained.train_seconds if trained else None,
         train_peak_mib=trained.peak_memory_mib if trained else None,
         inference_ms=times[0],

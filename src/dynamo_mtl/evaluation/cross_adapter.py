@@ -12,7 +12,7 @@ INPUTS = 100
 """Examples of each task; every one is answered once under each adapter."""
 
 
-def score_misroutes(predictor: Predictor, examples: Examples) -> dict[str, list[list[float]]]:
+def score_cross_adapter(predictor: Predictor, examples: Examples) -> dict[str, list[list[float]]]:
     """Main metric of task i when its inputs are sent to adapter j.
 
     Returns:

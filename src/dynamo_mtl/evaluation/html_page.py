@@ -113,7 +113,7 @@ def _answer(result: Result) -> list[str]:
             worst = min(kept, key=kept.__getitem__)
             lines.append(
                 f"Choosing the adapter by itself, DYNAMO keeps {100 * sum(kept.values()) / len(kept):.1f} % of what "
-                f"the same model scores when it is told the task; least on {worst} ({100 * kept[worst]:.1f} %)."
+                f"the same model scores when it is given the task; least on {worst} ({100 * kept[worst]:.1f} %)."
             )
     rivals = [name for name in SYSTEMS if name in systems and name not in ("dynamo", "oracle", "soft", "trivial")]
     if rivals and "dynamo" in systems and result.intervals:
@@ -157,8 +157,8 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
     if result.routing.get("rejection"):
         header, rows = rejection_rows(result)
         text = (
-            "When not to trust it: each task in turn is left out of what is known, and its inputs should be told from "
-            "the known ones by how unfamiliar they are."
+            "When not to trust it: each task in turn is left out of what is known. Its inputs should then be less "
+            "familiar than those of the other tasks."
         )
         sections.append(Section("Inputs of no task", text, [Table(header, _cells(rows))]))
     details = [
@@ -179,14 +179,14 @@ def _analysis_sections(analysis: Mapping[str, Any], drawn: Mapping[str, _Drawn],
     """``alone``: no result has shown where the router sends bare inputs."""
     confidence = _chosen(drawn, "reliability", "risk_coverage")
     usage = _chosen(drawn, "usage", "feature_map", "adapter_similarity", "correlations")
-    wordings = [
+    instructions = [
         [{"text": row["instruction"]}, f"{100 * row['accuracy']:.1f} %", str(row["n"])] for row in analysis["wordings"]
     ]
     header = ["task", "sent to", "kind", "own", "confidence", "familiarity", "input"]
     tables = [
         Table(header, _examples(analysis["hardest"]), "Inputs whose own task is thought least likely", folded=True),
         Table(header, _examples(analysis["confusing"]), "Inputs between two tasks", folded=True),
-        Table(["instruction", "followed", "inputs"], wordings, "Instructions, the worst first", folded=True),
+        Table(["instruction", "followed", "inputs"], instructions, "Instructions, the worst first", folded=True),
     ]
     return [
         Section("How far its confidence can be trusted", "", [], confidence),

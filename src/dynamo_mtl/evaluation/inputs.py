@@ -20,31 +20,31 @@ def task_examples(system: System, task: str, split: str, seed: int, limit: int |
     return first_examples(open_task_table(system.tasks[task], split, system.config.data, seed), limit)
 
 
-def task_input(system: System, task: str, example: Example, wordings: Sequence[str] | None = None) -> TextInput:
+def task_input(system: System, task: str, example: Example, instructions: Sequence[str] | None = None) -> TextInput:
     """An example as a user would send it: bare, or with an instruction where bare inputs cannot name the task.
 
-    The instruction is the first of ``wordings``; of those held out for evaluation if None.
+    The instruction is the first of ``instructions``; of those held out for evaluation if None.
     """
     needed = system.config.tasks[task].requires_instruction
-    instruction = (wordings or system.tasks[task].evaluation_instructions)[0] if needed else None
+    instruction = (instructions or system.tasks[task].evaluation_instructions)[0] if needed else None
     return TextInput(example.text, example.context, instruction)
 
 
 def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[str, list[RoutedInput]]:
-    """Bare, instructed and crossed inputs made from examples, with wordings that training never saw."""
+    """Bare, instructed and crossed inputs made from examples, with instructions that training never saw."""
     rng = np.random.default_rng([seed, 11])
     kinds: dict[str, list[RoutedInput]] = {"bare": [], "instructed": [], "crossed": []}
     for name, rows in examples.items():
-        wordings = system.tasks[name].evaluation_instructions
+        instructions = system.tasks[name].evaluation_instructions
         others = [o for o, t in system.tasks.items() if o != name and not t.needs_context]
         for example in rows:
             if not system.config.tasks[name].requires_instruction:
                 kinds["bare"].append(RoutedInput(name, TextInput(example.text, example.context)))
-            wording = wordings[int(rng.integers(len(wordings)))]
-            kinds["instructed"].append(RoutedInput(name, TextInput(example.text, example.context, wording)))
+            instruction = instructions[int(rng.integers(len(instructions)))]
+            kinds["instructed"].append(RoutedInput(name, TextInput(example.text, example.context, instruction)))
             if others and not system.tasks[name].needs_context:
                 other = others[int(rng.integers(len(others)))]
                 asked = system.tasks[other].evaluation_instructions
-                wording = asked[int(rng.integers(len(asked)))]
-                kinds["crossed"].append(RoutedInput(other, TextInput(example.text, None, wording)))
+                instruction = asked[int(rng.integers(len(asked)))]
+                kinds["crossed"].append(RoutedInput(other, TextInput(example.text, None, instruction)))
     return kinds

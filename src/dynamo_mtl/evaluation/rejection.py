@@ -10,12 +10,12 @@ from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.metrics.routing import auroc
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
-from dynamo_mtl.training.router_memory import known_inputs, trunk_features
+from dynamo_mtl.training.router_memory import collect_router_memory, trunk_features
 
 logger = logging.getLogger(__name__)
 
 INPUTS = 500
-"""Validation inputs of each task that are told apart."""
+"""Validation inputs of each task that are scored."""
 
 
 def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: float) -> dict[str, dict[str, float]]:
@@ -35,7 +35,7 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     names = [n for n in system.tasks if not system.config.tasks[n].requires_instruction]
     if len(names) < 2:
         return {}
-    known = known_inputs(source, config)
+    known = collect_router_memory(source, config)
     bare = {
         name: trunk_features(
             system,
@@ -46,9 +46,9 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     }
     found: dict[str, dict[str, float]] = {}
     for name in names:
-        novelty = known.fit(config.seed, unknown=system.route_of(name))
-        unknown = novelty(bare[name]).cpu().numpy()
-        others = [novelty(bare[other]).cpu().numpy() for other in names if other != name]
+        ood = known.fit(config.seed, unknown=system.route_of(name))
+        unknown = ood(bare[name]).cpu().numpy()
+        others = [ood(bare[other]).cpu().numpy() for other in names if other != name]
         limit = np.quantile(np.concatenate([d[::2] for d in others]), coverage)
         kept = np.concatenate([d[1::2] for d in others])
         found[name] = {

@@ -55,7 +55,7 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: how well inputs of each task are told from known ones when nothing is known of it."""
+    """Header and rows: how well inputs of each task are distinguished from known ones when nothing is known of it."""
     header = ["left out", "auroc", "its inputs rejected", "known inputs rejected", "n"]
     rows = [
         [task, f"{v['auroc']:.3f}", *(f"{100 * v[k]:.1f} %" for k in ("rejected", "false_rejected")), str(v["n"])]

@@ -22,7 +22,7 @@ def result_pictures(result: Result) -> list[Picture]:
     if "confusion" in routing:
         found.append(confusion_picture(routing["confusion"], routing["tasks"], "bare inputs"))
     if "misroutes" in routing:
-        found.append(misroutes_picture(routing["misroutes"]["adapter_only"], routing["tasks"]))
+        found.append(cross_adapter_picture(routing["misroutes"]["adapter_only"], routing["tasks"]))
     return found
 
 
@@ -57,14 +57,14 @@ def systems_picture(result: Result) -> Picture:
         below = offset_copy(axes.transAxes, axes.get_figure(root=True), 0, -34, units="points")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, 0), bbox_transform=below, ncols=3, frameon=False)
 
-    caption = "Every system's main metric on every task, as a share of the same model told the true task."
+    caption = "Every system's main metric on every task, as a share of the same model given the true task."
     return Picture("systems", caption, (7.2, 1.6 + 0.32 * len(names)), fill)
 
 
 INK_GREY = "#8a8a8a"
 
 
-def misroutes_picture(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> Picture:
+def cross_adapter_picture(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> Picture:
     """Each row relative to the task's own adapter."""
     scores = np.array(matrix, dtype=float)
     own = scores.diagonal()[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError, DataError
-from dynamo_mtl.evaluation.cross_adapter import score_misroutes
+from dynamo_mtl.evaluation.cross_adapter import score_cross_adapter
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs
 from dynamo_mtl.evaluation.rejection import score_rejection
 from dynamo_mtl.inference.predictor import Predictor
@@ -52,7 +52,7 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
             if kind == "bare":
                 predicted = routed.probabilities.argmax(axis=1).tolist()
                 routing["confusion"] = confusion_matrix(predicted, routed.truth, len(system.tasks))
-    routing["misroutes"] = score_misroutes(predictor, examples)
+    routing["misroutes"] = score_cross_adapter(predictor, examples)
     try:
         source = ExampleSource(system, load_tables(config, system.tasks))
     except (ConfigError, DataError) as error:

@@ -1,6 +1,6 @@
 """The systems that routing is compared with: who chooses the adapter of an input, and how.
 
-A contender is a model with a chooser. Some are told the true task, some choose without any training:
+A compared system is a model with a chooser. Some are given the true task, some choose without any training:
 
 - nearest centroid: the task whose mean trunk feature is nearest
 - Arrow: the adapter whose own directions the hidden states point along (Ostapenko et al. 2024, arXiv 2405.11157)
@@ -40,7 +40,7 @@ Choose = Callable[[Sequence[TextInput], Sequence[str]], Choice]
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedSystem:
     """A model with a way to choose the adapter."""
 
     predictor: Predictor
@@ -49,14 +49,14 @@ class Contender:
     """Whether the model's own router chooses, in the pass that answers."""
 
     def answer(self, inputs: Sequence[TextInput], tasks: Sequence[str]) -> list[Prediction]:
-        """Choose and answer, as a user would have it done; true ``tasks`` are for choosers that are told them."""
+        """Choose and answer, as a user would have it done; true ``tasks`` are for choosers that are given them."""
         if self.routed:
             return self.predictor.predict(inputs)
         choice = self.choose(inputs, tasks)
         return self.predictor.predict(inputs, choice.tasks, choice.weights)
 
 
-def told(inputs: Sequence[TextInput], tasks: Sequence[str]) -> Choice:
+def choose_oracle(inputs: Sequence[TextInput], tasks: Sequence[str]) -> Choice:
     """Oracle routing: the true task."""
     return Choice(list(tasks))
 

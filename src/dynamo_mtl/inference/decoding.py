@@ -64,7 +64,14 @@ class Draft:
     """
 
     def __init__(self, head: str, weights: Tensor, start: int, end: int, settings: GenerationConfig) -> None:
-        """Args: see the attributes; the token fed first; the token that ends an answer; decoding settings."""
+        """
+        Args:
+            head: whose vocabulary the tokens are of.
+            weights: ``(adapters,)`` mixing weights.
+            start: the token that is fed first.
+            end: the token that ends an answer.
+            settings: of decoding.
+        """
         self.head, self.weights, self.start, self.end, self.settings = head, weights, start, end, settings
         self.beams: list[tuple[float, list[int]]] = [(0.0, [])]
         self.parents = [0]
@@ -131,7 +138,10 @@ class Decoder:
     """
 
     def __init__(self, model: DynamoModel) -> None:
-        """Args: the routed model, in evaluation mode."""
+        """
+        Args:
+            model: in evaluation mode.
+        """
         self.model = model
         self._forget()
 

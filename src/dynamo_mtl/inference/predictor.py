@@ -50,7 +50,11 @@ class Predictor:
     """Runs a system over lists of inputs, mixed tasks in one forward pass. May be called from several threads."""
 
     def __init__(self, system: System, calibration: Calibration | None = None) -> None:
-        """Args: what is run; how its confidence is read, as it is if None."""
+        """
+        Args:
+            system: what is run.
+            calibration: how the router's confidence is read; as it is if None.
+        """
         self.system = system
         self.calibration = calibration or Calibration()
         # Beside what a thread made itself, a pass touches the adapters' packed weights, which the model keeps.
@@ -193,7 +197,7 @@ class Predictor:
         """Calibrated probabilities and, in the last column, the familiarity: ``(examples, adapters + 1)``."""
         model = self.system.model
         probabilities = self.calibration.probabilities(routing.logits / model.router.temperature)
-        return torch.cat([probabilities, model.novelty.familiarity(trunk.features)[:, None]], dim=1)
+        return torch.cat([probabilities, model.ood.familiarity(trunk.features)[:, None]], dim=1)
 
     def _collate(self, sources: Sequence[EncodedSource], tasks: Sequence[str | None]) -> PackedExamples:
         examples: list[EncodedExample] = []
@@ -262,7 +266,7 @@ class Predictor:
             if question.weights is not None:
                 weights[row] = question.weights.to(weights)
             elif question.task is not None:
-                weights[row] = model.told(torch.tensor([names.index(question.task)]))[0].to(weights)
+                weights[row] = model.oracle_weights(torch.tensor([names.index(question.task)]))[0].to(weights)
         return weights
 
     def _join(

@@ -33,7 +33,10 @@ class RequestReader:
     """Reads the inputs of calls for one model."""
 
     def __init__(self, predictor: Predictor) -> None:
-        """Args: whose tasks there are."""
+        """
+        Args:
+            predictor: of the model.
+        """
         self.predictor, self.system = predictor, predictor.system
 
     def check(self, task_hint: str | None, top_k: int | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dynamo_mtl.distributed import here, join_shares
+from dynamo_mtl.distributed import join_shares, world
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.requests import Prediction, Route, TextInput
 
@@ -30,15 +30,15 @@ class InputProgress:
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
-        self.began = self.told = time.perf_counter()
+        self.began = self.last_logged = time.perf_counter()
 
     def advance(self, count: int) -> None:
         """Note that ``count`` more inputs are done."""
         self.done += count
         now = time.perf_counter()
-        if self.done < self.total and now - self.told < SILENCE:
+        if self.done < self.total and now - self.last_logged < SILENCE:
             return
-        self.told = now
+        self.last_logged = now
         rate = self.done / (now - self.began)
         left = (self.total - self.done) / rate
         logger.info("%s  %d/%d  %.1f inputs/s  %.0f s left", self.label, self.done, self.total, rate, left)
@@ -64,7 +64,7 @@ def predict_examples(
         weights: ``(inputs, adapters)`` mixing weights.
         label: what progress lines call this.
     """
-    own = here().share(range(len(inputs)))
+    own = world().share(range(len(inputs)))
     predictions: list[Prediction] = []
     progress = InputProgress(label, len(own))
     for first in range(0, len(own), CHUNK):
@@ -91,7 +91,7 @@ class Routed:
 
 def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput], label: str = "routing") -> Routed:
     """Route many inputs, with progress; ``label`` is what progress lines call this."""
-    own = here().share(inputs)
+    own = world().share(inputs)
     routes: list[Route] = []
     progress = InputProgress(label, len(own))
     for first in range(0, len(own), CHUNK):

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from filelock import FileLock
 
-from dynamo_mtl.checkpoint.folder import KNOWN
+from dynamo_mtl.checkpoint.folder import MEMORY
 from dynamo_mtl.config.training_config import PipelineConfig, TrainingConfig
-from dynamo_mtl.distributed import first_does
+from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.lifecycle.branch_phase import (
     BranchInputs,
@@ -31,7 +31,7 @@ from dynamo_mtl.lifecycle.branch_phase import (
 )
 from dynamo_mtl.model.adapter import Adapter
 from dynamo_mtl.model.calibration import Calibration
-from dynamo_mtl.model.ood import KnownInputs
+from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.storage import new_folder, only_writer
 from dynamo_mtl.system import System, load_extended, make_tasks
 from dynamo_mtl.tasks.tables import all_examples, first_examples
@@ -41,7 +41,7 @@ from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.provenance import described_data, source_revision
-from dynamo_mtl.training.router_memory import known_inputs, trunk_features
+from dynamo_mtl.training.router_memory import collect_router_memory, trunk_features
 from dynamo_mtl.training.run import shared_tables, start_equal
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def add_task(
         locks.append(only_writer(found, "--output", inside=False))
         return found
 
-    place = first_does(prepare)  # of several processes the first one writes
+    place = on_main_process(prepare)  # of several processes the first one writes
     try:
         return _add(checkpoint, place, config, name, start, accelerator)
     finally:
@@ -98,9 +98,9 @@ def _add(
         return all_examples(tables[task.name].train)
 
     system, metadata = load_extended(checkpoint, config, examples, accelerator.device)
-    if system.model.known is None:
+    if system.model.memory is None:
         raise CheckpointError(
-            f"{checkpoint}: no {KNOWN}, so nothing says what belongs to the tasks that are there; train its router "
+            f"{checkpoint}: no {MEMORY}, so nothing says what belongs to the tasks that are there; train its router "
             "with this version: dynamo train CONFIG --phase 2"
         )
     if start is not None:
@@ -125,7 +125,7 @@ def _add(
         **{key: {**getattr(metadata, key), **own} for key, own in described_data(config, tables).items()},
         calibration=calibration,
     )
-    first_does(lambda: system.save(output, changed, config.to_yaml()))
+    on_main_process(lambda: system.save(output, changed, config.to_yaml()))
     logger.info("saved %s", output)
     return output
 
@@ -154,27 +154,27 @@ def _teach_router(
     router, branch = model.router.eval(), last_branch(model.router)
     branch.learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
     if branch.is_prototype:
-        set_prototype(branch, inputs, model.novelty)
+        set_prototype(branch, inputs, model.ood)
     else:
         run_phase(BranchPhase(router, inputs, config), system, config, 0, accelerator, log)
     limit_losses(router, inputs)
-    assert model.known is not None
-    model.known = model.known.joined(added.sample(config.router.memory_examples, config.seed))
-    model.novelty.extend(inputs.own, inputs.own_validation)
+    assert model.memory is not None
+    model.memory = model.memory.joined(added.sample(config.router.memory_examples, config.seed))
+    model.ood.extend(inputs.own, inputs.own_validation)
     return _covering(calibration, system, inputs.own_validation)
 
 
-def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> tuple[BranchInputs, KnownInputs]:
+def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> tuple[BranchInputs, RouterMemory]:
     system = source.system
-    known = system.model.known
+    known = system.model.memory
     assert known is not None
     route, rng = system.route_of(name), np.random.default_rng([config.seed, 3])
-    added = known_inputs(source, config, [name])
+    added = collect_router_memory(source, config, [name])
     rows = first_examples(source.tables[name].validation, config.eval_examples)
     required = system.config.tasks[name].requires_instruction
     asked = [source.instruction(name, rng, 1.0, validation=True) for _ in rows]
-    wordings = asked if required else [*asked, *[None] * len(rows)]
-    validation = [source.router_input(name, row, wording) for row, wording in zip(rows * 2, wordings, strict=False)]
+    instructions = asked if required else [*asked, *[None] * len(rows)]
+    validation = [source.router_input(name, row, wording) for row, wording in zip(rows * 2, instructions, strict=False)]
     features, _ = trunk_features(system, validation, config.token_budget)
     inputs = split_inputs(added, known, route, features)
     if required:  # without an instruction its texts are not its own

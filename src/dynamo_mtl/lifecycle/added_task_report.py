@@ -13,7 +13,7 @@ from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.evaluation.benchmark import Scoreboard
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_examples, task_input
-from dynamo_mtl.evaluation.systems import Contender, choose_by_router, told
+from dynamo_mtl.evaluation.systems import ComparedSystem, choose_by_router, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import InputProgress, RoutedInput, route_inputs
 from dynamo_mtl.system import System, load_system
@@ -36,9 +36,9 @@ def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: 
         limit: most validation examples of each task.
 
     Returns:
-        ``added``: its scores, routed and told; ``routing``: accuracy of each older task ``before`` and ``after``, on
-        bare and instructed inputs, and the ``largest_fall`` in points; ``answers``: how many of the older tasks'
-        answers, told the task, are the same to the bit.
+        ``added``: its scores, routed and with oracle routing; ``routing``: accuracy of each older task ``before`` and
+        ``after``, on bare and instructed inputs, and the ``largest_fall`` in points; ``answers``: how many of the older
+        tasks' answers, under oracle routing, are the same to the bit.
     """
     device = torch.device("cpu")
     with_it, metadata = load_system(after, device, config)
@@ -59,8 +59,8 @@ def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: 
         for task in accuracies
     ]
     board = Scoreboard({name: found[name]})
-    board.add("dynamo", Contender(new, choose_by_router(new), routed=True))
-    board.add("oracle", Contender(new, told))
+    board.add("dynamo", ComparedSystem(new, choose_by_router(new), routed=True))
+    board.add("oracle", ComparedSystem(new, choose_oracle))
     own = make_routed_inputs(with_it, {name: found[name]}, metadata.seed)
     return {
         "format": FORMAT,

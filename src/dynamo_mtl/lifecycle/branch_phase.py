@@ -1,7 +1,7 @@
-"""What teaches a router a task that is added to a trained model: a branch that knows it from everything before.
+"""How a router learns a task that is added to a trained model: a branch of its own, trained on features.
 
-The older tasks are there as remembered features only (``KnownInputs``). What does not belong to the added task is they,
-and its own texts with another task's instruction or, where it requires an instruction, without one.
+The older tasks are there as remembered features only (``RouterMemory``), which do not belong to the added task. Nor do
+its own texts with another task's instruction or, where the task requires an instruction, without one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamo_mtl.config.training_config import TrainingConfig
-from dynamo_mtl.model.ood import KnownInputs, Novelty
+from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.router import Branch, Router
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import Group
@@ -56,7 +56,7 @@ class BranchInputs:
         return torch.cat([self.known, self.other])
 
 
-def split_inputs(added: KnownInputs, remembered: KnownInputs, route: int, validation: Tensor) -> BranchInputs:
+def split_inputs(added: RouterMemory, remembered: RouterMemory, route: int, validation: Tensor) -> BranchInputs:
     """What a branch learns from.
 
     Args:
@@ -73,7 +73,12 @@ class BranchPhase:
     """Trains one branch on features: each update half of the task, half of everything else."""
 
     def __init__(self, router: Router, inputs: BranchInputs, config: TrainingConfig) -> None:
-        """Args: whose last branch it is; what it learns from; learning rate, epochs, seed."""
+        """
+        Args:
+            router: whose last branch is trained.
+            inputs: what it learns from.
+            config: learning rate, epochs and seed.
+        """
         self.name, self.best_at_end = "added task router", True
         self.router, self.inputs, self.config = router, inputs, config
         self.half = max(1, config.router.feature_batch_size // 2)
@@ -145,10 +150,10 @@ def limit_losses(router: Router, inputs: BranchInputs) -> None:
 
 
 @torch.no_grad()
-def set_prototype(branch: Branch, inputs: BranchInputs, novelty: Novelty) -> None:
+def set_prototype(branch: Branch, inputs: BranchInputs, ood: OutOfDistribution) -> None:
     """Give a branch that is a single row the prototype of few examples, without training.
 
-    Linear discriminant analysis with the covariance within tasks that ``novelty`` has measured: the row is the
+    Linear discriminant analysis with the covariance within tasks that ``ood`` has measured: the row is the
     difference of the mean of the task's examples and the mean of everything else, in whitened space. Its scale and bias
     put the log-odds of the two groups where their spread along the row says (Hastie et al. 2009, The Elements of
     Statistical Learning, section 4.3).
@@ -156,8 +161,8 @@ def set_prototype(branch: Branch, inputs: BranchInputs, novelty: Novelty) -> Non
     row = branch.mlp[-1]
     assert isinstance(row, torch.nn.Linear)
     groups = (inputs.own, inputs.negatives)
-    own, other = (novelty.whiten(features).mean(dim=0) for features in groups)
-    weight = novelty.projection @ (own - other)
+    own, other = (ood.whiten(features).mean(dim=0) for features in groups)
+    weight = ood.projection @ (own - other)
     along = [F.layer_norm(features.float(), features.shape[1:]) @ weight for features in groups]
     distance = along[0].mean() - along[1].mean()
     scale = distance / torch.cat([places - places.mean() for places in along]).var().clamp_min(1e-6)

@@ -21,7 +21,7 @@ from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.model.adapter import Adapter
 from dynamo_mtl.model.backbone import find_backbone, read_encoder_config
-from dynamo_mtl.model.ood import KnownInputs, Novelty
+from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.storage import new_folder
 from dynamo_mtl.strict_yaml import dump_yaml, read_settings
 from dynamo_mtl.system import System, load_system, reassemble
@@ -53,11 +53,11 @@ def remove_task(checkpoint: Path, output: Path, name: str) -> Path:
     raw["router"]["branches"] = router.config.branches
     names = {other: other for other in system.tasks if other != name}
     changed = _rebuilt(system, raw, names)
-    changed.model.router, changed.model.novelty = router, system.model.novelty
-    if system.model.known is not None:
-        known = system.model.known
-        changed.model.known = known.without(gone)
-        changed.model.novelty = _forgetting(system.model.novelty, known, gone)
+    changed.model.router, changed.model.ood = router, system.model.ood
+    if system.model.memory is not None:
+        known = system.model.memory
+        changed.model.memory = known.without(gone)
+        changed.model.ood = _forgetting(system.model.ood, known, gone)
     return _saved(changed, metadata, raw, names, output)
 
 
@@ -157,18 +157,18 @@ def _rebuilt(system: System, raw: dict[str, Any], names: Mapping[str, str]) -> S
 
 
 def _keep_routing(system: System, changed: System) -> None:
-    changed.model.router, changed.model.novelty = system.model.router, system.model.novelty
-    changed.model.known = system.model.known
+    changed.model.router, changed.model.ood = system.model.router, system.model.ood
+    changed.model.memory = system.model.memory
 
 
-def _forgetting(novelty: Novelty, known: KnownInputs, adapter: int) -> Novelty:
+def _forgetting(ood: OutOfDistribution, known: RouterMemory, adapter: int) -> OutOfDistribution:
     """What is known without one task's inputs: those whose nearest remembered input belongs to it."""
-    if not len(novelty.references):
-        return novelty
-    nearest = torch.cdist(novelty.references, novelty.whiten(known.features)).argmin(dim=1)
-    kept = novelty.references[known.routes[nearest] != adapter]
-    novelty.references = kept if len(kept) else novelty.references
-    return novelty
+    if not len(ood.references):
+        return ood
+    nearest = torch.cdist(ood.references, ood.whiten(known.features)).argmin(dim=1)
+    kept = ood.references[known.routes[nearest] != adapter]
+    ood.references = kept if len(kept) else ood.references
+    return ood
 
 
 def _saved(system: System, metadata: Metadata, raw: dict[str, Any], names: Mapping[str, str], output: Path) -> Path:

@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Sequence
 
 import sacrebleu
-from rouge_score import rouge_scorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -21,6 +20,8 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     -Lsum (Lin 2004, section 3.2) takes unions over sentences, which are split where a blank follows ``.``, ``!`` or
     ``?``; for single sentences it equals -L.
     """
+    from rouge_score import rouge_scorer  # loads nltk, which takes longer than all of this package
+
     scorer = rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
     scores = [
         scorer.score(_sentence_lines(reference), _sentence_lines(prediction))

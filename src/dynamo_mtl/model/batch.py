@@ -42,16 +42,16 @@ class Batch:
     """Packed inputs of one forward pass.
 
     Source tokens lie window after window. The top run holds the tokens of deep windows in the same order, then all
-    target tokens, head after head in order of first appearance. Each of these three stretches may end with fillers,
+    target tokens, head after head in order of first appearance. Each of these three stretches may end with padding,
     tokens of no sequence, which nobody sees and from which nothing is read: they make sizes come again (``round_up``).
     """
 
     ids: Tensor
-    """``(source tokens and fillers,)``."""
+    """``(source tokens and padding,)``."""
     positions: Tensor
-    """``(source tokens and fillers,)`` rows of the position table."""
+    """``(source tokens and padding,)`` rows of the position table."""
     windows: Tensor
-    """``(source tokens,)`` window of each token, without fillers."""
+    """``(source tokens,)`` window of each token, without padding."""
     starts: Tensor
     """``(windows,)`` first token of each window."""
     examples: Tensor
@@ -59,7 +59,7 @@ class Batch:
     example_count: int
     trunk_plan: AttentionPlan
     deep_tokens: Tensor
-    """``(deep source tokens and fillers,)`` source tokens that run through the top."""
+    """``(deep source tokens and padding,)`` source tokens that run through the top."""
     top_starts: Tensor
     """``(windows,)`` first token of each window in the top run; -1 where it is not deep."""
     top_lengths: Tensor
@@ -73,7 +73,7 @@ class Batch:
     target_pieces: dict[str, Tensor]
     """Name of a head that copies → ``(its target tokens,)`` backbone tokens that stand for copied words."""
     target_positions: Tensor
-    """``(target tokens and fillers,)``, going on from each window's real length."""
+    """``(target tokens and padding,)``, going on from each window's real length."""
     target_plan: AttentionPlan | None
     """Queries: target tokens; keys: source tokens, then target tokens. None without targets."""
     target_slices: dict[str, tuple[int, int]]
@@ -98,7 +98,7 @@ def build_batch(
         return plan_padded(queries, keys, query_count, key_count)
 
     def filled(counts: Sequence[int]) -> int:
-        """Tokens and fillers of sequences; several of one length are taken to be of a size that comes again."""
+        """Tokens and padding of sequences; several of one length are taken to be of a size that comes again."""
         total = int(sum(counts))
         is_even = len(counts) > 1 and len(set(counts)) == 1
         return total if variable_length or is_even else round_up(total)
@@ -157,7 +157,7 @@ def _shift(span: Span, by: int) -> Span:
 
 
 def _fill(values: np.ndarray, count: int) -> np.ndarray:
-    """``values`` and, for fillers, its first one again, up to ``count``."""
+    """``values`` and, for padding, its first one again, up to ``count``."""
     return np.concatenate([values, np.full(count - len(values), values[0] if len(values) else 0)]).astype(np.int64)
 
 

@@ -24,7 +24,7 @@ class Calibration:
     threshold: float = 0.0
     """An input that is routed with less confidence is rejected."""
     familiarity: float = 0.0
-    """An input that is less familiar (``Novelty.familiarity``) is one of no task."""
+    """An input that is less familiar (``OutOfDistribution.familiarity``) is one of no task."""
     coverage: float = 1.0
     """Share of validation inputs that both thresholds together were chosen to keep at least."""
     inputs: int = 0

@@ -25,7 +25,7 @@ from dynamo_mtl.model.encoder import Cache, PackedAttention
 from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead, build_head
 from dynamo_mtl.model.mixing import Mix, mix_adapters
 from dynamo_mtl.model.model_config import ModelConfig, check_against_backbone
-from dynamo_mtl.model.ood import KnownInputs, Novelty
+from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.quantization import quantize_layers
 from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
 
@@ -35,7 +35,7 @@ class Output:
     """What one forward pass gives."""
 
     hidden: Tensor
-    """``(top tokens, hidden)``: deep source tokens, then target tokens, each with fillers; see ``Batch``."""
+    """``(top tokens, hidden)``: deep source tokens, then target tokens, each with padding; see ``Batch``."""
     routing: Routing | None
     """What the router said; None where the weights were given."""
     weights: Tensor
@@ -95,8 +95,8 @@ class DynamoModel(nn.Module):
         self.bank = AdapterBank(loras, shape, self.tap_layer)
         layers_read = self.tap_layer + 1 if config.router_input == "trunk" else 1
         self.router = Router(router, POOLED * layers_read * shape.hidden_size, len(loras))
-        self.novelty = Novelty(self.router.feature_size)
-        self.known: KnownInputs | None = None
+        self.ood = OutOfDistribution(self.router.feature_size)
+        self.memory: RouterMemory | None = None
         """What the router learned from, in part; None before it has learned."""
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
@@ -140,7 +140,7 @@ class DynamoModel(nn.Module):
         vocabularies = sum(table.numel() for table in tables if table is not None)
         return {**counts, "heads": counts["heads"] - vocabularies, "target_vocabularies": vocabularies}
 
-    def trained_parameters(self) -> int:
+    def trainable_parameters(self) -> int:
         """How many numbers training changes."""
         trained = ["heads", "target_vocabularies"]
         trained += ["adapters"] if self.config.adapters != "none" else []
@@ -153,7 +153,7 @@ class DynamoModel(nn.Module):
         weight = self.encoder.embedding_norm.weight
         return nullcontext() if weight.dtype == self.dtype else torch.autocast(weight.device.type, self.dtype)
 
-    def told(self, routes: Tensor) -> Tensor:
+    def oracle_weights(self, routes: Tensor) -> Tensor:
         """Mixing weights of examples whose task is known: ``(examples,)`` → ``(examples, adapters)``."""
         if self.config.adapters == "routed":
             return torch.nn.functional.one_hot(routes, len(self.task_names)).float()
@@ -230,8 +230,8 @@ class DynamoModel(nn.Module):
         trainable = self.trains_backbone or any(word.requires_grad for word in words)
         attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=trunk.recorded)
         with nullcontext() if trainable else torch.no_grad(), self._precision():
-            fillers = len(batch.target_positions) - sum(map(len, words))
-            hidden = self.encoder.embed(F.pad(torch.cat(words), (0, 0, 0, fillers)), batch.target_positions)
+            padding = len(batch.target_positions) - sum(map(len, words))
+            hidden = self.encoder.embed(F.pad(torch.cat(words), (0, 0, 0, padding)), batch.target_positions)
             return self.encoder.run(hidden, attention, 0, self.tap_layer)
 
     def decode_step(

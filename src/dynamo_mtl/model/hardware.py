@@ -1,6 +1,6 @@
 """What the hardware can do: the one place that asks.
 
-oneDNN may be told to do without instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``), so it is asked too.
+oneDNN can be set to leave out instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``), so it is asked too.
 """
 
 from __future__ import annotations

@@ -181,9 +181,9 @@ class LanguageModelHead(nn.Module):
         if not self.own_vocabulary:
             inner = F.gelu(inner)
         rows, states = len(inner), self.norm(inner).to(hidden.dtype)
-        fillers = round_up(rows) - rows if states.device.type == "cpu" else 0
+        padding = round_up(rows) - rows if states.device.type == "cpu" else 0
         # The sum with the bias is in fp32 already: converting first would be one more pass over the vocabulary.
-        logits = F.linear(F.pad(states, (0, 0, 0, fillers)), self.table.to(hidden.dtype))[:rows] + self.bias
+        logits = F.linear(F.pad(states, (0, 0, 0, padding)), self.table.to(hidden.dtype))[:rows] + self.bias
         if self.pointer is None or source is None:
             return logits
         return torch.cat([logits, self.pointer(hidden, source)], dim=1)

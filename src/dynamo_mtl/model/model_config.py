@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
     ``adapters: none``."""
     adapters: Literal["routed", "shared", "none"] = "routed"
     """``routed``: an adapter for each task and a router over them. To compare with: ``shared``, all of them act on
-    every input as one LoRA of the summed rank; ``none``. Both train in one phase and are told the task."""
+    every input as one LoRA of the summed rank; ``none``. Both train in one phase and are given the task."""
     router_input: Literal["trunk", "last_hidden"] = "trunk"
     """What the router reads: the layers below the tap. To compare with: the last layer of a first pass without
     adapters, which makes it two passes (X-LoRA, Buehler and Buehler 2024, arXiv 2402.07148)."""

@@ -24,12 +24,12 @@ keep an unseen instruction from being taken for an unseen task, too many hide un
 RIDGE = 1e-2
 """Of the mean variance, added to every direction."""
 SMALLEST = 1e-6
-"""Added to every variance, so that inputs that are all alike can be told from others."""
+"""Added to every variance, so that inputs that are all alike can be distinguished from others."""
 CALIBRATION = 1000
 """Known distances that are kept to compare with, as evenly spaced quantiles."""
 
 
-class Novelty(nn.Module):
+class OutOfDistribution(nn.Module):
     """Distance of router features from known ones. All of it is buffers: they are fitted, not trained.
 
     Attributes:
@@ -152,7 +152,7 @@ def _covariance(states: Tensor, groups: Tensor, chosen: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class KnownInputs:
+class RouterMemory:
     """Training texts, each bare, with an instruction, and with one of another task."""
 
     features: Tensor
@@ -167,40 +167,40 @@ class KnownInputs:
     def __len__(self) -> int:
         return len(self.routes)
 
-    def select(self, rows: Tensor) -> KnownInputs:
+    def select(self, rows: Tensor) -> RouterMemory:
         """Some of them, by number or mask."""
-        return KnownInputs(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return RouterMemory(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def to(self, device: torch.device) -> KnownInputs:
+    def to(self, device: torch.device) -> RouterMemory:
         """The same on another device."""
-        return KnownInputs(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return RouterMemory(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def joined(self, other: KnownInputs) -> KnownInputs:
+    def joined(self, other: RouterMemory) -> RouterMemory:
         """Both, one after the other."""
-        return KnownInputs(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+        return RouterMemory(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
-    def sample(self, count: int, seed: int) -> KnownInputs:
+    def sample(self, count: int, seed: int) -> RouterMemory:
         """A random choice of at most ``count`` inputs of each adapter."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.routes.device)
         chosen = [order[self.routes[order] == route][:count] for route in self.routes.unique().tolist()]
         return self.select(torch.cat(chosen).sort().values) if chosen else self
 
-    def without(self, adapter: int) -> KnownInputs:
+    def without(self, adapter: int) -> RouterMemory:
         """Those that have nothing to do with an adapter, which is then gone: higher numbers move down."""
         kept = self.select((self.routes != adapter) & (self.origins != adapter))
         routes, origins = (numbers - (numbers > adapter).long() for numbers in (kept.routes, kept.origins))
-        return KnownInputs(kept.features, routes, origins, kept.is_bare)
+        return RouterMemory(kept.features, routes, origins, kept.is_bare)
 
-    def fit(self, seed: int, unknown: int | None = None) -> Novelty:
+    def fit(self, seed: int, unknown: int | None = None) -> OutOfDistribution:
         """Learn what is known; ``unknown`` is a task of which nothing is: no text, and no instruction."""
-        novelty = Novelty(self.features.shape[1]).to(self.features.device)
+        ood = OutOfDistribution(self.features.shape[1]).to(self.features.device)
         kept = self
         if unknown is not None:
             kept = self.select((self.routes != unknown) & (self.origins != unknown))
         # Crossed inputs apart from others of their task: what two kinds of text differ in must not count as noise.
         groups = kept.routes * (1 + int(self.origins.max())) + kept.origins
-        novelty.fit(kept.features, groups, kept.is_bare, seed)
-        return novelty
+        ood.fit(kept.features, groups, kept.is_bare, seed)
+        return ood
 
     def tensors(self) -> dict[str, Tensor]:
         """As a file keeps them: half precision is enough for normalised states, and a byte for a number."""
@@ -212,20 +212,20 @@ class KnownInputs:
         }
 
 
-def read_known_inputs(tensors: Mapping[str, Tensor], features: int, adapters: int) -> KnownInputs:
-    """What ``KnownInputs.tensors`` gave.
+def read_router_memory(tensors: Mapping[str, Tensor], features: int, adapters: int) -> RouterMemory:
+    """What ``RouterMemory.tensors`` gave.
 
     Raises:
         ValueError: other tensors, or not of that many features and adapters.
     """
-    names = [f.name for f in fields(KnownInputs)]
+    names = [f.name for f in fields(RouterMemory)]
     if sorted(tensors) != sorted(names):
         raise ValueError(f"should hold {', '.join(names)}, found {', '.join(sorted(tensors))}")
     rows = len(tensors["routes"])
     shapes = {name: tuple(tensors[name].shape) for name in names}
     if shapes != {"features": (rows, features), **dict.fromkeys(names[1:], (rows,))}:
         raise ValueError(f"sizes {shapes} do not fit {features} features")
-    found = KnownInputs(
+    found = RouterMemory(
         tensors["features"].float(), tensors["routes"].long(), tensors["origins"].long(), tensors["is_bare"].bool()
     )
     if not found.features.isfinite().all():

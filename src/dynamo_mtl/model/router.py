@@ -107,7 +107,7 @@ def pool(hidden: Tensor, read: Stretches) -> Tensor:
     question that has a context from one long text, however alike their words are.
 
     Args:
-        hidden: ``(tokens and fillers, hidden)`` states of the source tokens in one layer.
+        hidden: ``(tokens and padding, hidden)`` states of the source tokens in one layer.
         read: what the features are made of.
 
     Returns:

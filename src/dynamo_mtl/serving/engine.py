@@ -37,7 +37,13 @@ class Engine:
         observe: Callable[[int, int], None] = lambda inputs, writing: None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args: what is run; limits; told of every pass, how many inputs joined and how many write; told of a death."""
+        """
+        Args:
+            predictor: what is run.
+            config: limits.
+            observe: called after every pass with how many inputs joined it and how many are being written.
+            on_death: called when the engine fails for good.
+        """
         self.predictor, self.config = predictor, config
         self.failure: BaseException | None = None
         self._observe, self._on_death = observe, on_death

@@ -51,13 +51,18 @@ class Server:
     """A model, the engine that runs it, and what its routes do.
 
     Attributes:
-        is_draining: told to stop: what was accepted is finished, anything else refused.
+        is_draining: asked to stop: what was accepted is finished, anything else refused.
     """
 
     def __init__(
         self, model: DynamoInference, config: ServingConfig, on_death: Callable[[], None] = lambda: None
     ) -> None:
-        """Args: what answers; limits; told, from another thread, when the engine dies."""
+        """
+        Args:
+            model: what answers.
+            config: limits.
+            on_death: called from another thread when the engine dies.
+        """
         self.model, self.config = model, config
         self.is_draining = False
         self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
@@ -256,7 +261,7 @@ class Server:
 
 
 def as_failure(reason: BaseException) -> RequestError:
-    """How a client is told what went wrong."""
+    """What a client learns of what went wrong."""
     match reason:
         case RequestError():
             found = reason

@@ -14,7 +14,12 @@ class Metrics:
     """Counters of one server."""
 
     def __init__(self, tasks: Sequence[str], in_flight: Callable[[], float], tokens: Callable[[], float]) -> None:
-        """Args: names of the tasks; inputs that wait or are worked on, and their tokens, when they are asked for."""
+        """
+        Args:
+            tasks: their names.
+            in_flight: gives the number of inputs that wait or are worked on.
+            tokens: gives the tokens of these.
+        """
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "dynamo_requests", "Requests by route and status.", ["route", "status"], registry=self.registry

@@ -20,7 +20,13 @@ class RequestError(Exception):
     """A request that cannot be answered as it is."""
 
     def __init__(self, status: int, error_type: str, message: str, headers: dict[str, str] | None = None) -> None:
-        """Args: HTTP status; a word for programs; a sentence for people; further headers."""
+        """
+        Args:
+            status: of HTTP.
+            error_type: a word for programs.
+            message: a sentence for people.
+            headers: further ones of the response.
+        """
         super().__init__(message)
         self.status, self.error_type, self.message, self.headers = status, error_type, message, headers or {}
 

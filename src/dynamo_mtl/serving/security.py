@@ -73,7 +73,12 @@ class Guard:
     """Middleware: key first, then the application; whatever escapes it is said without details."""
 
     def __init__(self, app: ASGIApp, key: str | None, done: Callable[[str, int, float], None]) -> None:
-        """Args: what is guarded; the key, if one is needed; told of route, status and seconds of every request."""
+        """
+        Args:
+            app: what is guarded.
+            key: that a request must bring, if any.
+            done: called with route, status and seconds of every request.
+        """
         self.app, self.key, self.done = app, key, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

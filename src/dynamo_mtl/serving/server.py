@@ -1,4 +1,4 @@
-"""One process that serves a checkpoint until it is told to stop."""
+"""One process that serves a checkpoint until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ DEAD = 1
 
 
 class _Listener(uvicorn.Server):
-    """uvicorn that goes on listening while it drains, so that new clients are told instead of cut off."""
+    """uvicorn that goes on listening while it drains, so that new clients get an answer instead of being cut off."""
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self.server = server
-        self.told: socket.socket | None = None
+        self.signals: socket.socket | None = None
         """Where the numbers of signals arrive, as bytes."""
         self.exit_code = 0
         self._drain: asyncio.Task[None] | None = None
@@ -47,13 +47,13 @@ class _Listener(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Note the loop that runs it, and let it watch for signals."""
         self._loop = asyncio.get_running_loop()
-        if self.told is not None:
-            self._loop.add_reader(self.told, self._read_signals, self.told)
+        if self.signals is not None:
+            self._loop.add_reader(self.signals, self._read_signals, self.signals)
         await super().startup(sockets)
 
-    def _read_signals(self, told: socket.socket) -> None:
+    def _read_signals(self, signals: socket.socket) -> None:
         """Drain at the first signal, leave at the second."""
-        for number in told.recv(64):
+        for number in signals.recv(64):
             if self.server.is_draining:
                 self.should_exit = self.force_exit = True
                 return
@@ -108,7 +108,7 @@ def serve(
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
         try:
-            listening.listen(CONNECTIONS)  # who comes once the address is told waits for the listener
+            listening.listen(CONNECTIONS)  # who comes once the address is printed waits for the listener
         except OSError as error:  # somebody else was bound to it too, and was faster
             raise _taken(host, port, error) from error
         shown = f"[{host}]" if ":" in host else host
@@ -139,7 +139,7 @@ def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
                 os._exit(listener.exit_code)  # nothing else ends a thread that is inside of a pass
 
     thread = threading.Thread(target=listen, name="listener")
-    with _signals() as listener.told:
+    with _signals() as listener.signals:
         thread.start()
         server.engine.run()
         thread.join()

@@ -82,7 +82,7 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
     Args:
         config: tasks, data and backbone; only the backbone's tokenizer is loaded.
         sample: examples of each split that are tokenised.
-        tell: is told what is being read.
+        tell: is called with what is being read.
 
     Raises:
         DynamoError: no such file, no backbone, or a file that cannot be read at all.

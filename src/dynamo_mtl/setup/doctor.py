@@ -129,7 +129,7 @@ def _checkpoint(folder: Path) -> str:
     if not (folder / METADATA).is_file():
         raise DynamoError(f"{folder}: no checkpoint (no {METADATA})")
     system, metadata = load_system(folder, torch.device("cpu"))
-    known = "" if system.model.known is not None else "; remembers no inputs, so no task can be added to it"
+    known = "" if system.model.memory is not None else "; remembers no inputs, so no task can be added to it"
     return f"{folder}: whole, {len(system.tasks)} tasks, phase {metadata.phase}, seed {metadata.seed}{known}"
 
 

@@ -17,17 +17,17 @@ from dynamo_mtl.setup.task_kinds import KINDS, Guess, Table
 from dynamo_mtl.tasks.registry import task_types
 
 
-def guess_task(path: Path, told: Mapping[str, str] | None = None, reading: Reading | None = None) -> Guess:
+def guess_task(path: Path, chosen: Mapping[str, str] | None = None, reading: Reading | None = None) -> Guess:
     """Look at all rows of a file.
 
     Args:
         path: a file, or a folder with splits.
-        told: our column → the file's, where the user said so.
+        chosen: our column → the file's, where the user said so.
         reading: how the file is written.
 
     Raises:
         DataError: it cannot be read, or has no rows.
-        ConfigError: no task can be told, or several; the message is a question that names them.
+        ConfigError: no task is found, or several; the message is a question that names them.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().name.partition(".")[0])[:50] or "task"
     name = name if name[0].isalpha() else f"task_{name}"  # not a number, which no key can be
@@ -35,8 +35,8 @@ def guess_task(path: Path, told: Mapping[str, str] | None = None, reading: Readi
     columns, count = read_columns(rows)
     if not count:
         raise DataError(f"{path}: has no rows; the first line names the columns, each further one is an example")
-    table = Table(path, columns, count, told or {})
-    for own, given in table.told.items():
+    table = Table(path, columns, count, chosen or {})
+    for own, given in table.chosen.items():
         if given not in columns:
             raise ConfigError(f"--column: {path} has no column '{given}' for {own}; it has {shortened(columns)}")
     if any(column.name in column.counts or re.fullmatch(r"[\d.,-]+", column.name) for column in columns.values()):
@@ -76,6 +76,6 @@ def _nothing(table: Table) -> ConfigError:
         )
     known = "; ".join(f"{kind}: {', '.join(task_types()[kind].column_names)}" for kind in sorted(task_types()))
     return table.ask(
-        f"has the columns {shortened(table.columns)}, from which no task can be told; rename them, or write the "
+        f"has the columns {shortened(table.columns)}, from which no task can be guessed; rename them, or write the "
         f"configuration by hand with tasks.NAME.columns. Types and their columns are {known}"
     )

@@ -34,14 +34,14 @@ def guess_tasks(files: Sequence[Path], columns: Sequence[str] = (), reading: Rea
     Raises:
         ConfigError, DataError: as ``guess_task``; or two files of the same name.
     """
-    told: dict[str, dict[str, str]] = {}
+    chosen: dict[str, dict[str, str]] = {}
     for one in columns:
         place, equals, given = one.partition("=")
         name, dot, own = place.rpartition(".")
         if not equals or not dot:
             raise ConfigError(f"--column: found '{one}', expected NAME.text=COLUMN, where NAME is the file's")
-        told.setdefault(name, {})[own] = given
-    found = [guess_task(path, told.get(path.name.partition(".")[0]), reading) for path in files]
+        chosen.setdefault(name, {})[own] = given
+    found = [guess_task(path, chosen.get(path.name.partition(".")[0]), reading) for path in files]
     names = [guess.name for guess in found]
     again = next((name for name in names if names.count(name) > 1), None)
     if again is not None:
@@ -81,7 +81,7 @@ def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | N
             lines.append(f"    {key}: {_scalar(value)}")
         if guess.type == "classification":
             lines.append("    # description: what the labels are about   # instructions name it, else the task's name")
-            lines.append("    # instructions: [Which topic is this?]   # your own wordings, if users write some")
+            lines.append("    # instructions: [Which topic is this?]   # your own, if users write some")
         lines.append(
             f"    training: {{max_steps: {steps}, batch_size: {batch}, num_epochs: 20}}   # more steps: better, slower"
         )

@@ -51,7 +51,7 @@ class Table:
     path: Path
     columns: Mapping[str, Column]
     rows: int
-    told: Mapping[str, str]
+    chosen: Mapping[str, str]
     """Our column → the file's."""
 
     def named(self, names: Sequence[str]) -> str | None:
@@ -96,7 +96,7 @@ def _entities(table: Table, name: str) -> Guess | None:
 
 def _questions(table: Table, name: str) -> Guess | None:
     """A question, a passage, and an answer that stands in it."""
-    given = {own: table.told.get(own) or table.named(names) for own, names in task_types()["qa"].column_names.items()}
+    given = {own: table.chosen.get(own) or table.named(names) for own, names in task_types()["qa"].column_names.items()}
     if not all(given.values()):
         given = next(_answered(table), {})
     if not given:
@@ -149,16 +149,16 @@ def _labels(table: Table, name: str) -> Guess | None:
     """A text, and one of few labels."""
     _refuse_kinds_to_come(table)
     labels = [column for column in table.columns.values() if column.is_label]
-    if not labels and "label" not in table.told:
+    if not labels and "label" not in table.chosen:
         return None
-    chosen = table.told.get("label") or _only(labels) or table.named(LABEL_NAMES)
-    if chosen is None or (chosen not in table.told.values() and chosen not in [c.name for c in labels]):
+    chosen = table.chosen.get("label") or _only(labels) or table.named(LABEL_NAMES)
+    if chosen is None or (chosen not in table.chosen.values() and chosen not in [c.name for c in labels]):
         each = " or ".join(f"{c.name} ({shortened(sorted(c.counts), 4)})" for c in labels)
         raise table.ask(
             f"which column is the label, {each}? say --column {name}.label=NAME, and name a file twice, with a copy "
             "under another name, to learn several"
         )
-    text = table.told.get("text") or _text(table, chosen, name)
+    text = table.chosen.get("text") or _text(table, chosen, name)
     guess = _classification(table, name, text, chosen)
     others = [column.name for column in labels if column.name != chosen]
     if others:
@@ -191,7 +191,7 @@ def _text(table: Table, label: str, name: str) -> str:
 
 def _refuse_kinds_to_come(table: Table) -> None:
     """Say what a table is where no task type fits it."""
-    if "label" in table.told:
+    if "label" in table.chosen:
         return
     columns = table.columns.values()
     lists = [c for c in columns if c.sample and all(isinstance(v, list) for v in c.sample)]
@@ -255,7 +255,7 @@ def _texts(table: Table, name: str) -> Guess | None:
         )
     for kind in ("summarization", "translation"):
         names = task_types()[kind].column_names
-        found = {own: table.told.get(own) or table.named(known) for own, known in names.items()}
+        found = {own: table.chosen.get(own) or table.named(known) for own, known in names.items()}
         chosen = {own: column for own, column in found.items() if column is not None}
         if len(chosen) == len(names) and all(
             table.columns[c].is_text or table.columns[c].words for c in chosen.values()

@@ -19,7 +19,7 @@ from dynamo_mtl.metrics.classification import classification_scores
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
@@ -54,7 +54,7 @@ class Classification(Task):
     Config = ClassificationConfig
     lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
     column_names = {"text": ("text", "sentence", "content"), "label": ("label", "category", "class", "topic")}
-    wordings = read_wordings("classification")
+    instruction_templates = read_instruction_templates("classification")
     main_metric = "accuracy"
     trivial_name = "majority label"
     hub_task = "text-classification"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dynamo_mtl.metrics.generation import collapse_blanks, parses, sentence_bleu
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example
 
 
@@ -24,7 +24,7 @@ class CodeGeneration(GenerationTask):
         "description": ("description", "docstring", "intent", "text", "prompt"),
         "code": ("code", "snippet", "function"),
     }
-    wordings = read_wordings("code_generation")
+    instruction_templates = read_instruction_templates("code_generation")
     main_metric = "bleu"
     trivial_name = "code of the most similar training description"
     hub_task = "text-generation"

@@ -1,17 +1,18 @@
-"""Instructions in many wordings, from a few lines of patterns."""
+"""Instructions that say the same in many ways, from a few lines of patterns."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 
 
 def expand(*patterns: str) -> tuple[str, ...]:
-    """All wordings that patterns stand for, in order: ``(a|b)`` is a choice, and an empty choice leaves the place out.
+    """All instructions that patterns stand for, in order.
 
-    Choices may hold choices.
+    ``(a|b)`` is a choice, an empty choice leaves the place out, and choices may hold choices.
 
     >>> expand("(Write|Say) it(| now(| please)):")
     ('Write it:', 'Write it now:', 'Write it now please:', 'Say it:', 'Say it now:', 'Say it now please:')
@@ -25,7 +26,7 @@ def _tokens(pattern: str) -> list[str]:
 
 
 def _sequence(tokens: list[str]) -> list[str]:
-    """Wordings of a sequence of texts and choices, taken from ``tokens`` up to the mark that ends it."""
+    """The instructions of a sequence of texts and choices, taken from ``tokens`` up to the mark that ends it."""
     parts: list[list[str]] = []
     while tokens and tokens[-1] not in ("|", ")"):
         piece = tokens.pop()
@@ -40,8 +41,8 @@ def _sequence(tokens: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Wordings:
-    """Instructions that ask for a task. No wording is in two of them, so that each is new to what it judges."""
+class InstructionTemplates:
+    """Instructions that ask for a task. No instruction is in two of them, so that each is new to what it judges."""
 
     training: tuple[str, ...]
     validation: tuple[str, ...] = ()
@@ -50,8 +51,8 @@ class Wordings:
     """What scores are measured on; those of training if empty."""
 
 
-def read_wordings(task: str) -> Wordings:
-    """The wordings of a built-in task: the patterns in ``instructions/*/TASK.txt``.
+def read_instruction_templates(task: str) -> InstructionTemplates:
+    """The instructions of a built-in task: the patterns in ``instructions/*/TASK.txt``.
 
     Those of evaluation were written by somebody who had not seen the others.
     """
@@ -61,10 +62,18 @@ def read_wordings(task: str) -> Wordings:
         for name in ("evaluation", "validation", "training")
     )
     validation = _without(validation, evaluation)
-    return Wordings(_without(training, evaluation + validation), validation, evaluation)
+    return InstructionTemplates(_without(training, evaluation + validation), validation, evaluation)
 
 
-def _without(wordings: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """Wordings whose words are not those of one of the others."""
+def _without(instructions: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """Those whose words are not those of one of the others."""
     words = {tuple(re.findall(r"\w+", other.lower())) for other in others}
-    return tuple(w for w in wordings if tuple(re.findall(r"\w+", w.lower())) not in words)
+    return tuple(w for w in instructions if tuple(re.findall(r"\w+", w.lower())) not in words)
+
+
+def __getattr__(name: str) -> type[InstructionTemplates]:
+    """``Wordings``, as version 0.1.0 called them; goes with the next release."""
+    if name == "Wordings":
+        warnings.warn("Wordings is now InstructionTemplates", DeprecationWarning, stacklevel=2)
+        return InstructionTemplates
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -18,7 +18,7 @@ from dynamo_mtl.metrics.entities import Entity, entity_interval, entity_scores
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
@@ -46,7 +46,7 @@ class NamedEntities(Task):
         "tokens": ("tokens", "words"),
         "tags": ("ner_tags", "tags", "labels"),
     }
-    wordings = read_wordings("ner")
+    instruction_templates = read_instruction_templates("ner")
     main_metric = "f1"
     trivial_name = "names of the training data, wherever they stand"
     hub_task = "token-classification"

@@ -18,7 +18,7 @@ from dynamo_mtl.metrics.spans import span_scores
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
@@ -40,7 +40,7 @@ class QuestionAnswering(Task):
     all_windows = True
     column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
     optional_columns = {"answer_start": ("answer_start", "answer_offset")}
-    wordings = read_wordings("qa")
+    instruction_templates = read_instruction_templates("qa")
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
     hub_task = "question-answering"

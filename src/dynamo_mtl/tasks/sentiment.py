@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dynamo_mtl.tasks.classification import Classification, ClassificationConfig
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 
 
 class SentimentConfig(ClassificationConfig):
@@ -15,9 +15,9 @@ class SentimentConfig(ClassificationConfig):
 
 
 class Sentiment(Classification):
-    """Classification with the columns and wordings of reviews."""
+    """Classification with the columns and instructions of reviews."""
 
     type = "sentiment"
     Config = SentimentConfig
     column_names = {"text": ("text", "sentence", "review"), "label": ("label", "sentiment")}
-    wordings = read_wordings("sentiment")
+    instruction_templates = read_instruction_templates("sentiment")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example
 
 
@@ -17,7 +17,7 @@ class Summarization(GenerationTask):
     type = "summarization"
     answer_key = "summary_text"
     column_names = {"document": ("document", "article", "text"), "summary": ("summary", "highlights")}
-    wordings = read_wordings("summarization")
+    instruction_templates = read_instruction_templates("summarization")
     main_metric = "rouge1"
     trivial_name = "first sentence"
     hub_task = "summarization"

@@ -1,12 +1,14 @@
 """What a task is: the contract that every task type fulfils, and the discovery of types.
 
 A task owns its data columns, target encoding, head, loss, decoding and post-processing, its choice of metrics and its
-wordings. A new type is one new file in this folder with a subclass of ``Task`` that sets ``type``.
+instructions. A new type is one new file in this folder with a subclass of ``Task`` that sets ``type``.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +21,7 @@ from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
-from dynamo_mtl.tasks.instruction_templates import Wordings
+from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 
@@ -51,12 +53,19 @@ class Task(abc.ABC):
     """Our column → the names it is known to have in published data; the first is ours."""
     optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The same of columns that a row need not have."""
-    wordings: ClassVar[Wordings]
+    instruction_templates: ClassVar[InstructionTemplates]
     main_metric: ClassVar[str]
     trivial_name: ClassVar[str]
     """What ``trivial_answers`` does, for tables."""
     hub_task: ClassVar[str] = "other"
     """The hub's name of what the type does, for model cards."""
+
+    def __init_subclass__(cls) -> None:
+        """Take instructions under the name that version 0.1.0 had for them; goes with the next release."""
+        super().__init_subclass__()
+        if "wordings" in vars(cls):
+            warnings.warn(f"{cls.__name__}.wordings is now instruction_templates", DeprecationWarning, stacklevel=2)
+            cls.instruction_templates = vars(cls)["wordings"]
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
@@ -67,20 +76,31 @@ class Task(abc.ABC):
             if key not in self._columns:
                 raise ConfigError(f"tasks.{name}.columns: no column '{key}'; {did_you_mean(key, self._columns)}")
 
-    @property
+    @functools.cached_property
     def instructions(self) -> list[str]:
-        """Training wordings: configured ones, else the type's."""
-        return self._worded(self.config.instructions, self.wordings.training)
+        """Training instructions: configured ones, else the type's."""
+        return self._worded(self.config.instructions, self.instruction_templates.training)
 
-    @property
+    @functools.cached_property
     def validation_instructions(self) -> list[str]:
-        """Wordings that the router is selected and calibrated on: configured ones for training, else the type's."""
-        return self._worded(self.config.instructions, self.wordings.validation or self.wordings.training)
+        """Instructions for selecting and calibrating the router: configured ones for training, else the type's."""
+        return self._worded(
+            self.config.instructions, self.instruction_templates.validation or self.instruction_templates.training
+        )
 
-    @property
+    @functools.cached_property
     def evaluation_instructions(self) -> list[str]:
-        """Scoring wordings: configured ones, else the type's, which are held out of training."""
-        return self._worded(self.config.evaluation_instructions, self.wordings.evaluation or self.wordings.training)
+        """Scoring instructions: configured ones, else the type's, which are held out of training."""
+        return self._worded(
+            self.config.evaluation_instructions,
+            self.instruction_templates.evaluation or self.instruction_templates.training,
+        )
+
+    def name_itself(self) -> None:
+        """Say in instructions from here on which task of its type is meant."""
+        self.is_specific = True
+        for name in ("instructions", "validation_instructions", "evaluation_instructions"):
+            vars(self).pop(name, None)
 
     def _worded(self, configured: Sequence[str] | None, of_type: Sequence[str]) -> list[str]:
         if configured is not None:

@@ -50,14 +50,14 @@ class TaskConfig(BaseModel):
     validation_examples: int | None = Field(default=None, ge=1)
     """Use a random sample of that many evaluation examples."""
     instructions: list[str] | None = Field(default=None, min_length=1)
-    """Wordings that training uses; the type's own if not given."""
+    """Instructions that training uses; the type's own if not given."""
     evaluation_instructions: list[str] | None = None
-    """Wordings that scoring uses; the type's own if not given."""
+    """Instructions that scoring uses; the type's own if not given."""
     examples: list[str | dict[str, str]] = Field(default_factory=list, max_length=20)
     """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
     of the checkpoint, so nothing is taken from the data by itself."""
     requires_instruction: bool = False
-    """Bare inputs of this task cannot be told from another's, so it is judged on instructed ones only."""
+    """Bare inputs of this task cannot be distinguished from another's, so it is judged on instructed ones only."""
     loss_weight: float = Field(default=1.0, gt=0)
     """Of the task's loss where tasks are mixed, in phases 2 and 3."""
     training: TaskTraining = TaskTraining()

@@ -8,15 +8,15 @@ from typing import Any
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import chrf
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
-from dynamo_mtl.tasks.instruction_templates import read_wordings
+from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.task import Answer, Example
 
 
 class TranslationConfig(GenerationTaskConfig):
-    """The language is part of the wordings: it is how an instruction names the task."""
+    """The language is part of the instructions: it is how an instruction names the task."""
 
     target_language: str = "German"
-    """As the wordings of instructions name it."""
+    """As instructions name it."""
     source_code: str = "en"
     """Column of the source, where rows hold languages: ``en`` beside ``de``, or ``translation: {en: …, de: …}``."""
     target_code: str = "de"
@@ -31,7 +31,7 @@ class Translation(GenerationTask):
     answer_key = "translation_text"
     english_targets = False
     column_names = {"source": ("source", "text"), "target": ("target", "translation")}
-    wordings = read_wordings("translation")
+    instruction_templates = read_instruction_templates("translation")
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
     hub_task = "translation"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import datasets
 import numpy as np
 
-from dynamo_mtl.distributed import Place, here
+from dynamo_mtl.distributed import Rank, world
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import example_at, first_examples
@@ -37,32 +37,32 @@ class ExampleSource:
 
     system: System
     tables: dict[str, TaskTables]
-    place: Place = field(default_factory=here)
+    rank: Rank = field(default_factory=world)
     """Of the process that draws; kept here, since the workers that it starts cannot find out."""
 
     def instruction(
         self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None, validation: bool = False
     ) -> str | None:
-        """One of the task's wordings for a share ``rate`` of calls; always one if the task requires it.
+        """One of the task's instructions for a share ``rate`` of calls; always one if the task requires it.
 
         Args:
-            task: whose wordings.
+            task: whose instructions.
             rng: that draws.
             rate: share of calls, in [0, 1].
-            other_than: a wording that must not be drawn.
-            validation: draw from the wordings that no training input has.
+            other_than: an instruction that must not be drawn.
+            validation: draw from the instructions that no training input has.
         """
         of_task = self.system.tasks[task]
-        wordings = [
+        instructions = [
             w for w in (of_task.validation_instructions if validation else of_task.instructions) if w != other_than
         ]
         required = self.system.config.tasks[task].requires_instruction
-        if not wordings or (rng.random() >= rate and not required):
+        if not instructions or (rng.random() >= rate and not required):
             return None
-        return wordings[int(rng.integers(len(wordings)))]
+        return instructions[int(rng.integers(len(instructions)))]
 
-    def wordings(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
-        """The instruction of a training input, and another wording of it where there is one."""
+    def two_instructions(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
+        """The instruction of a training input, and another one that means the same where there is one."""
         first = self.instruction(task, rng, self.system.config.data.instruction_rate)
         return first, self.instruction(task, rng, 1.0, other_than=first) if first else None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dynamo_mtl.config.training_config import TrainingConfig
-from dynamo_mtl.distributed import add_up, add_up_gradients, gather, highest
+from dynamo_mtl.distributed import all_reduce_gradients, all_reduce_max, all_reduce_sum, gather
 from dynamo_mtl.errors import DivergedError, MemoryShortage
 from dynamo_mtl.out_of_memory import OutOfMemory, free_memory
 from dynamo_mtl.system import System
@@ -28,7 +28,7 @@ from dynamo_mtl.training.optimizer import (
     make_optimizer,
     warmup_and_decay,
 )
-from dynamo_mtl.training.phases.phase import SCORE, Keeper, Phase, PhaseBatch
+from dynamo_mtl.training.phases.phase import SCORE, Checkpointer, Phase, PhaseBatch
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run_phase(
     workers: int,
     accelerator: Accelerator,
     log: MetricsLog,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     start: LoopState | None = None,
     *,
     ahead: Ahead = NOTHING_AHEAD,
@@ -70,7 +70,7 @@ def run_phase(
         workers: processes that prepare batches.
         accelerator: device, mixed precision and trackers.
         log: where values go.
-        keeper: saves the run as it goes on, if given.
+        checkpointer: saves the run as it goes on, if given.
         start: go on from here instead of from the first step.
         ahead: what follows in the same phase, for the time that is left.
     """
@@ -80,7 +80,7 @@ def run_phase(
     else:
         loop.restore(start)
     progress = Progress(phase.name, phase.steps, loop.step, ahead)
-    with keeper.stop.deferred() if keeper is not None else nullcontext():
+    with checkpointer.stop.deferred() if checkpointer is not None else nullcontext():
         for batch in _batches(phase, loop.step, workers):
             loop.update(batch)
             progress.tokens += batch.tokens
@@ -94,9 +94,11 @@ def run_phase(
                 if loop.best.exhausted:
                     logger.info("%s  stopped early after %d steps", phase.name, loop.step)
                     break
-            if keeper is not None:
-                keeper.stop.wanted = int(highest(keeper.stop.wanted or 0)) or None  # one process may have been told
-                keeper.after_step(loop.step, loop.numbers, loop.tensors)
+            if checkpointer is not None:
+                checkpointer.stop.wanted = (
+                    int(all_reduce_max(checkpointer.stop.wanted or 0)) or None
+                )  # one process may have had the signal
+                checkpointer.after_step(loop.step, loop.numbers, loop.tensors)
     if phase.best_at_end:
         loop.best.restore()
         if loop.best.step == 0:
@@ -137,7 +139,7 @@ class TrainingLoop:
         """One optimizer step, unless the loss or the gradient is not finite."""
         self.system.model.train()
         terms = self._backward(batch)
-        add_up_gradients(self.parameters)
+        all_reduce_gradients(self.parameters)
         drop_idle_gradients(self.phase.groups, set(self.phase.members(self.step)))
         self.accelerator.unscale_gradients(self.optimizer)
         present = [p for p in self.parameters if p.grad is not None]
@@ -163,11 +165,13 @@ class TrainingLoop:
             try:
                 own = self.phase.backward(batch, self.step, self.scale)
                 names = list(own)
-                return dict(zip(names, add_up(torch.stack([own[name] for name in names])).unbind(), strict=True))
+                return dict(
+                    zip(names, all_reduce_sum(torch.stack([own[name] for name in names])).unbind(), strict=True)
+                )
             except OutOfMemory as shortage:
                 limit = batch.largest // 2 if shortage.own else math.inf
             # The lowest limit of all processes; the cleaning up waits for the end of the handler, which keeps tensors.
-            self.budget = int(-highest(-limit))
+            self.budget = int(-all_reduce_max(-limit))
             free_memory()
             if self.budget == 0:
                 raise MemoryShortage(

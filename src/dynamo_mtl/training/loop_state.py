@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynamo_mtl.distributed import gather, here
+from dynamo_mtl.distributed import gather, world
 from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.storage import remove_folder, verify_folder
 
@@ -109,10 +109,10 @@ def random_state() -> dict[str, Tensor]:
 
 def restore_random_state(tensors: dict[str, Tensor]) -> None:
     """Put the random generators of this process into the state that was saved, where as many processes are at work."""
-    place = here()
-    if f"random.{place.count - 1}.cpu" not in tensors or f"random.{place.count}.cpu" in tensors:
+    rank = world()
+    if f"random.{rank.size - 1}.cpu" not in tensors or f"random.{rank.size}.cpu" in tensors:
         logger.warning("the run was saved by another number of processes: it goes on with other dropout masks")
         return
-    torch.set_rng_state(tensors[f"random.{place.rank}.cpu"])
-    if torch.cuda.is_available() and f"random.{place.rank}.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[f"random.{place.rank}.cuda"])
+    torch.set_rng_state(tensors[f"random.{rank.number}.cpu"])
+    if torch.cuda.is_available() and f"random.{rank.number}.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors[f"random.{rank.number}.cuda"])

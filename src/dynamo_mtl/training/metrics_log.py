@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dynamo_mtl.distributed import add_up, here
+from dynamo_mtl.distributed import all_reduce_sum, world
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.figures import Picture
 from dynamo_mtl.markdown import markdown_table
@@ -41,14 +41,14 @@ class MetricsLog:
                 in the same folder, is moved to ``metrics.cut.jsonl``.
         """
         self.accelerator = accelerator
-        self.path = folder / "metrics.jsonl" if here().first else Path(os.devnull)
+        self.path = folder / "metrics.jsonl" if world().is_main else Path(os.devnull)
         self.count = 0
         self.failed: set[str] = set()
-        """Names of trackers that are told nothing more."""
+        """Names of trackers that get nothing more."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
-            if here().first and end is not None and self.file.tell() >= end[0]:
+            if world().is_main and end is not None and self.file.tell() >= end[0]:
                 self._cut(end[0])
                 self.count = end[1]
         except OSError as error:
@@ -117,7 +117,7 @@ class MetricsLog:
         self._tell(lambda tracker: tracker.finish())
 
     def _tell(self, action: Callable[[Any], None]) -> None:
-        """Talk to every tracker. One that fails never stops the training nor the others: it is told nothing more."""
+        """Talk to every tracker. One that fails never stops the training nor the others: it gets nothing more."""
         for tracker in self.accelerator.trackers:
             if tracker.name in self.failed:
                 continue
@@ -150,7 +150,7 @@ def _cell(text: str) -> str:
 
 def start_text_log(folder: Path) -> logging.Handler | None:
     """Write what the console says to ``train.log`` too, behind what an earlier run wrote; by the first process."""
-    if not here().first:
+    if not world().is_main:
         return None
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%dT%H:%M:%S"))
@@ -191,7 +191,7 @@ class Progress:
         rate = (step - self.first) / elapsed
         rates = {"steps_per_second": round(rate, 3)}
         shown = f"{rate:.2f} steps/s"
-        tokens = float(add_up(torch.tensor(float(self.tokens))))
+        tokens = float(all_reduce_sum(torch.tensor(float(self.tokens))))
         if tokens:  # cached features have none
             rates["tokens_per_second"] = round(tokens / elapsed, 1)
             shown += f"  {tokens / elapsed:.0f} tokens/s"

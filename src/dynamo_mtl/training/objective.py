@@ -40,7 +40,7 @@ class RoutingTerms:
     second: Tensor
     """``(examples, adapters)`` routing of the same inputs under another dropout mask."""
     twins: Tensor
-    """``(pairs, 2)`` examples that are one input under two wordings."""
+    """``(pairs, 2)`` examples that are one input under two instructions."""
     temperature: Tensor
     scheduled_log_temperature: Tensor
 
@@ -105,7 +105,7 @@ def efficiency(inputs: RoutingTerms) -> Tensor:
 
 @register_term("consistency")
 def consistency(inputs: RoutingTerms) -> Tensor:
-    """Symmetric KL divergence between two views of an input: two dropout masks, and two wordings where there are."""
+    """Symmetric KL divergence between two views of an input: two dropout masks, or two instructions."""
     views = [_symmetric_kl(inputs.weights, inputs.second)]
     if len(inputs.twins):
         first, second = inputs.weights[inputs.twins[:, 0]], inputs.weights[inputs.twins[:, 1]]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dynamo_mtl.config.training_config import TrainingConfig
-from dynamo_mtl.distributed import add_up, here
+from dynamo_mtl.distributed import all_reduce_sum, world
 from dynamo_mtl.inference.scoring import InputProgress
 from dynamo_mtl.model.batch import to_device
-from dynamo_mtl.model.ood import KnownInputs
+from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.out_of_memory import run_in_groups
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
@@ -23,7 +23,7 @@ from dynamo_mtl.training.examples import ExampleSource
 def trunk_features(system: System, examples: list[EncodedExample], budget: int) -> tuple[Tensor, Tensor]:
     """Router features ``(n, features)`` and true adapters ``(n,)`` of inputs that only the router reads."""
     features = torch.zeros(len(examples), system.model.router.feature_size, device=system.device)
-    own = here().share(range(len(examples)))
+    own = world().share(range(len(examples)))
     progress = InputProgress("router features", len(own))
 
     def run(group: Sequence[int]) -> None:
@@ -34,10 +34,12 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
 
     run_in_groups([examples[i].tokens for i in own], budget, run)
     # Every row is zero but in the process that worked on it.
-    return add_up(features), torch.tensor([e.route for e in examples], device=system.device)
+    return all_reduce_sum(features), torch.tensor([e.route for e in examples], device=system.device)
 
 
-def known_inputs(source: ExampleSource, config: TrainingConfig, tasks: Sequence[str] | None = None) -> KnownInputs:
+def collect_router_memory(
+    source: ExampleSource, config: TrainingConfig, tasks: Sequence[str] | None = None
+) -> RouterMemory:
     """Draw ``router.novelty_examples`` training texts of each task, or of some tasks, and compute their features."""
     rng = np.random.default_rng([config.seed, 4])
     system = source.system
@@ -62,4 +64,4 @@ def known_inputs(source: ExampleSource, config: TrainingConfig, tasks: Sequence[
                 add(source.router_input(crossing[0], text, crossing[1]), task, bare=False)
     features, routes = trunk_features(system, examples, config.token_budget)
     device = features.device
-    return KnownInputs(features, routes, torch.tensor(origins, device=device), torch.tensor(is_bare, device=device))
+    return RouterMemory(features, routes, torch.tensor(origins, device=device), torch.tensor(is_bare, device=device))

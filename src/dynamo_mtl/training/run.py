@@ -19,7 +19,7 @@ from filelock import FileLock
 from dynamo_mtl.checkpoint.metadata import METADATA, Metadata
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.cores import free_cores
-from dynamo_mtl.distributed import first_does, here, make_equal
+from dynamo_mtl.distributed import broadcast, on_main_process, world
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.storage import only_writer, sweep, writable_folder
 from dynamo_mtl.system import System, alike_instructions, build_system, load_system, make_tasks
@@ -35,7 +35,7 @@ from dynamo_mtl.training.phases.phase_2_router import (
     validation_features,
 )
 from dynamo_mtl.training.provenance import described_data, source_revision
-from dynamo_mtl.training.router_memory import known_inputs
+from dynamo_mtl.training.router_memory import collect_router_memory
 from dynamo_mtl.training.saved_states import STATES, RunStates
 from dynamo_mtl.training.stages import FOLDERS, SHARED, make_stages
 from dynamo_mtl.training.trackers import find_trackers, show_routing, start_trackers
@@ -64,8 +64,8 @@ def shared_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, T
     def prepare() -> None:
         load_tables(config, tasks)
 
-    if here().count > 1:
-        first_does(prepare)
+    if world().size > 1:
+        on_main_process(prepare)
     return load_tables(config, tasks)
 
 
@@ -93,7 +93,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     accelerator = _accelerator(config)
     set_seed(config.training.seed)
     states = RunStates(folder / STATES, config, chosen)
-    first_does(lambda: _recover(folder, states.folder))
+    on_main_process(lambda: _recover(folder, states.folder))
     if before is not None and not (before / METADATA).is_file():
         raise CheckpointError(
             f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
@@ -147,9 +147,9 @@ def choose_threads(wanted: int | None, before: int | None, device: torch.device)
 def start_equal(system: System, seed: int) -> None:
     """Give all processes of a job the same parameters, and each its own dropout masks."""
     frozen = {id(p) for p in system.model.encoder.parameters() if system.model.config.freeze_backbone}
-    make_equal([p for p in system.model.parameters() if id(p) not in frozen])
-    if not here().first:
-        torch.manual_seed(seed + _APART * here().rank)
+    broadcast([p for p in system.model.parameters() if id(p) not in frozen])
+    if not world().is_main:
+        torch.manual_seed(seed + _APART * world().number)
 
 
 _APART = 1_000_003
@@ -183,7 +183,7 @@ def _only_run(checkpoints: Path, logs: Path) -> Iterator[None]:
         locks.append(only_writer(checkpoints, "checkpoint_dir"))
 
     try:
-        first_does(prepare)
+        on_main_process(prepare)
         yield
     finally:
         for lock in locks:
@@ -215,9 +215,9 @@ def _run(
         if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
             place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
             if stage.phase == 2:
-                known = known_inputs(source, config.training)
-                source.system.model.novelty = known.fit(config.training.seed)
-                source.system.model.known = known.sample(config.training.router.memory_examples, config.training.seed)
+                known = collect_router_memory(source, config.training)
+                source.system.model.ood = known.fit(config.training.seed)
+                source.system.model.memory = known.sample(config.training.router.memory_examples, config.training.seed)
             if stage.phase > 1 and config.model.adapters == "routed":
                 states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
             states.save_phase(place, FOLDERS[stage.phase])

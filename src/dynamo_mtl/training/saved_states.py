@@ -20,7 +20,7 @@ from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.config.overrides import flat
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.distributed import first_does
+from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.peak_memory import PeakMemory
 from dynamo_mtl.storage import remove_folder, verify_folder
@@ -70,13 +70,13 @@ class RunStates:
             ConfigError: nothing was said of the states of an unfinished run that are there.
         """
         if resume is None:
-            if first_does(lambda: any(self.folder.glob(f"{PREFIX}*"))):
+            if on_main_process(lambda: any(self.folder.glob(f"{PREFIX}*"))):
                 raise ConfigError(
                     f"{self.folder}: holds the state of a run that did not end; go on with it with --resume {LATEST}, "
                     "or remove the folder to start anew"
                 )
             return None, None
-        place = first_does(lambda: newest_state(self.folder)) if resume == LATEST else Path(resume)
+        place = on_main_process(lambda: newest_state(self.folder)) if resume == LATEST else Path(resume)
         if place is None:
             logger.info("no state under %s: starting from the beginning", self.folder)
             return None, None
@@ -157,12 +157,12 @@ class RunStates:
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{place}: the state of the run could not be written ({error})") from error
 
-        first_does(write)
+        on_main_process(write)
         logger.debug("saved %s", place)
 
     def save_phase(self, place: Path, phase: str) -> None:
         """Write the checkpoint of a phase that is complete."""
-        first_does(lambda: self.system.save(place, self._metadata_now(phase), self.config.to_yaml()))
+        on_main_process(lambda: self.system.save(place, self._metadata_now(phase), self.config.to_yaml()))
         logger.info("saved %s", place)
 
     def clear(self) -> None:
@@ -174,7 +174,7 @@ class RunStates:
             with suppress(OSError):  # never made where nothing was trained, and kept where something else lies in it
                 self.folder.rmdir()
 
-        first_does(remove)
+        on_main_process(remove)
 
 
 def deciding_settings(config: PipelineConfig) -> str:

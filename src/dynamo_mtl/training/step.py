@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynamo_mtl.distributed import add_up, here, join_shares
+from dynamo_mtl.distributed import all_reduce_sum, join_shares, world
 from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.router import Router, Routing
 from dynamo_mtl.out_of_memory import agreed, run_in_groups, split_by_tokens
@@ -41,7 +41,7 @@ class StepBatch:
     routes: Tensor
     """``(examples,)`` the adapter that each example of the whole batch belongs to."""
     twins: Tensor
-    """``(pairs, 2)`` examples of the whole batch that are one input under two wordings."""
+    """``(pairs, 2)`` examples of the whole batch that are one input under two instructions."""
     collate: Callable[[Sequence[EncodedExample]], PackedExamples]
     """How a micro-batch is packed."""
     budget: int
@@ -84,7 +84,7 @@ def make_step_batch(
 
     Args:
         examples: this process's share.
-        twins: pairs of numbers in the whole batch that are one input under two wordings.
+        twins: pairs of numbers in the whole batch that are one input under two instructions.
         budget: most tokens in a micro-batch.
         collate: how a micro-batch is packed.
         numbers: the examples' numbers in the whole batch; they are the whole batch if None.
@@ -115,7 +115,9 @@ def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) 
     with agreed():
         for packed in batch.micro:
             moved = to_device(packed, system.device)
-            weights = system.model.told(torch.full((moved.batch.example_count,), adapter, device=system.device))
+            weights = system.model.oracle_weights(
+                torch.full((moved.batch.example_count,), adapter, device=system.device)
+            )
             output = system.model(moved.batch, weights, active=[adapter], top_k=1)
             loss = _task_loss(system, moved, output.hidden, totals)
             scale(loss).backward()
@@ -139,7 +141,7 @@ def mixture_backward(
         The total, and every term's value, unweighted.
     """
     totals = _totals(system, batch)
-    router, device, processes = system.model.router, system.device, here().count
+    router, device, processes = system.model.router, system.device, world().size
     features = torch.zeros(len(batch.routes), system.model.router.feature_size, device=device)
     with agreed():
         moved = [to_device(packed, device) for packed in batch.micro]
@@ -147,11 +149,11 @@ def mixture_backward(
         places = [batch.numbers[group].to(device) for group in batch.order]
         for place, trunk in zip(places, trunks, strict=True):
             features[place] = trunk.features
-    features = add_up(features)  # each row is zero everywhere but in the process that has the example
+    features = all_reduce_sum(features)  # each row is zero everywhere but in the process that has the example
     with agreed():
         routes = batch.routes.to(device)
         routing: Routing = router(features)
-        mixed = torch.lerp(system.model.told(routes), routing.weights, own_share)
+        mixed = torch.lerp(system.model.oracle_weights(routes), routing.weights, own_share)
         if logger.isEnabledFor(logging.DEBUG):
             mean = [round(w, 3) for w in routing.weights.mean(dim=0).tolist()]
             names = dict(zip(system.tasks, mean, strict=True))
@@ -193,7 +195,7 @@ def _totals(system: System, batch: StepBatch) -> dict[str, tuple[int, int]]:
     for packed in batch.micro:
         for view in packed.views:
             counts[system.route_of(view.task)] += torch.tensor([len(view.examples), len(view.label_rows)])
-    pairs = add_up(counts).tolist()
+    pairs = all_reduce_sum(counts).tolist()
     return {name: (pairs[i][0], pairs[i][1]) for i, name in enumerate(system.model.task_names)}
 
 
@@ -224,7 +226,7 @@ def example_losses(
 ) -> list[float]:
     """Mean loss of every example, with the known adapter or, with ``own_routing``, the router's own choice."""
     system.model.eval()
-    judged = _share_judged(system, here().share(examples), None, budget, own_routing)
+    judged = _share_judged(system, world().share(examples), None, budget, own_routing)
     return [one.loss for one in join_shares(judged)]
 
 
@@ -233,7 +235,7 @@ def judge_examples(
 ) -> list[Judged]:
     """Loss and answer of every example with the known adapter, in one pass; ``sources`` are what they encode."""
     system.model.eval()
-    share = here().share
+    share = world().share
     return join_shares(_share_judged(system, share(examples), share(sources), budget, False))
 
 
@@ -249,7 +251,7 @@ def _share_judged(
 
     def run(group: Sequence[int]) -> None:
         packed = to_device(system.collate([examples[i] for i in group]), system.device)
-        known = None if own_routing else system.model.told(packed.routes)
+        known = None if own_routing else system.model.oracle_weights(packed.routes)
         output = system.model(packed.batch, known, top_k=1)
         for view in packed.views:
             task, head = system.tasks[view.task], system.model.head(view.task)

@@ -1,4 +1,4 @@
-"""Experiment trackers by name, through Accelerate: what they are told beside numbers, and how they are started."""
+"""Experiment trackers by name, through Accelerate: what they get beside numbers, and how they are started."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ FRAMES = {
     ),
     "test": (
         "By {day} evening the whole of {city} knew that {event} {verb} {object}.",
-        "A spokesperson for {city}, {name}, told reporters on {day} that {event} {verb} {object}.",
+        "A spokesperson for {city}, {name}, said on {day} that {event} {verb} {object}.",
     ),
 }
 DETAILS = {

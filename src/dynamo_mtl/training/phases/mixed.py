@@ -1,4 +1,4 @@
-"""Batches that mix all tasks, with the extra inputs that only the router reads: crossed ones and second wordings."""
+"""Batches that mix all tasks, and the extra inputs that only the router reads: crossed ones and second instructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Planned:
 
     task: str
     row: int
-    wording: str | None
+    instruction: str | None
     belongs: str
     """The task whose instruction it carries; for crossed inputs another one than that of the row."""
     answered: bool = True
@@ -64,9 +64,9 @@ class MixedDraw:
         twins: list[tuple[int, int]] = []
         members = self._rows(step, share)
         for task, row in members:
-            first, second = self.source.wordings(task, rng)
+            first, second = self.source.two_instructions(task, rng)
             if second:
-                # The same input under two wordings: the second one is read by the router only.
+                # The same input under two instructions: the second one is read by the router only.
                 twins.append((len(planned), len(members) + len(extra)))
                 extra.append(Planned(task, row, second, task, answered=False))
             crossing = self.source.crossing(task, rng)
@@ -75,7 +75,7 @@ class MixedDraw:
             planned.append(Planned(task, row, first, task))
         planned += extra
         system = self.source.system
-        numbers = self.source.place.share(range(len(planned)))
+        numbers = self.source.rank.share(range(len(planned)))
         own = [self._encode(planned[number]) for number in numbers]
         routes = [system.route_of(p.belongs) for p in planned]
         return make_step_batch(own, twins, self.config.token_budget, system.collate, numbers, routes)
@@ -83,5 +83,5 @@ class MixedDraw:
     def _encode(self, planned: Planned) -> EncodedExample:
         example = self.source.row(planned.task, planned.row)
         if planned.answered:
-            return self.source.system.encode(example, planned.task, planned.wording)
-        return self.source.router_input(planned.belongs, example, planned.wording)
+            return self.source.system.encode(example, planned.task, planned.instruction)
+        return self.source.router_input(planned.belongs, example, planned.instruction)

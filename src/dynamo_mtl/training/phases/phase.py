@@ -67,7 +67,7 @@ class Phase(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Saves a run between two steps; called in all processes."""
 
     stop: StopSignals

@@ -63,7 +63,7 @@ class AdapterPhase:
         source = self.source
         rate = source.system.config.data.instruction_rate
         drawn = [(row, source.instruction(self.task, rng, rate)) for row in self.order.batch(step)]
-        numbers = source.place.share(range(len(drawn)))
+        numbers = source.rank.share(range(len(drawn)))
         own = [source.example(self.task, *drawn[number]) for number in numbers]
         routes = [source.system.route_of(self.task)] * len(drawn)
         return make_step_batch(own, [], self.config.token_budget, source.system.collate, numbers, routes)

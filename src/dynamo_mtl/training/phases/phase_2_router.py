@@ -91,7 +91,7 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
     How far they lie from what is known is noted too.
     """
     system.model.eval()
-    system.model.novelty.calibrate(torch.cat([features for features, _ in held_out.values()]))
+    system.model.ood.calibrate(torch.cat([features for features, _ in held_out.values()]))
     router = system.model.router
     logits = torch.cat([router(features).logits for features, _ in held_out.values()]) / router.temperature
     routes = torch.cat([routes for _, routes in held_out.values()])
@@ -101,7 +101,7 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
 
 
 class FeaturePhase:
-    """Warm-up of the router on cached features: bare, instructed (two wordings) and crossed inputs."""
+    """Warm-up of the router on cached features: bare, instructed (two instructions) and crossed inputs."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 router"
@@ -140,7 +140,7 @@ class FeaturePhase:
         example = self.source.row(task, row)
         if not self.source.system.config.tasks[task].requires_instruction:
             examples.append(self.source.router_input(task, example, None))
-        first, second = self.source.wordings(task, rng)
+        first, second = self.source.two_instructions(task, rng)
         if second:
             self.twins[len(examples)] = len(examples) + 1
         examples += [self.source.router_input(task, example, wording) for wording in (first, second) if wording]
@@ -177,7 +177,7 @@ class FeaturePhase:
         routing = router(batch.features)
         read = read_routing(router, batch.features, routing, batch.routes, batch.twins)
         # Features are cheap enough for every process to have all of them; each answers for an equal part.
-        count = self.source.place.count
+        count = self.source.rank.size
         terms = {name: value / count for name, value in self.objective.routing_terms(read).items()}
         total = self.objective.total(terms, batch.features.device)
         scale(total).backward()

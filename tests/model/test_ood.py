@@ -1,12 +1,12 @@
-"""Novelty: distances against a brute-force reference, familiarity as a rank, and what a file must hold."""
+"""OutOfDistribution: distances against a brute-force reference, familiarity as a rank, and what a file must hold."""
 
 import numpy as np
 import pytest
 import torch
 
 from dynamo_mtl.metrics.routing import auroc
-from dynamo_mtl.model import novelty as module
-from dynamo_mtl.model.ood import Novelty
+from dynamo_mtl.model import ood as module
+from dynamo_mtl.model.ood import OutOfDistribution
 
 
 def _inputs(count, shift=0.0, seed=0):
@@ -23,9 +23,9 @@ def _inputs(count, shift=0.0, seed=0):
 @pytest.fixture
 def fitted():
     features, groups = _inputs(600)
-    novelty = Novelty(40)
-    novelty.fit(features, groups, torch.ones(600, dtype=torch.bool), seed=0)
-    return novelty
+    ood = OutOfDistribution(40)
+    ood.fit(features, groups, torch.ones(600, dtype=torch.bool), seed=0)
+    return ood
 
 
 def test_the_distance_is_that_to_the_second_nearest_whitened_feature(fitted):
@@ -60,7 +60,7 @@ def test_familiarity_is_the_share_of_known_inputs_at_least_as_far_away(fitted):
 
 
 def test_all_is_familiar_before_anything_is_known():
-    assert Novelty(4).familiarity(torch.randn(3, 4)).tolist() == [1, 1, 1]
+    assert OutOfDistribution(4).familiarity(torch.randn(3, 4)).tolist() == [1, 1, 1]
 
 
 def test_bare_inputs_weigh_more_in_the_covariance(fitted):
@@ -71,10 +71,10 @@ def test_bare_inputs_weigh_more_in_the_covariance(fitted):
     is_bare = torch.arange(1800) < 600
     states, groups = torch.nn.functional.layer_norm(noisy, (40,)), groups.repeat(3)
     mixed = module._covariance(states, groups, is_bare) * 0.75 + module._covariance(states, groups, ~is_bare) * 0.25
-    novelty = Novelty(40)
-    novelty.fit(noisy, groups, is_bare, seed=0)
+    ood = OutOfDistribution(40)
+    ood.fit(noisy, groups, is_bare, seed=0)
     mixed += module.RIDGE * mixed.diagonal().mean() * torch.eye(40)
-    whitening = novelty.projection @ novelty.projection.T
+    whitening = ood.projection @ ood.projection.T
     assert torch.allclose(whitening, torch.linalg.inv(mixed), rtol=1e-2, atol=1e-2 * float(whitening.max()))
 
 
@@ -89,10 +89,10 @@ def test_bare_inputs_weigh_more_in_the_covariance(fitted):
 def test_what_does_not_fit_together_is_refused(fitted, change, message):
     fitted.calibrate(_inputs(50)[0])
     tensors = dict(fitted.state_dict())
-    Novelty(40).take(tensors)
+    OutOfDistribution(40).take(tensors)
     change(tensors)
     with pytest.raises(ValueError, match=message):
-        Novelty(40).take(tensors)
+        OutOfDistribution(40).take(tensors)
 
 
 def test_auroc_by_hand():

@@ -8,15 +8,15 @@ from torch.nn import functional as F
 from dynamo_mtl.config import load_config
 from dynamo_mtl.evaluation.systems import (
     ArrowProbe,
-    Contender,
+    ComparedSystem,
     choose_by_arrow,
     choose_by_router,
     choose_nearest_centroid,
+    choose_oracle,
     choose_random,
     main_directions,
     mix_softly,
     mix_uniformly,
-    told,
     without_adapters,
 )
 from dynamo_mtl.inference.predictor import Predictor
@@ -51,15 +51,15 @@ def _batch(system, texts):
 
 
 def test_the_oracle_is_told_the_true_task(predictor):
-    choice = told(INPUTS, TRUE)
+    choice = choose_oracle(INPUTS, TRUE)
     assert (choice.tasks, choice.weights) == (TRUE, None)
-    assert [p.task for p in Contender(predictor, told).answer(INPUTS, TRUE)] == TRUE
+    assert [p.task for p in ComparedSystem(predictor, choose_oracle).answer(INPUTS, TRUE)] == TRUE
 
 
 def test_the_router_chooses_as_the_pass_that_answers_does(predictor):
     by_router = choose_by_router(predictor)(INPUTS, TRUE)
-    alone = Contender(predictor, choose_by_router(predictor)).answer(INPUTS, TRUE)
-    routed = Contender(predictor, told, routed=True).answer(INPUTS, TRUE)
+    alone = ComparedSystem(predictor, choose_by_router(predictor)).answer(INPUTS, TRUE)
+    routed = ComparedSystem(predictor, choose_oracle, routed=True).answer(INPUTS, TRUE)
     assert by_router.tasks == [p.task for p in routed] == [p.task for p in alone]
     assert [p.answer for p in routed] == [p.answer for p in alone]
 
@@ -178,8 +178,8 @@ def test_a_single_lora_has_the_summed_rank_and_acts_on_every_input(tiny_settings
     at_wide = sum((32 + 64) * ranks[n] for n in ranks if n in ("summarization", "code_generation", "translation"))
     at_square = sum((32 + 32) * ranks[n] for n in ranks if n in ("summarization", "code_generation", "translation"))
     # Layers 1 to 3: query and value of all tasks, the other square and wide products of those with all linear ones.
-    assert model.trained_parameters() - heads == 3 * (2 * at_query + 2 * at_square + 2 * at_wide)
-    assert torch.equal(model.told(torch.tensor([0, 3])), torch.ones(2, 5))
+    assert model.trainable_parameters() - heads == 3 * (2 * at_query + 2 * at_square + 2 * at_wide)
+    assert torch.equal(model.oracle_weights(torch.tensor([0, 3])), torch.ones(2, 5))
     for name in model.task_names:
         for parameter in model.bank[name].parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -198,8 +198,8 @@ def test_a_single_lora_has_the_summed_rank_and_acts_on_every_input(tiny_settings
 def test_full_fine_tuning_trains_all_of_the_backbone_and_no_adapter(tiny_settings, tmp_path):
     model = _build(tiny_settings, tmp_path, adapters="none", freeze_backbone=False).model
     heads, backbone = (sum(p.numel() for p in m.parameters()) for m in (model.heads, model.encoder))
-    assert model.trained_parameters() == heads + backbone
-    assert not model.told(torch.tensor([1, 2])).any()
+    assert model.trainable_parameters() == heads + backbone
+    assert not model.oracle_weights(torch.tensor([1, 2])).any()
 
 
 def test_the_two_pass_router_reads_the_last_layer_of_a_pass_without_adapters(tiny_settings, tmp_path):
@@ -221,4 +221,4 @@ def test_parameters_are_counted_by_part(tiny_settings, tmp_path):
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     tables = [model.head(n).embeddings for n in ("summarization", "code_generation", "translation")]
     assert counts["target_vocabularies"] == sum(len(table) for table in tables) * 32
-    assert model.trained_parameters() == sum(counts.values()) - counts["backbone"]
+    assert model.trainable_parameters() == sum(counts.values()) - counts["backbone"]
