@@ -25,6 +25,7 @@ import torch
 from harness import machine
 
 from dynamo_mtl.config import DynamoConfig, load_config
+from dynamo_mtl.config.overrides import apply_overrides
 from dynamo_mtl.config.validation import validate
 from dynamo_mtl.data.data_config import DATA_PATH
 from dynamo_mtl.evaluation.benchmark import Scoreboard, evaluate_checkpoint
@@ -156,7 +157,8 @@ QUESTIONS = {
 
 def alone(task: str, overrides: tuple[str, ...], place: Path, data: str) -> DynamoConfig:
     """The configuration of one task by itself, that writes under ``place``."""
-    raw: dict[str, Any] = read_settings(CONFIG, [*overrides, *places(place, data)])
+    raw = read_settings(CONFIG)
+    apply_overrides(raw, [*overrides, *places(place, data)])
     raw["data"] = {k: v for k, v in raw["data"].items() if not k.endswith(DATA_PATH) or k == f"{task}{DATA_PATH}"}
     for section in ("tasks", "lora_configs"):
         raw[section] = {name: own for name, own in raw[section].items() if name == task}

@@ -29,13 +29,14 @@ from harness import machine
 from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.model.router import Router
+from dynamo_mtl.router_inputs import InputKind
 from dynamo_mtl.system import load_system
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group
-from dynamo_mtl.training.phases.phase_2_router import BARE, FeaturePhase, validation_features
+from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
 from dynamo_mtl.training.provenance import source_revision
 from dynamo_mtl.training.run import load_tables, train
 
@@ -140,7 +141,7 @@ def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoCon
     run_phase(phase, source.system, config.training, 0, accelerator, log)
     log.close()
     values = phase.validate()
-    features, routes = phase.held_out[BARE]
+    features, routes = phase.held_out[InputKind.PLAIN]
     with torch.no_grad():
         right = (model.router(features).weights.argmax(dim=1) == routes).float()
     for task in source.system.tasks:

@@ -184,7 +184,7 @@ def small_table(path: Path) -> str:
         "MiB (graphs: all of it)",
         "sentiment accuracy",
         "qa f1",
-        "bare inputs routed right",
+        "plain inputs routed right",
         "time over fp32",
     ]
     milliseconds = f"One input in fp32 takes {forms['fp32']['ms']:.0f} ms"

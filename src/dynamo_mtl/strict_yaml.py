@@ -16,6 +16,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from dynamo_mtl.errors import ConfigError
 
@@ -40,13 +41,35 @@ class _StrictConstructor(SafeConstructor):
 _StrictConstructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
+class _PortableRepresenter(SafeRepresenter):
+    """Writes what YAML 1.1 reads alike: its words for true and false in quotes, and ``1.0e-05``."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # values that occur twice are written twice
+
+    def represent_text(self, text: str) -> ScalarNode:
+        style = "'" if text.lower() in ("y", "n", "yes", "no", "on", "off") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    def represent_number(self, number: float) -> ScalarNode:
+        node = self.represent_float(number)
+        mantissa, exponent, power = node.value.partition("e")
+        if exponent and "." not in mantissa:
+            node.value = f"{mantissa}.0e{power}"
+        return node
+
+
+_PortableRepresenter.add_representer(str, _PortableRepresenter.represent_text)
+_PortableRepresenter.add_representer(float, _PortableRepresenter.represent_number)
+
+
 def dump_yaml(settings: Any, on_one_line: bool = False) -> str:
     """Settings as YAML that ``parse_yaml`` reads back as the same."""
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _PortableRepresenter
     writer.default_flow_style = on_one_line
     writer.width = 10_000 if on_one_line else 120
     writer.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue] (of any type there)
-    writer.representer.ignore_aliases = lambda data: True  # values that occur twice are written twice
     text = io.StringIO()
     writer.dump(settings, text)
     return text.getvalue()

@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_result_file(make):
         assert f"| {task} | {metric} | {score:.4g} | " in body
     assert found["qa"]["task"]["type"] == "question-answering"
     assert found["code_generation"]["task"]["type"] == "text-generation"
-    assert f"| bare | {result.routing['bare']['accuracy']:.4f} | " in body
+    assert f"| plain | {result.routing['bare']['accuracy']:.4f} | " in body
     assert "| sentiment | sentiment | 4 | sample | 60 | no |" in body
     verify_folder(checkpoint)  # the card is no part of what is vouched for
 

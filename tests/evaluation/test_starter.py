@@ -122,7 +122,7 @@ def test_answers_may_be_words_of_the_context(tables, tmp_path):
 
 def test_what_cannot_be_told_is_one_sentence(tmp_path, tables):
     strange = _table(tmp_path / "strange.csv", ["a", "b"], [(f"x {n}", f"y {n}") for n in range(30)])
-    with pytest.raises(ConfigError, match="has the columns a, b, from which no task can be told"):
+    with pytest.raises(ConfigError, match="has the columns a, b, from which no task can be guessed"):
         guess_task(strange)
     with pytest.raises(DataError, match="has no rows"):
         guess_task(_table(tmp_path / "empty.csv", ["text", "label"], []))

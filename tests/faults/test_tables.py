@@ -239,7 +239,7 @@ def test_deeply_nested_cells_are_one_sentence(tmp_path):
 
 def test_prepared_rows_follow_the_commit_of_a_hub_data_set(tmp_path, monkeypatch):
     """Fails if what was prepared under no revision is found again after the data set changed."""
-    from dynamo_mtl.data import sources
+    from dynamo_mtl.data import readers
 
     state = {"sha": "1" * 40, "rows": ROWS, "asked": []}
 
@@ -253,8 +253,8 @@ def test_prepared_rows_follow_the_commit_of_a_hub_data_set(tmp_path, monkeypatch
         state["asked"].append(revision)
         return iter(state["rows"])
 
-    monkeypatch.setattr(sources, "HfApi", Hub)
-    monkeypatch.setattr(sources.datasets, "load_dataset", load)
+    monkeypatch.setattr(readers, "HfApi", Hub)
+    monkeypatch.setattr(readers.datasets, "load_dataset", load)
     task = task_types()["classification"]
     made = task("t", task.Config(type="classification", labels=["neg", "pos"]))
     config = DataConfig(cache_dir=str(tmp_path), paths={"t": "somebody/reviews"})
@@ -268,7 +268,7 @@ def test_prepared_rows_follow_the_commit_of_a_hub_data_set(tmp_path, monkeypatch
     state.update(sha=None, rows=[])
     assert texts() == [ROWS[1]["text"]]  # offline, what was last prepared
     assert state["asked"] == ["1" * 40, "2" * 40]
-    assert sources.hub_commit("somebody/reviews", config) == "2" * 40
+    assert readers.hub_commit("somebody/reviews", config) == "2" * 40
 
 
 WORDS = ["good", "bad", "day", "film", '"odd"', "it's", '5"', "one,two", "a;b", "x|y", "#tag", "naïve", "—", "line"]

@@ -194,7 +194,7 @@ def test_s10_a_text_that_would_keep_the_tokenizer_busy_is_refused_by_its_length(
 
 def test_s7_an_input_that_cannot_be_answered_fails_alone(serve, model, monkeypatch):
     begin = model.predictor.begin
-    marked = model.question("A bad one.", None, None, {}).source
+    marked = model.reader.question("A bad one.", None, None, {}).source
 
     def failing(questions, decoder):
         if any(question.source == marked for question in questions):

@@ -53,7 +53,7 @@ def gate(model, monkeypatch):
 
 
 def _question(model, given, **generation):
-    return model.question(given, None, None, generation)
+    return model.reader.question(given, None, None, generation)
 
 
 def test_inputs_that_wait_share_a_pass_up_to_its_budget(model, start, gate):

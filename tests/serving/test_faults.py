@@ -114,7 +114,7 @@ def test_the_engine_has_its_own_threads(model):
         engine = Engine(model.predictor, ServingConfig(), lambda *_: seen.append(torch.get_num_threads()))
         together(lambda: torch.set_num_threads(1))
         engine.start()
-        question = model.question("good", "sentiment", None, {})
+        question = model.reader.question("good", "sentiment", None, {})
         engine.submit([question])[0].future.result(20)
         engine.stop(5)
     finally:

@@ -12,7 +12,7 @@ import pytest
 from dynamo_mtl.data.samples import sample_rows
 from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.tasks import task as contract
+from dynamo_mtl.tasks import registry as contract
 from dynamo_mtl.tasks.classification import Classification
 from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
 from dynamo_mtl.tasks.registry import task_types

@@ -10,6 +10,7 @@ from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.markdown import markdown_table
+from dynamo_mtl.router_inputs import InputKind
 from dynamo_mtl.tasks.registry import task_types
 
 
@@ -33,7 +34,7 @@ def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measur
         count = next((s[task]["n"] for s in result.systems.values() if task in s), 0)
         rows.append([task, metric, *shown, str(count)])
     table = markdown_table(["task", "metric", "routed", "given the task", "examples"], rows)
-    kinds = [(k, result.routing[k]) for k in ("bare", "instructed", "crossed") if k in result.routing]
+    kinds = [(kind.shown, result.routing[kind]) for kind in InputKind if kind in result.routing]
     routed = [[kind, f"{s['accuracy']:.4f}", f"{s['worst_task']:.4f}", str(s["n"])] for kind, s in kinds]
     about = (
         f"On the {result.split} split, by the code of revision {result.commit or 'unknown'}, seed {result.seed}, "

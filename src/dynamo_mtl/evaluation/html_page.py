@@ -24,6 +24,7 @@ from dynamo_mtl.evaluation.report import (
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.evaluation.result_figures import result_pictures
 from dynamo_mtl.figures import save_pictures
+from dynamo_mtl.router_inputs import InputKind
 from dynamo_mtl.storage import writable_folder
 
 PAGE = "report.html"
@@ -149,7 +150,7 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
         header, rows = cost_rows(result)
         text = "Times are of this machine; compare them with each other only. Empty: nothing of its own is trained."
         sections.append(Section("What each system costs", text, [Table(header, _cells(rows), own="dynamo")]))
-    if "bare" in result.routing or "instructed" in result.routing:
+    if InputKind.PLAIN in result.routing or InputKind.INSTRUCTED in result.routing:
         header, rows = routing_rows(result)
         sections.append(
             Section("Routing", "", [Table(header, _cells(rows))], _chosen(drawn, "routing_confusion", "misroutes"))

@@ -8,6 +8,7 @@ import numpy as np
 
 from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import RoutedInput
+from dynamo_mtl.router_inputs import InputKind, RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.tables import first_examples, open_task_table
 from dynamo_mtl.tasks.task import Example
@@ -30,21 +31,13 @@ def task_input(system: System, task: str, example: Example, instructions: Sequen
     return TextInput(example.text, example.context, instruction)
 
 
-def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[str, list[RoutedInput]]:
-    """Bare, instructed and crossed inputs made from examples, with instructions that training never saw."""
+def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[InputKind, list[RoutedInput]]:
+    """Inputs of every kind made from examples, with instructions that training never saw."""
     rng = np.random.default_rng([seed, 11])
-    kinds: dict[str, list[RoutedInput]] = {"bare": [], "instructed": [], "crossed": []}
+    inputs = RouterInputs(system, "evaluation")
+    kinds: dict[InputKind, list[RoutedInput]] = {kind: [] for kind in InputKind}
     for name, rows in examples.items():
-        instructions = system.tasks[name].evaluation_instructions
-        others = [o for o, t in system.tasks.items() if o != name and not t.needs_context]
         for example in rows:
-            if not system.config.tasks[name].requires_instruction:
-                kinds["bare"].append(RoutedInput(name, TextInput(example.text, example.context)))
-            instruction = instructions[int(rng.integers(len(instructions)))]
-            kinds["instructed"].append(RoutedInput(name, TextInput(example.text, example.context, instruction)))
-            if others and not system.tasks[name].needs_context:
-                other = others[int(rng.integers(len(others)))]
-                asked = system.tasks[other].evaluation_instructions
-                instruction = asked[int(rng.integers(len(asked)))]
-                kinds["crossed"].append(RoutedInput(other, TextInput(example.text, None, instruction)))
+            for one in inputs.of_example(name, example, rng):
+                kinds[one.kind].append(RoutedInput(one.task, TextInput(one.text, one.context, one.instruction)))
     return kinds

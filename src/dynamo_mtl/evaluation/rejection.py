@@ -39,7 +39,10 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     bare = {
         name: trunk_features(
             system,
-            [source.router_input(name, e, None) for e in first_examples(source.tables[name].validation, INPUTS)],
+            [
+                system.encode_for_router(e.text, e.context, None, name)
+                for e in first_examples(source.tables[name].validation, INPUTS)
+            ],
             config.token_budget,
         )[0]
         for name in names

@@ -9,6 +9,7 @@ from rich.table import Table
 from dynamo_mtl.config.comparison_config import SYSTEMS
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.markdown import markdown_table
+from dynamo_mtl.router_inputs import InputKind
 
 
 def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -45,7 +46,7 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows: routing by kind of input."""
     header = ["inputs", "accuracy", "macro", "worst task", "entropy", "load balance", "ece", "brier", "aurc", "n"]
     keys = ("accuracy", "macro", "worst_task", "entropy", "load_balance", "ece", "brier", "aurc")
-    names = {"bare": "bare", "instructed": "instructed", "crossed": "crossed", "length_only": "bare, by length alone"}
+    names = {**{kind.value: kind.shown for kind in InputKind}, "length_only": "plain, by length alone"}
     rows = [
         [title, *(_four(result.routing[kind].get(key)) for key in keys), str(result.routing[kind]["n"])]
         for kind, title in names.items()

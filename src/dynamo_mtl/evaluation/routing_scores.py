@@ -18,6 +18,7 @@ from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import RoutedInput, route_inputs
 from dynamo_mtl.metrics.routing import confusion_matrix, length_router, routing_scores
+from dynamo_mtl.router_inputs import InputKind
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
@@ -47,9 +48,9 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
     routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
     for kind, inputs in kinds.items():
         if inputs:
-            routed = route_inputs(predictor, inputs, f"routing of {kind} inputs")
+            routed = route_inputs(predictor, inputs, f"routing of {kind.shown} inputs")
             routing[kind] = routing_scores(routed.probabilities, routed.truth, routed.rejected)
-            if kind == "bare":
+            if kind is InputKind.PLAIN:
                 predicted = routed.probabilities.argmax(axis=1).tolist()
                 routing["confusion"] = confusion_matrix(predicted, routed.truth, len(system.tasks))
     routing["misroutes"] = score_cross_adapter(predictor, examples)
@@ -59,8 +60,8 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
         logger.warning("what needs the training data is left out: %s", error)
         return routing
     routing["rejection"] = score_rejection(source, config.training, predictor.calibration.coverage)
-    if kinds["bare"]:
-        routing["length_only"] = _score_length_router(source, kinds["bare"])
+    if kinds[InputKind.PLAIN]:
+        routing["length_only"] = _score_length_router(source, kinds[InputKind.PLAIN])
     return routing
 
 

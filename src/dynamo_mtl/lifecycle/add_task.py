@@ -32,6 +32,7 @@ from dynamo_mtl.lifecycle.branch_phase import (
 from dynamo_mtl.model.adapter import Adapter
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.ood import RouterMemory
+from dynamo_mtl.router_inputs import RouterInputs
 from dynamo_mtl.storage import new_folder, only_writer
 from dynamo_mtl.system import System, load_extended, make_tasks
 from dynamo_mtl.tasks.tables import all_examples, first_examples
@@ -171,16 +172,17 @@ def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> 
     route, rng = system.route_of(name), np.random.default_rng([config.seed, 3])
     added = collect_router_memory(source, config, [name])
     rows = first_examples(source.tables[name].validation, config.eval_examples)
-    required = system.config.tasks[name].requires_instruction
-    asked = [source.instruction(name, rng, 1.0, validation=True) for _ in rows]
-    instructions = asked if required else [*asked, *[None] * len(rows)]
-    validation = [source.router_input(name, row, wording) for row, wording in zip(rows * 2, instructions, strict=False)]
-    features, _ = trunk_features(system, validation, config.token_budget)
+    asking = RouterInputs(system, "validation")
+    instructed = [asking.instructed(name, row, asking.draw_instruction(name, rng)) for row in rows]
+    plain = [one for row in rows if (one := asking.plain(name, row)) is not None]
+    features, _ = trunk_features(system, [asking.encode(one) for one in (*instructed, *plain)], config.token_budget)
     inputs = split_inputs(added, known, route, features)
-    if required:  # without an instruction its texts are not its own
+    if asking.requires_instruction(name):  # without an instruction its texts are not its own
         texts = first_examples(source.tables[name].train, config.router.novelty_examples)
-        bare, _ = trunk_features(system, [source.router_input(name, t, None) for t in texts], config.token_budget)
-        inputs = replace(inputs, other=torch.cat([inputs.other, bare]))
+        encoded = [system.encode_for_router(text.text, text.context, None, name) for text in texts]
+        inputs = replace(
+            inputs, other=torch.cat([inputs.other, trunk_features(system, encoded, config.token_budget)[0]])
+        )
     return inputs, added
 
 

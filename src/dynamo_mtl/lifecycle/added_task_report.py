@@ -16,6 +16,7 @@ from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_exam
 from dynamo_mtl.evaluation.systems import ComparedSystem, choose_by_router, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import InputProgress, RoutedInput, route_inputs
+from dynamo_mtl.router_inputs import InputKind
 from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.task import Example
 
@@ -48,7 +49,7 @@ def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: 
     found = _examples(with_it, metadata.seed, limit)
     older: Examples = {task: rows for task, rows in found.items() if task != name}
     kinds = make_routed_inputs(without, older, metadata.seed)
-    kinds = {kind: inputs for kind, inputs in kinds.items() if kind != "crossed" and inputs}
+    kinds = {kind: inputs for kind, inputs in kinds.items() if kind is not InputKind.CONFLICTING and inputs}
     routing = {
         when: {kind: _accuracies(predictor, inputs, f"{kind} inputs {when}") for kind, inputs in kinds.items()}
         for when, predictor in (("before", old), ("after", new))
@@ -78,7 +79,7 @@ def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: 
             "routing": {
                 kind: _accuracies(new, inputs, f"{kind} inputs of {name}")[name]
                 for kind, inputs in own.items()
-                if kind != "crossed" and inputs
+                if kind is not InputKind.CONFLICTING and inputs
             },
         },
         "routing": {**routing, "n": {task: len(rows) for task, rows in older.items()}},

@@ -1,13 +1,13 @@
-"""Training examples: rows of the tables, some with an instruction, encoded; and mixtures of all tasks."""
+"""Training examples: rows of the tables, encoded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import datasets
-import numpy as np
 
 from dynamo_mtl.distributed import Rank, world
+from dynamo_mtl.router_inputs import RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import example_at, first_examples
@@ -40,31 +40,10 @@ class ExampleSource:
     rank: Rank = field(default_factory=world)
     """Of the process that draws; kept here, since the workers that it starts cannot find out."""
 
-    def instruction(
-        self, task: str, rng: np.random.Generator, rate: float, other_than: str | None = None, validation: bool = False
-    ) -> str | None:
-        """One of the task's instructions for a share ``rate`` of calls; always one if the task requires it.
-
-        Args:
-            task: whose instructions.
-            rng: that draws.
-            rate: share of calls, in [0, 1].
-            other_than: an instruction that must not be drawn.
-            validation: draw from the instructions that no training input has.
-        """
-        of_task = self.system.tasks[task]
-        instructions = [
-            w for w in (of_task.validation_instructions if validation else of_task.instructions) if w != other_than
-        ]
-        required = self.system.config.tasks[task].requires_instruction
-        if not instructions or (rng.random() >= rate and not required):
-            return None
-        return instructions[int(rng.integers(len(instructions)))]
-
-    def two_instructions(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
-        """The instruction of a training input, and another one that means the same where there is one."""
-        first = self.instruction(task, rng, self.system.config.data.instruction_rate)
-        return first, self.instruction(task, rng, 1.0, other_than=first) if first else None
+    @property
+    def inputs(self) -> RouterInputs:
+        """Builds what the router learns from."""
+        return RouterInputs(self.system)
 
     def example(self, task: str, row: int, instruction: str | None) -> EncodedExample:
         """A training example for a task's own adapter."""
@@ -73,21 +52,6 @@ class ExampleSource:
     def row(self, task: str, row: int) -> Example:
         """A row of a task's training table."""
         return example_at(self.tables[task].train, row)
-
-    def router_input(self, task: str, example: Example, instruction: str | None) -> EncodedExample:
-        """An input of a task that only the router reads, with the given instruction."""
-        return self.system.encode_for_router(example.text, example.context, instruction, task)
-
-    def crossing(self, task: str, rng: np.random.Generator, validation: bool = False) -> tuple[str, str | None] | None:
-        """For a share of calls, another task to which a text of ``task`` then belongs, with an instruction of it.
-
-        Tasks that need a context cannot be asked for over a bare text, and a context would give its task away.
-        """
-        others = [n for n, t in self.system.tasks.items() if n != task and not t.needs_context]
-        if not others or self.system.tasks[task].needs_context or rng.random() >= self.system.config.data.crossed_rate:
-            return None
-        other = others[int(rng.integers(len(others)))]
-        return other, self.instruction(other, rng, 1.0, validation=validation)
 
     def validation(self, task: str, count: int) -> ValidationRows:
         """The first ``count`` validation examples, bare unless the task requires an instruction."""

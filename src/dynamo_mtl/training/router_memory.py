@@ -14,6 +14,7 @@ from dynamo_mtl.inference.scoring import InputProgress
 from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.out_of_memory import run_in_groups
+from dynamo_mtl.router_inputs import InputKind, RouterInput
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
@@ -43,25 +44,13 @@ def collect_router_memory(
     """Draw ``router.novelty_examples`` training texts of each task, or of some tasks, and compute their features."""
     rng = np.random.default_rng([config.seed, 4])
     system = source.system
-    examples: list[EncodedExample] = []
-    origins: list[int] = []
-    is_bare: list[bool] = []
-
-    def add(example: EncodedExample, origin: str, bare: bool) -> None:
-        examples.append(example)
-        origins.append(system.route_of(origin))
-        is_bare.append(bare)
-
+    drawn: list[RouterInput] = []
     for task in tasks or system.tasks:
         rows = rng.permutation(len(source.tables[task].train))[: config.router.novelty_examples]
         for row in rows:
-            text = source.row(task, int(row))
-            if not system.config.tasks[task].requires_instruction:
-                add(source.router_input(task, text, None), task, bare=True)
-            add(source.router_input(task, text, source.instruction(task, rng, 1.0)), task, bare=False)
-            crossing = source.crossing(task, rng)
-            if crossing is not None:
-                add(source.router_input(crossing[0], text, crossing[1]), task, bare=False)
+            drawn += source.inputs.of_example(task, source.row(task, int(row)), rng, system.config.data.crossed_rate)
+    examples = [source.inputs.encode(one) for one in drawn]
     features, routes = trunk_features(system, examples, config.token_budget)
-    device = features.device
-    return RouterMemory(features, routes, torch.tensor(origins, device=device), torch.tensor(is_bare, device=device))
+    origins = torch.tensor([system.route_of(one.origin) for one in drawn], device=features.device)
+    is_plain = torch.tensor([one.kind is InputKind.PLAIN for one in drawn], device=features.device)
+    return RouterMemory(features, routes, origins, is_plain)

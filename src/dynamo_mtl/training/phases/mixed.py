@@ -62,16 +62,16 @@ class MixedDraw:
         planned: list[Planned] = []
         extra: list[Planned] = []
         twins: list[tuple[int, int]] = []
-        members = self._rows(step, share)
+        members, inputs = self._rows(step, share), self.source.inputs
         for task, row in members:
-            first, second = self.source.two_instructions(task, rng)
+            first, second = inputs.draw_two_instructions(task, rng)
             if second:
                 # The same input under two instructions: the second one is read by the router only.
                 twins.append((len(planned), len(members) + len(extra)))
                 extra.append(Planned(task, row, second, task, answered=False))
-            crossing = self.source.crossing(task, rng)
-            if crossing is not None:
-                extra.append(Planned(task, row, crossing[1], crossing[0], answered=False))
+            conflict = inputs.draw_conflict(task, rng, self.source.system.config.data.crossed_rate)
+            if conflict is not None:
+                extra.append(Planned(task, row, conflict[1], conflict[0], answered=False))
             planned.append(Planned(task, row, first, task))
         planned += extra
         system = self.source.system
@@ -84,4 +84,5 @@ class MixedDraw:
         example = self.source.row(planned.task, planned.row)
         if planned.answered:
             return self.source.system.encode(example, planned.task, planned.instruction)
-        return self.source.router_input(planned.belongs, example, planned.instruction)
+        system = self.source.system
+        return system.encode_for_router(example.text, example.context, planned.instruction, planned.belongs)

@@ -62,7 +62,7 @@ class AdapterPhase:
         rng = np.random.default_rng([self.config.seed, 1, step])
         source = self.source
         rate = source.system.config.data.instruction_rate
-        drawn = [(row, source.instruction(self.task, rng, rate)) for row in self.order.batch(step)]
+        drawn = [(row, source.inputs.draw_instruction(self.task, rng, rate)) for row in self.order.batch(step)]
         numbers = source.rank.share(range(len(drawn)))
         own = [source.example(self.task, *drawn[number]) for number in numbers]
         routes = [source.system.route_of(self.task)] * len(drawn)

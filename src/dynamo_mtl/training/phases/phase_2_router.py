@@ -20,6 +20,7 @@ from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
+from dynamo_mtl.router_inputs import InputKind, RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import first_examples
@@ -34,7 +35,6 @@ from dynamo_mtl.training.step import StepBatch, mixture_backward, read_routing
 logger = logging.getLogger(__name__)
 
 
-BARE, INSTRUCTED, CROSSED = "bare", "instructed", "crossed"
 HeldOut = dict[str, tuple[Tensor, Tensor]]
 """Router features and true adapters of validation inputs, by their kind."""
 TIE_BREAK = 1e-3
@@ -74,7 +74,7 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
         correct = (weights.argmax(dim=1) == routes).float()
         everything.append(weights)
         values[f"accuracy_{kind}"] = float(correct.mean())
-        if kind != CROSSED:
+        if kind != InputKind.CONFLICTING:
             right.append(correct)
             losses.append(torch.nn.functional.nll_loss(weights.clamp_min(1e-9).log(), routes, reduction="none"))
     loss = float(torch.cat(losses).mean())
@@ -138,15 +138,14 @@ class FeaturePhase:
     def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
         """Add one text as the router may meet it."""
         example = self.source.row(task, row)
-        if not self.source.system.config.tasks[task].requires_instruction:
-            examples.append(self.source.router_input(task, example, None))
-        first, second = self.source.two_instructions(task, rng)
+        inputs, rate = self.source.inputs, self.source.system.config.data.crossed_rate
+        plain = inputs.plain(task, example)
+        first, second = inputs.draw_two_instructions(task, rng)
         if second:
-            self.twins[len(examples)] = len(examples) + 1
-        examples += [self.source.router_input(task, example, wording) for wording in (first, second) if wording]
-        crossing = self.source.crossing(task, rng)
-        if crossing is not None:
-            examples.append(self.source.router_input(crossing[0], example, crossing[1]))
+            self.twins[len(examples) + (plain is not None)] = len(examples) + (plain is not None) + 1
+        instructed = [inputs.instructed(task, example, one) for one in (first, second) if one]
+        drawn = (plain, *instructed, inputs.conflicting(task, example, rng, rate))
+        examples += [inputs.encode(one) for one in drawn if one is not None]
         self.origins += [(task, row)] * (len(examples) - len(self.origins))
 
     def members(self, step: int) -> dict[str, list[int]]:
@@ -193,21 +192,16 @@ class FeaturePhase:
 
 
 def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
-    """Features and true adapters of validation inputs, by kind: bare, instructed and crossed."""
-    kinds: dict[str, list[EncodedExample]] = {BARE: [], INSTRUCTED: [], CROSSED: []}
+    """Features and true adapters of validation inputs, by kind."""
+    kinds: dict[str, list[EncodedExample]] = {kind: [] for kind in InputKind}
     rng = np.random.default_rng([config.seed, 3])
+    inputs, rate = RouterInputs(source.system, "validation"), source.system.config.data.crossed_rate
     for task in source.system.tasks:
         for example in first_examples(source.tables[task].validation, config.eval_examples):
-            if not source.system.config.tasks[task].requires_instruction:
-                kinds[BARE].append(source.router_input(task, example, None))
-            kinds[INSTRUCTED].append(
-                source.router_input(task, example, source.instruction(task, rng, 1.0, validation=True))
-            )
-            crossing = source.crossing(task, rng, validation=True)
-            if crossing is not None:
-                kinds[CROSSED].append(source.router_input(crossing[0], example, crossing[1]))
+            for one in inputs.of_example(task, example, rng, rate):
+                kinds[one.kind].append(inputs.encode(one))
     budget = config.token_budget
-    return {kind: trunk_features(source.system, inputs, budget) for kind, inputs in kinds.items() if inputs}
+    return {kind: trunk_features(source.system, own, budget) for kind, own in kinds.items() if own}
 
 
 class MixturePhase:

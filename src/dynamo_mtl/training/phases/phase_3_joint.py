@@ -33,7 +33,7 @@ def rank_by_loss(source: ExampleSource, config: TrainingConfig) -> dict[str, lis
         rng = np.random.default_rng([config.seed, 5, number])
         rows = rng.permutation(len(tables.train))[: config.joint.examples_per_task].tolist()
         rate = source.system.config.data.instruction_rate
-        examples = [source.example(task, row, source.instruction(task, rng, rate)) for row in rows]
+        examples = [source.example(task, row, source.inputs.draw_instruction(task, rng, rate)) for row in rows]
         losses = example_losses(source.system, examples, config.token_budget)
         ranked[task] = [row for _, row in sorted(zip(losses, rows, strict=True))]
     return ranked

@@ -1,0 +1,140 @@
+"""The inputs that a router learns from and is judged by, built in one place for training and evaluation.
+
+A text can be asked for in three ways: plain, as it is; with an instruction of its own task; and with an instruction of
+another task, which conflicts with what the text looks like and decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+
+from dynamo_mtl.system import System
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.task import Example
+
+
+class InputKind(StrEnum):
+    """How a text is asked for. The values are keys of result files."""
+
+    PLAIN = "bare"
+    INSTRUCTED = "instructed"
+    CONFLICTING = "crossed"
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class RouterInput:
+    """A text as it is asked for."""
+
+    kind: InputKind
+    task: str
+    """The task that should answer."""
+    origin: str
+    """The task whose text it is."""
+    text: str
+    context: str | None
+    instruction: str | None
+
+
+@dataclass(frozen=True)
+class RouterInputs:
+    """Builds inputs from examples. Everything random comes from the generator that is passed in."""
+
+    system: System
+    instructions: Literal["training", "validation", "evaluation"] = "training"
+    """Which of a task's instructions are used; the three sets share none."""
+
+    def draw_instruction(
+        self, task: str, rng: np.random.Generator, rate: float | None = None, other_than: str | None = None
+    ) -> str | None:
+        """One of a task's instructions.
+
+        Args:
+            task: whose instructions.
+            rng: that draws.
+            rate: share of calls that give one, in [0, 1]; all if None, and all where the task requires one.
+            other_than: an instruction that must not be drawn.
+
+        Returns:
+            The instruction; None if the task has no other, or for the rest of the calls.
+        """
+        of_task = self.system.tasks[task]
+        known = {
+            "training": of_task.instructions,
+            "validation": of_task.validation_instructions,
+            "evaluation": of_task.evaluation_instructions,
+        }[self.instructions]
+        chosen = known if other_than is None else [one for one in known if one != other_than]
+        is_wanted = rate is None or rng.random() < rate or self.requires_instruction(task)
+        return chosen[int(rng.integers(len(chosen)))] if chosen and is_wanted else None
+
+    def draw_two_instructions(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
+        """For the configured share of calls an instruction, and another one that means the same where there is one."""
+        first = self.draw_instruction(task, rng, self.system.config.data.instruction_rate)
+        return first, self.draw_instruction(task, rng, other_than=first) if first else None
+
+    def draw_conflict(
+        self, task: str, rng: np.random.Generator, rate: float | None = None
+    ) -> tuple[str, str | None] | None:
+        """Another task that a text of ``task`` can be sent to, and an instruction of it that says so.
+
+        Tasks that need a context cannot be asked for over a plain text, and a context would give its task away.
+
+        Args:
+            task: whose text it is.
+            rng: that draws.
+            rate: share of calls that give one, in [0, 1]; all if None.
+        """
+        others = [name for name, one in self.system.tasks.items() if name != task and not one.needs_context]
+        if not others or self.system.tasks[task].needs_context or (rate is not None and rng.random() >= rate):
+            return None
+        other = others[int(rng.integers(len(others)))]
+        return other, self.draw_instruction(other, rng)
+
+    def requires_instruction(self, task: str) -> bool:
+        """Whether plain texts of a task belong to no task."""
+        return self.system.config.tasks[task].requires_instruction
+
+    def plain(self, task: str, example: Example) -> RouterInput | None:
+        """The example as it is; None where the task requires an instruction."""
+        if self.requires_instruction(task):
+            return None
+        return RouterInput(InputKind.PLAIN, task, task, example.text, example.context, None)
+
+    def instructed(self, task: str, example: Example, instruction: str | None) -> RouterInput:
+        """The example with an instruction of its task."""
+        return RouterInput(InputKind.INSTRUCTED, task, task, example.text, example.context, instruction)
+
+    def conflicting(
+        self, task: str, example: Example, rng: np.random.Generator, rate: float | None = None
+    ) -> RouterInput | None:
+        """The example with an instruction of another task, which should answer; see ``draw_conflict``."""
+        conflict = self.draw_conflict(task, rng, rate)
+        if conflict is None:
+            return None
+        return RouterInput(InputKind.CONFLICTING, conflict[0], task, example.text, example.context, conflict[1])
+
+    def of_example(
+        self, task: str, example: Example, rng: np.random.Generator, conflicting_rate: float | None = None
+    ) -> Iterator[RouterInput]:
+        """An example in all ways that it can be asked for: plain, with an instruction, with one of another task."""
+        plain = self.plain(task, example)
+        if plain is not None:
+            yield plain
+        yield self.instructed(task, example, self.draw_instruction(task, rng))
+        conflicting = self.conflicting(task, example, rng, conflicting_rate)
+        if conflicting is not None:
+            yield conflicting
+
+    def encode(self, given: RouterInput) -> EncodedExample:
+        """As the router reads it, expected to be sent to the task that should answer."""
+        return self.system.encode_for_router(given.text, given.context, given.instruction, given.task)
