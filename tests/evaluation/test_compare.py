@@ -31,7 +31,12 @@ def job(tiny_settings, tmp_path_factory):
         **tiny_settings,
         "tasks": {n: {**t, "validation_examples": 4} for n, t in tiny_settings["tasks"].items()},
         "training": {**tiny_settings["training"], **SHORT},
-        "compare": {"learning_rates": {"full_finetuning": [1e-4, 1e-3, 1e-2]}, "trial_share": 0.5, "timing_inputs": 1},
+        "compare": {
+            "learning_rates": {"full_finetuning": [1e-4, 1e-3, 1e-2]},
+            "trial_share": 0.5,
+            "timing_inputs": 1,
+            "timing_rounds": 1,
+        },
         "checkpoint_dir": str(folder / "checkpoints"),
         "log_dir": str(folder / "logs"),
         "visualization_dir": str(folder / "report"),
@@ -81,12 +86,12 @@ def test_what_is_trained_is_not_trained_again(job, monkeypatch):
     monkeypatch.setattr(
         compared, "train", lambda config, phases, resume: trained.append((config.checkpoint_dir, phases, resume))
     )
-    config = load_config(job / "job.yaml")
+    few = ["compare.systems=[dynamo,single_lora,full_finetuning,two_pass]", "compare.generation_examples=1"]
+    config = load_config(job / "job.yaml", few)
     compare(config, config.compare)
     assert trained == []
-    changed = load_config(
-        job / "job.yaml", ["training.backbone_lr=0.5", "compare.learning_rates.full_finetuning=[0.5]"]
-    )
+    other_rate = ["training.backbone_lr=0.5", "compare.learning_rates.full_finetuning=[0.5]"]
+    changed = load_config(job / "job.yaml", [*few, *other_rate])
     compare(changed, changed.compare)
     # The rate of full fine-tuning is a setting of its own; for the others it is another setting, so that all differ.
     systems = {place: phases for place, phases, _ in trained}
