@@ -3,8 +3,8 @@
     python benchmarks/experiments.py QUESTION [VARIANT …] --data PATH [--work runs/experiments]
     python benchmarks/experiments.py decoding-TASK [VARIANT …] --data PATH --checkpoints FOLDER
 
-Each variant trains phase 1 of one task and scores its adapter, told the task; all variants of a question have the same
-number of updates. Those of ``decoding-TASK`` let the adapter of the phase 1 in FOLDER write in other ways.
+Each variant trains phase 1 of one task and scores its adapter under oracle routing; all variants of a question have the
+same number of updates. Those of ``decoding-TASK`` let the adapter of the phase 1 in FOLDER write in other ways.
 Writes ``results/experiments/QUESTION.json``; variants that are there and not named are kept. ``docs/experiments.md``
 shows the files, and says what was concluded.
 """

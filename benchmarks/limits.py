@@ -2,7 +2,7 @@
 
     python benchmarks/limits.py --data PATH --checkpoints FOLDER
 
-Scores the adapters of the phase 1 in FOLDER, each told its task, and writes ``results/experiments/limits.json``.
+Scores the adapters of the phase 1 in FOLDER, each with its own task, and writes ``results/experiments/limits.json``.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def limit_table(bench: Bench) -> str:
 
 def machine_text(bench: Bench) -> str:
     """What the figures belong to."""
-    return f"Measured on {told_machine(bench['machine'])}; {bench['seconds'] / 60:.0f} minutes for all races."
+    return f"Measured on {describe_machine(bench['machine'])}; {bench['seconds'] / 60:.0f} minutes for all races."
 
 
-def told_machine(machine: Mapping[str, Any]) -> str:
+def describe_machine(machine: Mapping[str, Any]) -> str:
     """What ``harness.machine`` noted, in words."""
     packages = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "peft"))
     where = f"{machine['cpu']}, {machine['threads']} threads" if machine["device"] == "cpu" else machine["device"]

@@ -1,4 +1,4 @@
-"""Mixed tasks in one batch against PEFT: each row told its adapter, as ``adapter_names``."""
+"""Mixed tasks in one batch against PEFT: each row with its adapter, as ``adapter_names``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def races(device: torch.device) -> dict[str, Race]:
             torch.testing.assert_close(ours(), inputs.real(theirs().last_hidden_state), atol=tolerance, rtol=tolerance)
             found[name] = race(
                 theirs, ours, device, target=target, at_least=True,
-                what="time of PEFT, told the adapter of each row, over a forward that routes too",
+                what="time of PEFT, given the adapter of each row, over a forward that routes too",
                 adapters=adapters, adapters_used=len(set(names)), dtype=str(model.dtype),
             )  # fmt: skip
     return found

@@ -29,8 +29,8 @@ def races(device: torch.device) -> dict[str, Race]:
             return model(every, model.oracle_weights(tasks), top_k=1, trunk=trunk).hidden
 
         def passes(model=model, once=once) -> list[torch.Tensor]:  # noqa: ANN001
-            told = [model.oracle_weights(torch.full((TEXTS,), task, device=device)) for task in range(TASKS)]
-            return [model(once, weights, active=[task], top_k=1).hidden for task, weights in enumerate(told)]
+            oracle = [model.oracle_weights(torch.full((TEXTS,), task, device=device)) for task in range(TASKS)]
+            return [model(once, weights, active=[task], top_k=1).hidden for task, weights in enumerate(oracle)]
 
         with torch.inference_mode():
             ours = shared().view(TEXTS, TASKS, LENGTH, -1)

@@ -2,8 +2,8 @@
 
     python benchmarks/small_machines.py CHECKPOINT --output results/small-cpu.json [data.root=PATH …]
 
-Sentiment and question answering are scored told the task, routing on bare inputs of every task, all on inputs of one
-window, which an exported graph reads. Times are of one input at a time, in turns between the forms.
+Sentiment and question answering are scored with oracle routing, routing on plain inputs of every task, all on inputs of
+one window, which an exported graph reads. Times are of one input at a time, in turns between the forms.
 """
 
 from __future__ import annotations

@@ -160,9 +160,9 @@ def added_table(path: Path) -> str:
     metric, answers = added["main_metric"], content["answers"]
     said = (
         f"Added in {added['train_seconds'] / 60:.1f} minutes from {added['training_examples']:,} examples: "
-        f"{metric} {scores['dynamo'][metric]:.1f} routed, {scores['oracle'][metric]:.1f} told the task. The largest "
-        f"fall of an older task is {content['largest_fall']:.2f} points; {answers['identical']} of {answers['n']} "
-        "answers of the older tasks are the same to the bit."
+        f"{metric} {scores['dynamo'][metric]:.1f} routed, {scores['oracle'][metric]:.1f} with oracle routing. "
+        f"The largest fall of an older task is {content['largest_fall']:.2f} points; {answers['identical']} of "
+        f"{answers['n']} answers of the older tasks are the same to the bit."
     )
     return f"{markdown_table(header, rows)}\n\n{said}"
 
@@ -188,7 +188,7 @@ def small_table(path: Path) -> str:
         "time over fp32",
     ]
     milliseconds = f"One input in fp32 takes {forms['fp32']['ms']:.0f} ms"
-    return f"{markdown_table(header, rows)}\n\n{milliseconds} on {performance.told_machine(content['machine'])}."
+    return f"{markdown_table(header, rows)}\n\n{milliseconds} on {performance.describe_machine(content['machine'])}."
 
 
 def serving_table(path: Path) -> str:

@@ -24,7 +24,7 @@ from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.encoder import SITES, PackedAttention
 from dynamo_mtl.model.mixing import mix_adapters
-from dynamo_mtl.model.router import pool, stretches
+from dynamo_mtl.model.router import plan_pooling, pool
 from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.system import build_system
 from dynamo_mtl.tasks.encoding import collate
@@ -210,7 +210,7 @@ def test_the_two_pass_router_reads_the_last_layer_of_a_pass_without_adapters(tin
         attention = PackedAttention(batch.trunk_plan, model.encoder.config.num_heads)
         hidden = model.encoder.embed(model.encoder.word_embeddings(batch.ids), batch.positions)
         last = model.encoder.run(hidden, attention, 0, 4)
-        expected = pool(last, stretches(batch, model.separator))
+        expected = pool(last, plan_pooling(batch, model.separator))
         assert torch.equal(model.trunk(batch).features, expected)
     assert model.router.feature_size == 5 * 32
 

@@ -10,7 +10,7 @@ from dynamo_mtl.model.batch import Target, Window, build_batch
 from dynamo_mtl.model.encoder import PackedAttention
 from dynamo_mtl.model.model_config import ModelConfig, check_against_backbone
 from dynamo_mtl.model.padded_plan import round_up
-from dynamo_mtl.model.router import Router, RouterConfig, pool, stretches, top_k_weights
+from dynamo_mtl.model.router import Router, RouterConfig, plan_pooling, pool, top_k_weights
 from dynamo_mtl.tasks.encoding import collate
 from dynamo_mtl.tasks.tables import example_at
 
@@ -78,7 +78,7 @@ def test_linear_calls_and_adapter_operations_do_not_grow_with_the_number_of_task
 def test_the_router_reads_the_first_token_and_means_of_all_windows():
     hidden = torch.tensor([[1.0], [3.0], [5.0], [9.0], [2.0]])
     batch = build_batch([Window([5, 6], 0), Window([5, 6], 0), Window([5], 1)], [], 0)
-    features = pool(hidden, stretches(batch, separator=6))
+    features = pool(hidden, plan_pooling(batch, separator=6))
     # Example 0: first 1, means 4.5, openings of its first window alone (1 and 3); example 1: one token.
     torch.testing.assert_close(features, torch.tensor([[1.0, 4.5, 4.5, 2.0, 2.0], [2.0] * 5]))
 
@@ -86,12 +86,12 @@ def test_the_router_reads_the_first_token_and_means_of_all_windows():
 def test_the_lead_is_what_stands_before_the_context_and_the_openings_are_the_first_tokens():
     question = Window([0, 5, 6, *[7] * 14, 6], 0)
     batch = build_batch([question, Window([0, 9, 9, 6], 1), Window([0, 9], 1)], [], 0)
-    read = stretches(batch, separator=6)
-    assert read.opening[:, 0].tolist() == [0, 18]
-    assert read.opening[0].tolist() == list(range(16))
-    assert read.halves.tolist() == [1] * 3 + [0] * 15 + [3] * 6
+    read = plan_pooling(batch, separator=6)
+    assert read.prefix[:, 0].tolist() == [0, 18]
+    assert read.prefix[0].tolist() == list(range(16))
+    assert read.segments.tolist() == [1] * 3 + [0] * 15 + [3] * 6
     assert read.counts.flatten().tolist() == [15, 3, 0, 6]
-    short, long = (weights.tolist() for weights in read.openings)
+    short, long = (weights.tolist() for weights in read.prefix_masks)
     assert short == [[1.0] * 8 + [0.0] * 8, [1.0] * 4 + [0.0] * 12]
     assert long == [[1.0] * 16, [1.0] * 4 + [0.0] * 12]
     features = pool(torch.arange(24.0)[:, None], read)
@@ -108,7 +108,7 @@ def test_the_router_reads_the_embeddings_and_every_trunk_layer(system, tables):
         states = [encoder.embed(encoder.word_embeddings(batch.ids), batch.positions)]
         for layer in range(system.model.tap_layer):
             states.append(encoder.run(states[-1], attention, layer, layer + 1))
-        read = stretches(batch, system.model.separator)
+        read = plan_pooling(batch, system.model.separator)
         expected = torch.cat([pool(state, read) for state in states], dim=1)
     assert len(states) > 1
     torch.testing.assert_close(system.model.trunk(batch).features, expected)

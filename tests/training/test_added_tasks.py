@@ -125,9 +125,9 @@ def test_the_report_says_what_has_changed(trained, added):
 
 def test_its_inputs_are_remembered_and_known(trained, added):
     before, after = (load_system(folder, CPU)[0].model for folder in (trained, added[0]))
-    assert len(after.known) > len(before.known)
-    assert torch.equal(after.known.features[: len(before.known)], before.known.features)
-    assert set(after.known.routes.tolist()) == {0, 1, 2, 3}
+    assert len(after.memory) > len(before.memory)
+    assert torch.equal(after.memory.features[: len(before.memory)], before.memory.features)
+    assert set(after.memory.routes.tolist()) == {0, 1, 2, 3}
     assert len(after.ood.references) > len(before.ood.references)
     assert torch.equal(after.ood.projection, before.ood.projection)
 

@@ -5,9 +5,10 @@ import pytest
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.errors import ConfigError, DivergedError
 from dynamo_mtl.strict_yaml import dump_yaml
-from dynamo_mtl.training import tuning
+from dynamo_mtl.training import tuning, tuning_trials
 
 OLD = ("sentiment", "code_generation")
 
@@ -54,7 +55,7 @@ def test_a_search_ends_with_a_configuration_and_a_picture(config_file, tmp_path,
 
 def test_an_interrupted_search_goes_on(config_file, tmp_path, monkeypatch):
     config, folder = load_config(config_file), tmp_path / "tune"
-    real, calls = tuning._Bench.adapter_trial, []
+    real, calls = tuning_trials.Trials.adapter_trial, []
 
     def killed(self, trial, task):
         calls.append(task)
@@ -62,7 +63,7 @@ def test_an_interrupted_search_goes_on(config_file, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(self, trial, task)
 
-    monkeypatch.setattr(tuning._Bench, "adapter_trial", killed)
+    monkeypatch.setattr(tuning_trials.Trials, "adapter_trial", killed)
     with pytest.raises(KeyboardInterrupt):
         tuning.tune(config, 2, 0.5, folder, tap=False)
     assert calls == ["sentiment", "sentiment", "code_generation"]
@@ -80,7 +81,7 @@ def test_trials_of_another_configuration_are_not_taken_for_these(config_file, tm
 
 def test_a_trial_that_is_behind_is_given_up(tmp_path):
     """Three trials that reach 1 after their second validation; the fourth is at 0 by then."""
-    study = optuna.create_study(pruner=optuna.pruners.MedianPruner(tuning.STARTUP, 1), direction="maximize")
+    study = optuna.create_study(pruner=optuna.pruners.MedianPruner(tuning_trials.STARTUP, 1), direction="maximize")
     seen = []
 
     class Phase:
@@ -91,7 +92,7 @@ def test_a_trial_that_is_behind_is_given_up(tmp_path):
             return {"score": next(self.scores)}
 
     def objective(trial):
-        phase = tuning._Watched(Phase([0.0, 0.0] if trial.number == 3 else [0.0, 1.0, 1.0]), trial)
+        phase = tuning_trials._Watched(Phase([0.0, 0.0] if trial.number == 3 else [0.0, 1.0, 1.0]), trial)
         for _ in range(3):
             seen.append((trial.number, phase.validate()["score"]))
         return 1.0
@@ -108,7 +109,7 @@ def test_a_trial_that_diverges_ends_no_search():
         return 1.0
 
     study = optuna.create_study()
-    study.optimize(tuning._forgiving(objective), n_trials=2)
+    study.optimize(tuning_trials._forgiving(objective), n_trials=2)
     assert [t.state.name for t in study.trials] == ["PRUNED", "COMPLETE"]
 
 
@@ -120,8 +121,8 @@ def test_a_model_without_a_router_is_refused(config_file, tmp_path):
 
 def test_settings_are_changed_by_their_path(config_file):
     config = load_config(config_file)
-    changed = tuning.with_settings(config, {"training.router_lr": 0.5, "lora_configs.sentiment.rank": 2})
+    changed = with_settings(config, {"training.router_lr": 0.5, "lora_configs.sentiment.rank": 2})
     assert (changed.training.router_lr, changed.lora_configs["sentiment"].rank) == (0.5, 2)
     assert changed.lora_configs["code_generation"] == config.lora_configs["code_generation"]
-    alone = tuning._alone(config, "sentiment")
+    alone = tuning_trials._alone(config, "sentiment")
     assert list(alone.tasks) == list(alone.lora_configs) == list(alone.data.paths) == ["sentiment"]

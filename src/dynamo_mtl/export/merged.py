@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
+from transformers import AutoModel
 
 from dynamo_mtl.checkpoint.folder import copy_tokenizer
 from dynamo_mtl.checkpoint.peft_format import PATHS
@@ -19,7 +20,6 @@ from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.model.heads import TokenHead
 from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.system import System, load_system
-from dynamo_mtl.tasks.qa import QuestionAnswering
 
 HEAD = "head.safetensors"
 
@@ -27,8 +27,8 @@ HEAD = "head.safetensors"
 def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
     """Write a folder that ``from_pretrained`` opens.
 
-    Question answering and tasks with classes of tokens become a model with their head, since ``transformers`` has the
-    same one. Other tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that
+    A task whose type has a ``published_head`` becomes that model of ``transformers``, such as one for question
+    answering. Other tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that
     writes text.
     Padded rows need ``token_type_ids`` of zero, as the tokenizer here gives none.
 
@@ -57,7 +57,7 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         settings["model_input_names"] = ["input_ids", "attention_mask"]
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if not isinstance(system.model.head(task), TokenHead):
+        if system.tasks[task].published_head is None:
             tensors = {n: t.detach().contiguous() for n, t in system.model.head(task).state_dict().items()}
             save_file(tensors, staging / HEAD)
 
@@ -71,18 +71,14 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
 def _published_model(system: System, task: str) -> Any:
     """The published architecture with the backbone's weights and, where it has one, the task's head."""
     folder, head, of_type = system.backbone.folder, system.model.head(task), system.tasks[task]
-    if not isinstance(head, TokenHead):
+    published = of_type.published_head
+    if published is None:
         return AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-    if isinstance(of_type, QuestionAnswering):
-        model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
-        place = model.qa_outputs
-    else:
-        labels = dict(enumerate(of_type.output_names()))
-        model = AutoModelForTokenClassification.from_pretrained(
-            folder, dtype=torch.float32, id2label=labels, label2id={name: n for n, name in labels.items()}
-        )
-        place = model.classifier
-    place.load_state_dict(head.out.state_dict())
+    labels = dict(enumerate(of_type.output_names())) if published.names_labels else {}
+    named = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}} if labels else {}
+    model = getattr(transformers, published.architecture).from_pretrained(folder, dtype=torch.float32, **named)
+    assert isinstance(head, TokenHead)
+    getattr(model, published.module).load_state_dict(head.out.state_dict())
     return model
 
 

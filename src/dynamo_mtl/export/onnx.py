@@ -21,10 +21,12 @@ from dynamo_mtl.checkpoint.folder import CONFIG, copy_tokenizer
 from dynamo_mtl.checkpoint.stored_config import read_system_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.encoder import SITES
 from dynamo_mtl.model.heads import ClassificationHead, TokenHead
-from dynamo_mtl.model.router import OPENINGS
+from dynamo_mtl.model.router import PREFIXES
 from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.system import System, load_system
+from dynamo_mtl.tasks.generation_task import GenerationTask
 
 logger = logging.getLogger(__name__)
 
@@ -56,21 +58,22 @@ class _PaddedAdapters:
 
     def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``encoder.Adapters``."""
-        bank = self.graph.model.bank
         added: list[Tensor] = []
         for site in sites:
-            pairs = [(n, bank[name], bank[name].pair(layer, site)) for n, name in enumerate(bank.names)]
-            total = inputs.new_zeros(1)
-            for number, adapter, pair in pairs:
-                if pair is not None:
-                    scale = (self.weights[:, number] * adapter.config.scaling)[:, None, None]
-                    total = total + (inputs @ pair[0].T * scale) @ pair[1].T
-            added.append(total.expand_as(output.chunk(len(sites), dim=2)[0]))
+            if self.act_at(layer, site):
+                down, up, owners = self.graph.packed(layer, site)
+                added.append((inputs @ down.T * self.weights[:, None].index_select(2, owners)) @ up.T)
+            else:
+                added.append(inputs.new_zeros(1).expand_as(output.chunk(len(sites), dim=2)[0]))
         return output + torch.cat(added, dim=2)
 
     def act_at(self, layer: int, site: str) -> bool:
         """See ``encoder.Adapters``."""
         return self.graph.model.bank.act_at(layer, site)
+
+
+def _buffer(part: str, layer: int, site: str) -> str:
+    return f"{part}_{layer}_{site.replace('.', '_')}"
 
 
 class RoutedGraph(nn.Module):
@@ -79,8 +82,28 @@ class RoutedGraph(nn.Module):
     def __init__(self, system: System, calibration: Calibration) -> None:
         super().__init__()
         self.model, self.calibration = system.model, calibration
-        self.exported = [n for n in system.model.task_names if not hasattr(system.tasks[n], "answer_key")]
+        self.exported = [n for n in system.model.task_names if not isinstance(system.tasks[n], GenerationTask)]
         self.first_position = system.first_position
+        bank = self.model.bank
+        for layer in range(self.model.tap_layer, self.model.encoder.config.num_layers):
+            for site in SITES:
+                adapters = [(number, bank[name]) for number, name in enumerate(bank.names)]
+                own = [(n, one.config, pair) for n, one in adapters if (pair := one.pair(layer, site)) is not None]
+                if not own:
+                    continue
+                owners = torch.tensor([number for number, config, _ in own for _ in range(config.rank)])
+                packed = {
+                    "down": torch.cat([down for _, _, (down, _) in own]),
+                    "up": torch.cat([config.scaling * up for _, config, (_, up) in own], dim=1),
+                    "owners": owners,
+                }
+                for part, tensor in packed.items():
+                    self.register_buffer(_buffer(part, layer, site), tensor.detach())
+
+    def packed(self, layer: int, site: str) -> tuple[Tensor, Tensor, Tensor]:
+        """All adapters of a site: A ``(ranks, in)``, scaled B ``(out, ranks)``, and the adapter of each rank."""
+        down, up, owners = (self.get_buffer(_buffer(part, layer, site)) for part in ("down", "up", "owners"))
+        return down, up, owners
 
     def forward(self, ids: Tensor, mask: Tensor, task: Tensor) -> tuple[Tensor, ...]:
         """Route and answer.
@@ -121,10 +144,10 @@ class RoutedGraph(nn.Module):
         """``router.pool`` of rows of one window each."""
         real = mask.to(hidden.dtype)
         separators = (ids == self.model.separator).long() * mask
-        lead = (separators.cumsum(1) - separators == 0).to(hidden.dtype) * real
+        question = (separators.cumsum(1) - separators == 0).to(hidden.dtype) * real
         place = torch.arange(ids.shape[1], device=ids.device)
-        stretches = [real, lead, *(real * (place < length).to(hidden.dtype) for length in OPENINGS)]
-        means = [(hidden * own[:, :, None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in stretches]
+        parts = [real, question, *(real * (place < length).to(hidden.dtype) for length in PREFIXES)]
+        means = [(hidden * own[:, :, None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in parts]
         return torch.cat([hidden[:, 0], *means], dim=1)
 
 

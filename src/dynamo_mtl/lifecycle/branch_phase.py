@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.router import Branch, Router
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import Group
-from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.phases.phase_2_router import FeatureBatch
 
 HELD_OUT = 5
@@ -69,7 +68,7 @@ def split_inputs(added: RouterMemory, remembered: RouterMemory, route: int, vali
     return BranchInputs(added.features[own], added.features[~own], remembered.features, validation)
 
 
-class BranchPhase:
+class BranchPhase(Phase):
     """Trains one branch on features: each update half of the task, half of everything else."""
 
     def __init__(self, router: Router, inputs: BranchInputs, config: TrainingConfig) -> None:
@@ -79,7 +78,7 @@ class BranchPhase:
             inputs: what it learns from.
             config: learning rate, epochs and seed.
         """
-        self.name, self.best_at_end = "added task router", True
+        self.name = "added task router"
         self.router, self.inputs, self.config = router, inputs, config
         self.half = max(1, config.router.feature_batch_size // 2)
         self.negatives = inputs.negatives
@@ -112,14 +111,6 @@ class BranchPhase:
         lost = branch_odds(self.router, self.inputs.held_out)
         loss = float(F.softplus(-found).mean() + F.softplus(lost).mean()) / 2
         return {SCORE: -loss, "found": float((found > 0).float().mean()), "lost": float((lost > 0).float().mean())}
-
-    def members(self, step: int) -> dict[str, list[int]]:
-        """No rows of a table: features are all that is known."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
 
 def last_branch(router: Router) -> Branch:

@@ -93,10 +93,10 @@ def parses(code: str) -> bool:
         return False
     last = code.splitlines()[-1]
     if last.rstrip().endswith(":"):
-        lead = last[: len(last) - len(last.lstrip())]
-        code = f"{code}\n{lead}    pass"
+        indent = last[: len(last) - len(last.lstrip())]
+        code = f"{code}\n{indent}    pass"
         if re.match(r"try\s*:", last.lstrip()):
-            code = f"{code}\n{lead}finally:\n{lead}    pass"
+            code = f"{code}\n{indent}finally:\n{indent}    pass"
     elif last.lstrip().startswith("@"):
         code = f"{code}\ndef dummy():\n    pass"
     first_word = re.match(r"[a-z]*", code)

@@ -27,7 +27,7 @@ from dynamo_mtl.model.mixing import Mix, mix_adapters
 from dynamo_mtl.model.model_config import ModelConfig, check_against_backbone
 from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.quantization import quantize_layers
-from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, pool, stretches, top_k_weights
+from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, plan_pooling, pool, top_k_weights
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,15 @@ class DynamoModel(nn.Module):
         )
         with nullcontext() if self.trains_backbone else torch.no_grad(), self._precision():
             hidden = self.encoder.embed(self.encoder.word_embeddings(batch.ids), batch.positions)
-            read = stretches(batch, self.separator)
-            pooled = [pool(hidden, read)]
+            plan = plan_pooling(batch, self.separator)
+            pooled = [pool(hidden, plan)]
             for layer in range(self.tap_layer):
                 hidden = self.encoder.run(hidden, attention, layer, layer + 1)
-                pooled.append(pool(hidden, read))
+                pooled.append(pool(hidden, plan))
             if self.config.router_input == "last_hidden":
                 plain = PackedAttention(batch.trunk_plan, self.encoder.config.num_heads)
                 last = self.encoder.run(hidden, plain, self.tap_layer, self.encoder.config.num_layers)
-                pooled = [pool(last, read)]
+                pooled = [pool(last, plan)]
         return Trunk(hidden, torch.cat(pooled, dim=1), recorded)
 
     def forward(

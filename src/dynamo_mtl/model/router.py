@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from dynamo_mtl.model.batch import Batch
 
-OPENINGS = (8, 16)
+PREFIXES = (8, 16)
 """Tokens at the start of an input in which an instruction is looked for, a short one and a long one."""
 UNLIKELY = 1e-3
 """Added to what an added task's inputs look like, since none of some hundred inputs is no proof of never."""
-POOLED = 3 + len(OPENINGS)
+POOLED = 3 + len(PREFIXES)
 """Vectors of the encoder's width that ``pool`` gives for every layer: the first token and the means."""
 
 
@@ -66,63 +66,63 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class Stretches:
+class PoolingPlan:
     """Which source tokens the router features are made of."""
 
-    halves: Tensor
-    """``(tokens,)`` twice the example of each token, and 1 more for those of the lead."""
+    segments: Tensor
+    """``(tokens,)`` twice the example of each token, and 1 more for those of its question segment."""
     counts: Tensor
-    """``(examples, 2, 1)`` tokens of each example outside and inside of the lead."""
-    opening: Tensor
-    """``(examples, longest opening)`` tokens at the start of each example's first window."""
-    openings: list[Tensor]
-    """``(examples, longest opening)`` for every opening, 1 for its tokens, else 0."""
+    """``(examples, 2, 1)`` tokens of each example outside and inside of its question segment."""
+    prefix: Tensor
+    """``(examples, longest prefix)`` tokens at the start of each example's first window."""
+    prefix_masks: list[Tensor]
+    """``(examples, longest prefix)`` for every length of a prefix, 1 for its tokens, else 0."""
 
 
-def stretches(batch: Batch, separator: int) -> Stretches:
-    """The stretches that features are means of.
+def plan_pooling(batch: Batch, separator: int) -> PoolingPlan:
+    """Which tokens each part of the features is the mean of.
 
-    All tokens; the lead, the tokens before or at the first separator of a window (of a question with a context, the
-    question; a text by itself is all lead); and the openings of the first window, where an instruction stands.
+    All tokens; the question segment, the tokens before or at the first separator of a window, which a text by itself
+    is as a whole; and the prefixes of the first window, where an instruction stands.
     """
     separators = (batch.ids[: len(batch.windows)] == separator).long()
     before = separators.cumsum(0) - separators
-    lead = before == before.index_select(0, batch.starts.index_select(0, batch.windows))
+    question = before == before.index_select(0, batch.starts.index_select(0, batch.windows))
     numbers = torch.arange(batch.example_count, device=batch.ids.device)
     first_windows = torch.searchsorted(batch.examples, numbers)  # windows lie example after example
-    place = torch.arange(max(OPENINGS), device=batch.ids.device)
-    opening = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.windows) - 1)
+    place = torch.arange(max(PREFIXES), device=batch.ids.device)
+    prefix = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.windows) - 1)
     # Counted from the window's start, so that the last token, which stands for all beyond it, counts once.
     real = place < torch.bincount(batch.windows, minlength=len(batch.starts)).index_select(0, first_windows)[:, None]
-    openings = [(real & (place < length)).float() for length in OPENINGS]
-    halves = 2 * batch.examples.index_select(0, batch.windows) + lead
-    counts = torch.bincount(halves, minlength=2 * batch.example_count).view(-1, 2, 1)
-    return Stretches(halves, counts, opening, openings)
+    prefix_masks = [(real & (place < length)).float() for length in PREFIXES]
+    segments = 2 * batch.examples.index_select(0, batch.windows) + question
+    counts = torch.bincount(segments, minlength=2 * batch.example_count).view(-1, 2, 1)
+    return PoolingPlan(segments, counts, prefix, prefix_masks)
 
 
-def pool(hidden: Tensor, read: Stretches) -> Tensor:
-    """Router features: the first token beside the mean of every stretch.
+def pool(hidden: Tensor, plan: PoolingPlan) -> Tensor:
+    """Router features: the first token beside means of all tokens, of the question segment and of the prefixes.
 
-    A mean over 450 words drowns a six-word instruction; the first token and the openings keep it. The lead tells a
-    question that has a context from one long text, however alike their words are.
+    A mean over 450 words drowns a six-word instruction; the first token and the prefixes keep it. The question segment
+    distinguishes a question that has a context from one long text, however alike their words are.
 
     Args:
         hidden: ``(tokens and padding, hidden)`` states of the source tokens in one layer.
-        read: what the features are made of.
+        plan: what the features are means of.
 
     Returns:
         ``(examples, POOLED · hidden)`` in fp32.
     """
-    hidden = hidden[: len(read.halves)].float()
-    count = len(read.opening)
-    opening = hidden.index_select(0, read.opening.flatten()).view(*read.opening.shape, -1)
-    sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, read.halves, hidden).view(count, 2, -1)
+    hidden = hidden[: len(plan.segments)].float()
+    count = len(plan.prefix)
+    prefix = hidden.index_select(0, plan.prefix.flatten()).view(*plan.prefix.shape, -1)
+    sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, plan.segments, hidden).view(count, 2, -1)
     return torch.cat(
         [
-            opening[:, 0],
-            sums.sum(dim=1) / read.counts.sum(dim=1),
-            sums[:, 1] / read.counts[:, 1],
-            *((opening * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in read.openings),
+            prefix[:, 0],
+            sums.sum(dim=1) / plan.counts.sum(dim=1),
+            sums[:, 1] / plan.counts[:, 1],
+            *((prefix * own[..., None]).sum(dim=1) / own.sum(dim=1, keepdim=True) for own in plan.prefix_masks),
         ],
         dim=1,
     )

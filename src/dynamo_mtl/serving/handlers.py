@@ -139,6 +139,7 @@ class Server:
                     "needs_context": task.needs_context,
                     "requires_instruction": system.config.tasks[name].requires_instruction,
                     "description": task.subject,
+                    "answer": {"key": task.answer_key, "form": task.answer_form},
                     "examples": system.config.tasks[name].examples,
                 }
                 for name, task in system.tasks.items()

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from dynamo_mtl.data.columns import read_columns
 from dynamo_mtl.data.data_config import DataConfig
 from dynamo_mtl.data.locations import SPLIT_NAMES, find_files, is_saved
 from dynamo_mtl.data.readers import read_rows
 from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.messages import shortened
-from dynamo_mtl.setup.columns import read_columns
-from dynamo_mtl.setup.task_kinds import KINDS, Guess, Table
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.registry import task_types
 
 
@@ -44,7 +44,8 @@ def guess_task(path: Path, chosen: Mapping[str, str] | None = None, reading: Rea
             f"its first line seems to be a row: {shortened(columns, 4)}; put a line with names of columns in "
             "front of it, or write the configuration by hand with tasks.NAME.reading.header"
         )
-    found = next((guess for kind in KINDS if (guess := kind(table, name)) is not None), None)
+    kinds = sorted(task_types().values(), key=lambda kind: kind.recognition_rank)
+    found = next((guess for kind in kinds if (guess := kind.recognise(table, name)) is not None), None)
     if found is None:
         raise _nothing(table)
     found.held_out = _lacks_validation(path)

@@ -11,11 +11,10 @@ from dynamo_mtl.data.samples import SAMPLE
 from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.setup.guess import guess_task
-from dynamo_mtl.setup.task_kinds import Guess
 from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.tasks.recognition import Guess
+from dynamo_mtl.tasks.registry import task_types
 
-UPDATES = {"classification": (900, 32), "sentiment": (900, 32), "qa": (500, 16)}
-"""Updates and examples an update of phase 1, for a first model in minutes on two cores; for the others ``WRITES``."""
 WRITES = (500, 16)
 WANTED = 50
 """Validation rows of a small file, if they are no more than ``MOST_SHARE`` of it."""
@@ -70,7 +69,7 @@ def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | N
         "tasks:",
     ]
     for guess in guesses:
-        steps, batch = UPDATES.get(guess.type, WRITES)
+        own = task_types()[guess.type].starter_training
         lines += [f"  {guess.name}:   # {guess.rows} rows; {guess.why}", f"    type: {guess.type}"]
         lines += [f"    # {note}" for note in guess.notes]
         if guess.held_out:
@@ -79,12 +78,10 @@ def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | N
             lines.append(f"    reading: {_scalar(written)}")
         for key, value in guess.settings.items():
             lines.append(f"    {key}: {_scalar(value)}")
-        if guess.type == "classification":
+        if guess.settings.get("labels"):
             lines.append("    # description: what the labels are about   # instructions name it, else the task's name")
             lines.append("    # instructions: [Which topic is this?]   # your own, if users write some")
-        lines.append(
-            f"    training: {{max_steps: {steps}, batch_size: {batch}, num_epochs: 20}}   # more steps: better, slower"
-        )
+        lines.append(f"    training: {_scalar({**own, 'num_epochs': 20})}   # more steps: better, slower")
     lines += [
         "",
         "model:",

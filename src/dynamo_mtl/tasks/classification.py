@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamo_mtl.data.columns import Column, number_as_written
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.messages import shortened
 from dynamo_mtl.metrics.classification import classification_scores
@@ -20,8 +21,13 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
+
+LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "sentiment", "intent", "y", "gold", "tag")
+"""Names that tell the label from other columns of few values."""
+NOT_YET = "; no task type does that yet, so nothing is guessed from half of the columns"
 
 
 class ClassificationConfig(TaskConfig):
@@ -58,7 +64,59 @@ class Classification(Task):
     main_metric = "accuracy"
     trivial_name = "majority label"
     hub_task = "text-classification"
+    starter_training = {"max_steps": 900, "batch_size": 32}
+    recognition_rank = 5
     config: ClassificationConfig
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """A text, and one of few labels."""
+        _refuse_kinds_to_come(table)
+        labels = [column for column in table.columns.values() if column.is_label]
+        if not labels and "label" not in table.chosen:
+            return None
+        chosen = table.chosen.get("label") or _only(labels) or table.named(LABEL_NAMES)
+        if chosen is None or (chosen not in table.chosen.values() and chosen not in [c.name for c in labels]):
+            each = " or ".join(f"{c.name} ({shortened(sorted(c.counts), 4)})" for c in labels)
+            raise table.ask(
+                f"which column is the label, {each}? say --column {name}.label=NAME, and name a file twice, with a "
+                "copy under another name, to learn several"
+            )
+        text = table.chosen.get("text") or _text(table, chosen, name)
+        guess = cls._guess_labels(table, name, text, chosen)
+        others = [column.name for column in labels if column.name != chosen]
+        if guess is not None and others:
+            guess.notes.append(f"'{chosen}' is taken as the label; it could also be {', '.join(others)}")
+        return guess
+
+    @classmethod
+    def _guess_labels(cls, table: Table, name: str, text: str, label: str) -> Guess | None:
+        column = table.columns[label]
+        labels = [spellings[0] for spellings in column.folded.values()]
+        labels.sort(key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
+        is_numbers = labels == [str(number) for number in range(len(labels))]
+        if not cls.fits(labels, is_numbers, name):
+            return None
+        settings: dict[str, Any] = {} if is_numbers else {"labels": labels}
+        if is_numbers and cls.Config.model_fields["labels"].is_required():
+            settings["labels"] = [f"class {number}" for number in labels]
+        why = f"'{label}' has {len(labels)} values that come again, beside the texts of '{text}'"
+        guess = cls.guess(table, name, why, {"text": text, "label": label}, **settings)
+        guess.missing = column.empty
+        merged = [" and ".join(map(repr, spellings)) for spellings in column.folded.values() if len(spellings) > 1]
+        if merged:
+            guess.notes.append(f"one label in several spellings: {shortened(merged, 5)}")
+        if column.empty:
+            guess.notes.append(f"{column.empty} rows have no label and are left out (data.bad_rows: skip)")
+        unused = [one for one in table.columns if one not in (text, label)]
+        if unused:
+            guess.notes.append(f"not used: {shortened(unused, 6)}")
+        return guess
+
+    @classmethod
+    def fits(cls, labels: Sequence[str], is_numbers: bool, name: str) -> bool:
+        """Whether labels are of this type: any, unless a subclass knows its own."""
+        return True
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         label = self.column(row, "label", where)
@@ -141,7 +199,52 @@ class Classification(Task):
         return [{"label": self.config.labels[majority], "score": 1.0}] * len(examples)
 
 
-def number_as_written(value: Any) -> str:
-    """A cell as its label: without blanks around it, and ``1.0`` as ``1``, which is what a spreadsheet makes of it."""
-    text = str(value).strip()
-    return text[:-2] if re.fullmatch(r"-?\d{1,15}\.0", text) else text
+def _only(columns: Sequence[Column]) -> str | None:
+    return columns[0].name if len(columns) == 1 else None
+
+
+def _text(table: Table, label: str, name: str) -> str:
+    """The column of texts beside a label."""
+    rest = [c for c in table.columns.values() if c.name != label and not c.is_nested and c.filled]
+    texts = [column for column in rest if column.is_text]
+    if len(texts) > 1:
+        each = " and ".join(f"'{column.name}'" for column in texts)
+        raise table.ask(
+            f"{each} hold texts beside the label '{label}': if it is about several together, as a premise and a "
+            f"hypothesis, no task type reads pairs yet; if it is about one, say --column {name}.text=NAME"
+        )
+    if texts:
+        return texts[0].name
+    short = [c for c in rest if not (c.is_address or c.is_date or c.is_number or c.is_identifier or c.is_label)]
+    known = table.named(Classification.column_names["text"])
+    if known is None and not short:
+        raise table.ask(f"no column holds texts beside the label '{label}'; say --column {name}.text=NAME")
+    return known or max(short, key=lambda column: column.words).name
+
+
+def _refuse_kinds_to_come(table: Table) -> None:
+    """Say what a table is where no task type fits it."""
+    if "label" in table.chosen:
+        return
+    columns = table.columns.values()
+    lists = [c for c in columns if c.sample and all(isinstance(v, list) for v in c.sample)]
+    choices = [c for c in lists if all(isinstance(one, str) for value in c.sample for one in value)]
+    numbers = [c for c in columns if not c.is_nested and c.is_number]
+    numbered = [c for c in columns if re.fullmatch(r"(choice|option|ending|answer)_?[0-9A-Ea-e]", c.name)]
+    if (choices and numbers and any(c.is_text for c in columns)) or len(numbered) > 1:
+        raise table.ask(
+            f"seems to ask for a choice among given options ({shortened(c.name for c in choices or numbered)}){NOT_YET}"
+        )
+    if choices:
+        raise table.ask(f"'{choices[0].name}' holds several labels of a row{NOT_YET}")
+    several = [c for c in columns if not c.is_nested and not c.is_text and c.parts()]
+    if several:
+        raise table.ask(
+            f"'{several[0].name}' holds several labels of a row, such as {shortened(several[0].parts(), 4)}{NOT_YET}"
+        )
+    flags = [c for c in columns if set(c.folded) == {"0", "1"} or set(c.folded) == {"true", "false"}]
+    if len(flags) > 2 and table.named(LABEL_NAMES) is None:
+        raise table.ask(f"{shortened(c.name for c in flags)} are each yes or no: several labels of a row{NOT_YET}")
+    scores = [c for c in columns if c.is_score]
+    if scores and not any(c.is_label for c in columns) and any(c.is_text for c in columns):
+        raise table.ask(f"'{scores[0].name}' holds scores{NOT_YET}")

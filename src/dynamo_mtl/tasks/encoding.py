@@ -48,7 +48,7 @@ class EncodedSource:
     body: str
     cut: bool = False
     """Whether something did not fit into the windows."""
-    lead: int = 0
+    instruction_length: int = 0
     """Characters of an instruction, and the blank behind it, in front of the text in ``body``."""
     question_cut: bool = False
     """Whether a question, beside its context, is longer than what is read of it."""
@@ -72,27 +72,31 @@ class SourceEncoder:
         special = self.tokenizer
         question_cut = False
         if context is None:
-            lead, body = [special.first], text
+            prefix, body = [special.first], text
         else:
             question = special.backend.encode(text, add_special_tokens=False).ids
             question_cut = len(question) > self.max_length // 3
-            lead = [special.first, *question[: self.max_length // 3], *[special.separator] * special.separators_between]
+            prefix = [
+                special.first,
+                *question[: self.max_length // 3],
+                *[special.separator] * special.separators_between,
+            ]
             whole = clean(context)
             body = whole[:limit]
         encoding = special.backend.encode(body, add_special_tokens=False)
-        capacity = self.max_length - len(lead) - 1
+        capacity = self.max_length - len(prefix) - 1
         windows: list[EncodedWindow] = []
         start = end = 0
         while len(windows) < self.max_windows:
             end = start + capacity
-            ids = [*lead, *encoding.ids[start:end], special.separator]
-            windows.append(EncodedWindow(ids, len(lead), encoding.offsets[start:end]))
+            ids = [*prefix, *encoding.ids[start:end], special.separator]
+            windows.append(EncodedWindow(ids, len(prefix), encoding.offsets[start:end]))
             if end >= len(encoding.ids):
                 break
             start += capacity - min(self.overlap, capacity // 2)
-        lead_characters = len(clean(instruction)) + 1 if instruction and context is None else 0
+        instruction_length = len(clean(instruction)) + 1 if instruction and context is None else 0
         cut = end < len(encoding.ids) or len(body) < len(whole)
-        return EncodedSource(windows, body, cut, lead_characters, question_cut, context is not None, len(whole))
+        return EncodedSource(windows, body, cut, instruction_length, question_cut, context is not None, len(whole))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Copyable, Head, HeadConfig, LanguageModelHead
 from dynamo_mtl.tasks.copying import SourceWords, source_words, split_copied, units
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 from dynamo_mtl.tasks.vocabulary import TargetVocabulary
@@ -82,11 +83,21 @@ class GenerationTask(Task):
     """Whether an English byte-level backbone vocabulary writes the targets well."""
     copies: ClassVar[bool] = False
     """Whether targets repeat names and quotations of their sources."""
-    answer_key: ClassVar[str]
-    """Name of the text in an answer."""
     config: GenerationTaskConfig
     vocabulary: TargetVocabulary
     """Set when the model is built or loaded."""
+
+    @classmethod
+    def guess_by_names(cls, table: Table, name: str) -> Guess | None:
+        """A guess for a table that has all columns of the type under known names, with texts in them."""
+        found = {own: table.chosen.get(own) or table.named(known) for own, known in cls.column_names.items()}
+        chosen = {own: column for own, column in found.items() if column is not None}
+        columns = [table.columns[column] for column in chosen.values()]
+        if len(chosen) < len(cls.column_names) or any(
+            one.is_number or not (one.is_text or one.words) for one in columns
+        ):
+            return None
+        return cls.guess(table, name, f"it has {' and '.join(chosen.values())}", chosen)
 
     def vocabulary_size(self, byte_level_backbone: bool) -> int | None:
         """Size of the own target vocabulary, or None for the backbone's."""

@@ -19,7 +19,8 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
-from dynamo_mtl.tasks.task import Answer, Example, Task
+from dynamo_mtl.tasks.recognition import Guess, Table
+from dynamo_mtl.tasks.task import Answer, Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 OUTSIDE = 0
@@ -50,7 +51,36 @@ class NamedEntities(Task):
     main_metric = "f1"
     trivial_name = "names of the training data, wherever they stand"
     hub_task = "token-classification"
+    answer_key = "entities"
+    answer_form = "spans"
+    published_head = PublishedHead("AutoModelForTokenClassification", "classifier", names_labels=True)
+    recognition_rank = 1
     config: EntityConfig
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """Spans with a kind, or words with a tag each."""
+        for column in table.columns.values():
+            first = [
+                one for value in column.sample if isinstance(value, list) for one in value if isinstance(one, Mapping)
+            ]
+            if first and all("start" in one and "end" in one and ("label" in one or "type" in one) for one in first):
+                kinds = sorted({str(one.get("label", one.get("type"))) for one in first})
+                texts = [c.name for c in table.columns.values() if c.is_text]
+                if len(texts) == 1:
+                    found = {"text": texts[0], "entities": column.name}
+                    return cls.guess(table, name, f"'{column.name}' holds spans of a kind", found, kinds=kinds)
+        lists = [c for c in table.columns.values() if c.sample and all(isinstance(v, list) for v in c.sample)]
+        for words in lists:
+            for tags in lists:
+                pairs = zip(words.sample, tags.sample, strict=False)
+                same = words is not tags and all(len(one) == len(other) for one, other in pairs)
+                written = sorted({str(tag) for value in tags.sample for tag in value})
+                if same and written and all(re.fullmatch(r"O|[BI]-.+", tag) for tag in written):
+                    kinds = sorted({tag[2:] for tag in written if tag != "O"})
+                    found = {"tokens": words.name, "tags": tags.name}
+                    return cls.guess(table, name, f"'{tags.name}' has a tag for every word", found, kinds=kinds)
+        return None
 
     def output_names(self) -> list[str]:
         """The classes of tokens by number, as CoNLL-2003 names them."""
@@ -127,7 +157,10 @@ class NamedEntities(Task):
         return HeadConfig("token", labels=len(self.output_names()))
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        entities = [(s + source.lead, e + source.lead, kind) for s, e, kind in json.loads(example.target)]
+        entities = [
+            (s + source.instruction_length, e + source.instruction_length, kind)
+            for s, e, kind in json.loads(example.target)
+        ]
         labels: dict[str, list[int]] = {"class": [], "window": [], "token": []}
         for number, window in enumerate(source.windows):
             for place, (start, end) in enumerate(window.offsets):
@@ -148,7 +181,7 @@ class NamedEntities(Task):
         start, end, _ = missed
         if any(o != missed and o[0] < end and start < o[1] for o in wanted):
             return "an entity overlaps another one"
-        read = max((last for _, last in offsets), default=0) - source.lead
+        read = max((last for _, last in offsets), default=0) - source.instruction_length
         return "an entity is in no window" if end > read else "an entity begins or ends inside of a token"
 
     def _class(self, start: int, end: int, entities: Iterable[Entity]) -> int:
@@ -184,11 +217,11 @@ class NamedEntities(Task):
         self, tagged: Mapping[tuple[int, int], tuple[float, int]], source: EncodedSource
     ) -> list[dict[str, Any]]:
         """What the classes spell; an instruction in front of the text names nothing."""
-        body, lead = source.body, source.lead
+        body, before = source.body, source.instruction_length
         entities: list[dict[str, Any]] = []
         last = OUTSIDE
         for (start, end), (score, number) in sorted(tagged.items()):
-            if end <= lead:
+            if end <= before:
                 continue
             kind = (number - 1) // 2
             if number != OUTSIDE:
@@ -202,7 +235,7 @@ class NamedEntities(Task):
                     entities.append({**entity, "start": start + blanks, "end": end})
             last = number
         return [
-            {**e, "word": body[e["start"] : e["end"]], "start": e["start"] - lead, "end": e["end"] - lead}
+            {**e, "word": body[e["start"] : e["end"]], "start": e["start"] - before, "end": e["end"] - before}
             for e in entities
         ]
 

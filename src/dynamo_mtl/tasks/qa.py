@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, EncodedWindow, TaskView, clean
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
-from dynamo_mtl.tasks.task import Answer, Example, Task
+from dynamo_mtl.tasks.recognition import Guess, Table
+from dynamo_mtl.tasks.task import Answer, Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 
@@ -44,6 +45,11 @@ class QuestionAnswering(Task):
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question"
     hub_task = "question-answering"
+    answer_key = "answer"
+    answer_form = "span"
+    published_head = PublishedHead("AutoModelForQuestionAnswering", "qa_outputs", names_labels=False)
+    starter_training = {"max_steps": 500, "batch_size": 16}
+    recognition_rank = 2
     config: QuestionAnsweringConfig
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
@@ -70,6 +76,21 @@ class QuestionAnswering(Task):
                     "answer not in its context",
                 )
         return Example(self.text_column(row, "question", where), context, json.dumps(pairs))
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """A question, a passage, and an answer that stands in it."""
+        given = {own: table.chosen.get(own) or table.named(names) for own, names in cls.column_names.items()}
+        if not all(given.values()):
+            given = next(_answered_columns(table), {})
+        if not given:
+            return None
+        found = {own: str(column) for own, column in given.items()}
+        start = table.named(cls.optional_columns["answer_start"])
+        if start is not None:
+            found["answer_start"] = start
+        why = f"the answers of '{found['answers']}' stand in '{found['context']}'"
+        return cls.guess(table, name, why, found)
 
     def output_names(self) -> list[str]:
         return ["start", "end"]
@@ -217,3 +238,19 @@ def _numbers(given: Any) -> list[int] | None:
     if not all(re.fullmatch(r"-?\d{1,15}(\.0)?", text) for text in written):
         return None
     return [int(text.partition(".")[0]) for text in written]
+
+
+def _answered_columns(table: Table) -> Iterator[dict[str, str | None]]:
+    """Columns of which one's values stand in another's, beside one of questions."""
+    longest = max(len(column.sample) for column in table.columns.values())
+    texts = [c for c in table.columns.values() if not c.is_nested and c.sample and len(c.sample) == longest]
+    for context in texts:
+        for answer in texts:
+            if answer is context or answer.mean_characters * 2 > context.mean_characters:
+                continue
+            pairs = list(zip(answer.sample, context.sample, strict=True))
+            if sum(str(a).strip() in str(c) for a, c in pairs) < 0.9 * len(pairs):
+                continue
+            for question in texts:
+                if question not in (answer, context) and question.share(r".*\?") > 0.5:
+                    yield {"question": question.name, "context": context.name, "answers": answer.name}

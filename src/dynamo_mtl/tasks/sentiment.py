@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from dynamo_mtl.tasks.classification import Classification, ClassificationConfig
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
+
+SENTIMENTS = ({"negative", "positive"}, {"negative", "neutral", "positive"})
 
 
 class SentimentConfig(ClassificationConfig):
@@ -21,3 +25,10 @@ class Sentiment(Classification):
     Config = SentimentConfig
     column_names = {"text": ("text", "sentence", "review"), "label": ("label", "sentiment")}
     instruction_templates = read_instruction_templates("sentiment")
+    recognition_rank = 4
+
+    @classmethod
+    def fits(cls, labels: Sequence[str], is_numbers: bool, name: str) -> bool:
+        if is_numbers:
+            return len(labels) == 2 and "sentiment" in name.lower()
+        return {one.casefold() for one in labels} in SENTIMENTS

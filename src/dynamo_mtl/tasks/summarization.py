@@ -8,6 +8,7 @@ from typing import Any
 
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example
 
 
@@ -21,6 +22,12 @@ class Summarization(GenerationTask):
     main_metric = "rouge1"
     trivial_name = "first sentence"
     hub_task = "summarization"
+    recognition_rank = 7
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """Two columns of texts, by their names."""
+        return cls.guess_by_names(table, name)
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         return Example(self.text_column(row, "document", where), None, self.text_column(row, "summary", where))

@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
 from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 
@@ -33,6 +34,18 @@ class Example:
     context: str | None
     target: str
     """What the task expects, as text; JSON where it has parts."""
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """A model class of ``transformers`` whose head is a linear layer on every token, as ours is."""
+
+    architecture: str
+    """Its ``Auto`` class."""
+    module: str
+    """The linear layer in it."""
+    names_labels: bool
+    """Whether its configuration names the layer's outputs."""
 
 
 Answer = dict[str, Any]
@@ -59,6 +72,16 @@ class Task(abc.ABC):
     """What ``trivial_answers`` does, for tables."""
     hub_task: ClassVar[str] = "other"
     """The hub's name of what the type does, for model cards."""
+    answer_key: ClassVar[str] = "label"
+    """Key of an answer whose value people read first."""
+    answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
+    """How that is shown: as text, as code, or as places in the passage or the text."""
+    published_head: ClassVar[PublishedHead | None] = None
+    """The head of ``transformers`` that computes the same, if there is one."""
+    starter_training: ClassVar[Mapping[str, int]] = {"max_steps": 1000, "batch_size": 16}
+    """Training of phase 1 that ``dynamo init`` writes for a table of the type."""
+    recognition_rank: ClassVar[int] = 100
+    """Types with lower ranks are asked first what a table is."""
 
     def __init_subclass__(cls) -> None:
         """Take instructions under the name that version 0.1.0 had for them; goes with the next release."""
@@ -116,6 +139,29 @@ class Task(abc.ABC):
     def subject(self) -> str:
         """What tells this task from others of its type: its description, or else its name."""
         return self.config.description or self.name.replace("_", " ").replace("-", " ")
+
+    # --- tables of a user's own ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """What ``dynamo init`` takes a table for, by the values of its columns; None if it is of another type.
+
+        Args:
+            table: the columns.
+            name: of the task.
+
+        Raises:
+            ConfigError: a question that only the user can answer.
+        """
+        return None
+
+    @classmethod
+    def guess(cls, table: Table, name: str, why: str, found: Mapping[str, str], **settings: Any) -> Guess:
+        """A guess for a table whose columns are ``found``: our column → the table's."""
+        known = {**cls.column_names, **cls.optional_columns}
+        own = {mine: given for mine, given in found.items() if given not in known[mine]}
+        columns = {"columns": own} if own else {}
+        return Guess(name, cls.type, str(table.path), table.rows, why, {**columns, **settings})
 
     # --- data ---------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,15 @@ from dynamo_mtl.errors import DataError
 from dynamo_mtl.metrics.generation import chrf
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
+from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example
+
+LANGUAGES = {
+    "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "nl": "Dutch", "pt": "Portuguese",
+    "pl": "Polish", "cs": "Czech", "ru": "Russian", "uk": "Ukrainian", "ro": "Romanian", "sv": "Swedish",
+    "da": "Danish", "fi": "Finnish", "tr": "Turkish", "zh": "Chinese", "ja": "Japanese", "ar": "Arabic",
+}  # fmt: skip
+"""Codes of languages, as columns of translations are called."""
 
 
 class TranslationConfig(GenerationTaskConfig):
@@ -35,6 +43,19 @@ class Translation(GenerationTask):
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
     hub_task = "translation"
+    recognition_rank = 6
+
+    @classmethod
+    def recognise(cls, table: Table, name: str) -> Guess | None:
+        """Columns called by the codes of English and another language, or two columns of texts by their names."""
+        codes = {c.strip().casefold(): c for c in table.columns if c.strip().casefold() in (*LANGUAGES, "en")}
+        if len(codes) == 2 and "en" in codes:
+            target = next(code for code in codes if code != "en")
+            settings: dict[str, Any] = {"target_code": target, "target_language": LANGUAGES[target]}
+            if codes != {"en": "en", target: target}:
+                settings["columns"] = {"source": codes["en"], "target": codes[target]}
+            return cls.guess(table, name, f"columns of English and {LANGUAGES[target]}", {}, **settings)
+        return cls.guess_by_names(table, name)
 
     @property
     def settings(self) -> TranslationConfig:

@@ -1,7 +1,6 @@
 "use strict";
 // Everything that comes from a user or the model is put on the page as text, never as markup.
 
-const TEXT_KEYS = ["label", "answer", "summary_text", "generated_text", "translation_text"];
 const element = (id) => document.getElementById(id);
 let tasks = [];
 let asked = null;
@@ -25,9 +24,14 @@ async function request(path, body) {
   return { content, milliseconds: performance.now() - began };
 }
 
+// How the task that answered shows its answers, as the server says.
+function formOf(answer) {
+  return tasks.find((task) => task.name === answer.task)?.answer ?? { key: null, form: "text" };
+}
+
 function said(answer) {
-  const key = TEXT_KEYS.find((name) => name in answer);
-  return key === undefined ? JSON.stringify(answer, null, 2) : String(answer[key]);
+  const { key } = formOf(answer);
+  return typeof answer[key] === "string" ? answer[key] : JSON.stringify(answer[key] ?? answer, null, 2);
 }
 
 function currentInput() {
@@ -76,10 +80,11 @@ function passage(answer, context) {
 
 function showAnswer(answer, input, milliseconds) {
   const place = element("answer");
-  const text = made("p", answer.task === "code_generation" ? "said code" : "said", said(answer) || "(nothing)");
+  const { form } = formOf(answer);
+  const text = made("p", form === "code" ? "said code" : "said", said(answer) || "(nothing)");
   text.tabIndex = 0;
   const parts = [text];
-  if ("start" in answer && input.context && answer.end > answer.start) parts.push(passage(answer, input.context));
+  if (form === "span" && input.context && answer.end > answer.start) parts.push(passage(answer, input.context));
   const score = typeof answer.score === "number" ? `, score ${answer.score.toFixed(3)}` : "";
   parts.push(made("p", "hint", `by ${answer.task}${score}, in ${milliseconds.toFixed(0)} ms`));
   place.replaceChildren(...parts);

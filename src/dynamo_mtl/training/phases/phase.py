@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ class PhaseBatch(Protocol):
         ...
 
 
-class Phase(Protocol):
+class Phase(abc.ABC):
     """One stretch of training."""
 
     name: str
@@ -40,31 +41,31 @@ class Phase(Protocol):
     eval_every: int
     groups: list[Group]
     """Parameter groups: exactly what this phase trains."""
-    best_at_end: bool
+    best_at_end: bool = True
     """Whether it ends in its best validated state, or in its last one."""
 
+    @abc.abstractmethod
     def draw(self, step: int) -> Any:
         """The batch of an update: a pure function of the seed and ``step``. May run in a worker process."""
-        ...
 
+    @abc.abstractmethod
     def backward(self, batch: Any, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Leave the gradients of the batch in the parameters and return the terms of the loss.
 
         Of both, this process's part: their sums over all processes are those of the whole batch.
         """
-        ...
 
+    @abc.abstractmethod
     def validate(self) -> dict[str, float]:
         """Validation values, among them ``score``."""
-        ...
 
     def members(self, step: int) -> dict[str, list[int]]:
-        """Task → rows of its training table that an update draws."""
-        ...
+        """Task → rows of its training table that an update draws; none where it draws no rows."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What the phase found out when it began and cannot find out again later, as JSON."""
-        ...
+        return {}
 
 
 class Checkpointer(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +13,7 @@ from dynamo_mtl.data.mixture import SingleOrder
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.optimizer import task_groups
-from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.step import StepBatch, judge_examples, make_step_batch, task_backward
 
 VALIDATIONS = 10
@@ -34,7 +33,7 @@ def batch_size(source: ExampleSource, task: str, config: TrainingConfig) -> int:
     return source.system.config.tasks[task].training.batch_size or config.batch_size
 
 
-class AdapterPhase:
+class AdapterPhase(Phase):
     """Trains the adapter and head of one task with all rows sent to that adapter.
 
     Attributes:
@@ -87,7 +86,3 @@ class AdapterPhase:
     def members(self, step: int) -> dict[str, list[int]]:
         """The task's rows of a step."""
         return {self.task: self.order.batch(step)}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: all of it follows from the configuration."""
-        return {}

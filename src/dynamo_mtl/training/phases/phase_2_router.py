@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
 from dynamo_mtl.training.phases.mixed import MixedDraw
-from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.router_memory import trunk_features
 from dynamo_mtl.training.step import StepBatch, mixture_backward, read_routing
 
@@ -100,7 +99,7 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
     return found
 
 
-class FeaturePhase:
+class FeaturePhase(Phase):
     """Warm-up of the router on cached features: bare, instructed (two instructions) and crossed inputs."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
@@ -132,7 +131,6 @@ class FeaturePhase:
         self.order = MixedOrder(sizes, batch_size, math.ceil(len(examples) / batch_size), exponent, config.seed)
         self.steps = config.router.feature_epochs * self.order.steps_per_epoch
         self.eval_every = min(config.eval_every, max(1, self.steps // 5))
-        self.best_at_end = True
         self.groups = [router_group(source.system.model, config.router_lr, config)]
 
     def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
@@ -186,10 +184,6 @@ class FeaturePhase:
         """Routing of the validation inputs."""
         return routing_validation(self.source.system, self.held_out)
 
-    def state(self) -> dict[str, Any]:
-        """Nothing: all of it follows from the configuration and the frozen trunk."""
-        return {}
-
 
 def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOut:
     """Features and true adapters of validation inputs, by kind."""
@@ -204,7 +198,7 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
     return {kind: trunk_features(source.system, own, budget) for kind, own in kinds.items() if own}
 
 
-class MixturePhase:
+class MixturePhase(Phase):
     """The whole objective through the mixture of frozen adapters; only the router moves."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
@@ -213,7 +207,6 @@ class MixturePhase:
         self.objective = Objective(config)
         self.steps = config.router.mixture_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 2))
-        self.best_at_end = True
         self.mixed = MixedDraw(source, config, self.steps, seed=config.seed + 2)
         self.groups = [router_group(source.system.model, config.router_lr * config.joint.lr_factor, config)]
 
@@ -232,7 +225,3 @@ class MixturePhase:
     def validate(self) -> dict[str, float]:
         """Routing of the validation inputs."""
         return routing_validation(self.source.system, self.held_out)
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: all of it follows from the configuration and the frozen trunk."""
-        return {}

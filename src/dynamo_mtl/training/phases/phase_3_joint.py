@@ -19,7 +19,7 @@ from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.optimizer import router_group, task_groups
 from dynamo_mtl.training.phases.mixed import MixedDraw
-from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.phases.phase_2_router import HeldOut, routing_validation
 from dynamo_mtl.training.step import StepBatch, example_losses, mixture_backward
 
@@ -39,7 +39,7 @@ def rank_by_loss(source: ExampleSource, config: TrainingConfig) -> dict[str, lis
     return ranked
 
 
-class JointPhase:
+class JointPhase(Phase):
     """Trains everything but the backbone."""
 
     def __init__(
@@ -55,7 +55,6 @@ class JointPhase:
         self.objective = Objective(config)
         self.steps = config.joint.max_steps
         self.eval_every = min(config.eval_every, max(1, self.steps // 4))
-        self.best_at_end = True
         if ranked is None:
             logger.info("%s  ranking examples by their loss", self.name)
             ranked = rank_by_loss(source, config)

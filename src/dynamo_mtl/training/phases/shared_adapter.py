@@ -7,7 +7,6 @@ Its updates are exactly those of phase 1, the same batches of the same examples,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,12 +14,12 @@ from torch import Tensor
 from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.optimizer import shared_groups
-from dynamo_mtl.training.phases.phase import SCORE
+from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.step import StepBatch
 
 
-class SharedPhase:
+class SharedPhase(Phase):
     """Trains what all tasks share together with every head; each update is one task's."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
@@ -53,7 +52,3 @@ class SharedPhase:
         """The rows of that task's batch."""
         task, number = self.updates[step]
         return self.parts[task].members(number)
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: all of it follows from the configuration."""
-        return {}

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynamo_mtl.tasks.classification import number_as_written
-
 MOST_LABELS = 1000
 MOST_WORDS = 6
 """Of a label, on average."""
@@ -165,3 +163,9 @@ def read_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Column], 
         for name in row:
             columns.setdefault(str(name), Column(str(name))).add(row[name])
     return columns, count
+
+
+def number_as_written(value: Any) -> str:
+    """A cell as its label: without blanks around it, and ``1.0`` as ``1``, which is what a spreadsheet makes of it."""
+    text = str(value).strip()
+    return text[:-2] if re.fullmatch(r"-?\d{1,15}\.0", text) else text

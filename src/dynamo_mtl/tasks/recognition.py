@@ -1,0 +1,50 @@
+"""What a table of a user's own is taken for: each task type looks at a table and says whether it is its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamo_mtl.data.columns import Column
+from dynamo_mtl.errors import ConfigError
+
+
+@dataclass
+class Guess:
+    """What a file is taken for."""
+
+    name: str
+    type: str
+    path: str
+    rows: int
+    why: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the task, beside its type."""
+    notes: list[str] = field(default_factory=list)
+    """What else a user should know: other readings, values that were taken as one, rows that will be left out."""
+    missing: int = 0
+    """Rows without a label."""
+    held_out: bool = True
+    """Whether validation data must be held out of the file."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's columns, and what the user said of them."""
+
+    path: Path
+    columns: Mapping[str, Column]
+    rows: int
+    chosen: Mapping[str, str]
+    """Our column → the file's."""
+
+    def named(self, names: Sequence[str]) -> str | None:
+        """The only column with one of some names, without case."""
+        found = [name for name in self.columns if name.strip().casefold() in names]
+        return found[0] if len(found) == 1 else None
+
+    def ask(self, question: str) -> ConfigError:
+        """A question that only the user can answer."""
+        return ConfigError(f"{self.path}: {question}")
