@@ -10,13 +10,13 @@ from torture import outcome, torture
 
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.identity import changed_setting
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.storage import verify_folder
 from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.training import loop, step
 from dynamo_mtl.training import saved_states as states
 from dynamo_mtl.training.run import train
-from dynamo_mtl.training.saved_states import changed_setting
 from dynamo_mtl.training.stop_signals import Stopped
 
 

@@ -22,6 +22,7 @@ from accelerate import PartialState
 from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.config.comparison_config import OWN_TRAINING, SYSTEMS, CompareConfig
+from dynamo_mtl.config.identity import changed_setting, settings_hash
 from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.distributed import on_main_process
@@ -44,7 +45,7 @@ from dynamo_mtl.strict_yaml import read_settings
 from dynamo_mtl.system import load_system
 from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.training.run import train
-from dynamo_mtl.training.saved_states import LATEST, changed_setting
+from dynamo_mtl.training.saved_states import LATEST
 from dynamo_mtl.training.stages import FOLDERS
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,9 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
         for name in SYSTEMS
         if name in compared_systems
     }
-    return make_result(metadata, system, split, board, routing, costs=costs, notes=notes)
+    return make_result(
+        metadata, system, split, board, routing, costs=costs, notes=notes, config_hash=settings_hash(config)
+    )
 
 
 def final_checkpoint(config: PipelineConfig) -> Path:

@@ -63,6 +63,8 @@ class Result:
     """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else was chosen or found on the way, such as learning rates that were tried."""
+    config_hash: str = ""
+    """``settings_hash`` of the configuration."""
     seeds: list[Mapping[str, Any]] = field(default_factory=list)
     """Of several seeds: each one's ``seed``, ``systems`` and ``routing``; ``systems`` above are then their means."""
     spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import Metadata
-from dynamo_mtl.config.overrides import flat
+from dynamo_mtl.config.identity import changed_setting
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
@@ -43,13 +41,6 @@ logger = logging.getLogger(__name__)
 STATES = "resume"
 """Folder of the states under ``checkpoint_dir``."""
 LATEST = "latest"
-FREE = (
-    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
-    "data.cache_dir", "data.num_workers", "training.num_threads", "training.save_every",
-    "training.keep_states", "training.token_budget",
-    "compare", "serving",
-)  # fmt: skip
-"""Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
 
 
 class RunStates:
@@ -175,29 +166,3 @@ class RunStates:
                 self.folder.rmdir()
 
         on_main_process(remove)
-
-
-def deciding_settings(config: PipelineConfig) -> str:
-    """Those that decide what is trained, as one text."""
-    settings = sorted(flat(config.model_dump(mode="json")).items())
-    return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
-
-
-def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
-    """The first setting, with both values, by which two runs would train differently.
-
-    A setting that did not exist ``then`` had what is now its default.
-    """
-    try:
-        then = type(now).model_validate(then).model_dump()
-    except (ConfigError, ValidationError):
-        logger.debug("saved settings that are no longer valid are compared as they are")
-    old, new = flat(then), flat(now.model_dump())
-    for key in sorted(old.keys() | new.keys()):
-        if not _is_free(key) and old.get(key) != new.get(key):
-            return key, old.get(key), new.get(key)
-    return None
-
-
-def _is_free(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in FREE)

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from dynamo_mtl.config.identity import deciding_settings
 from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError, DivergedError
@@ -30,7 +31,6 @@ from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.phases.phase_1_adapters import AdapterPhase
 from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, validation_features
 from dynamo_mtl.training.run import load_tables
-from dynamo_mtl.training.saved_states import deciding_settings
 
 logger = logging.getLogger(__name__)
 

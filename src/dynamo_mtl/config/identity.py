@@ -1,0 +1,57 @@
+"""Which settings decide what is trained, so that runs, trials and result files can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from dynamo_mtl.config.overrides import flat
+from dynamo_mtl.config.training_config import PipelineConfig
+from dynamo_mtl.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+FREE = (
+    "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
+    "data.cache_dir", "data.num_workers", "training.num_threads", "training.save_every",
+    "training.keep_states", "training.token_budget",
+    "compare", "serving",
+)  # fmt: skip
+"""Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
+
+
+def deciding_settings(config: PipelineConfig) -> str:
+    """Those that decide what is trained, as one text."""
+    settings = sorted(flat(config.model_dump(mode="json")).items())
+    return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
+
+
+def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
+    """The first setting, with both values, by which two runs would train differently.
+
+    A setting that did not exist ``then`` had what is now its default.
+    """
+    try:
+        then = type(now).model_validate(then).model_dump()
+    except (ConfigError, ValidationError):
+        logger.debug("saved settings that are no longer valid are compared as they are")
+    old, new = flat(then), flat(now.model_dump())
+    for key in sorted(old.keys() | new.keys()):
+        if not _is_free(key) and old.get(key) != new.get(key):
+            return key, old.get(key), new.get(key)
+    return None
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE)
+
+
+def settings_hash(config: PipelineConfig) -> str:
+    """SHA-256 of the deciding settings but the folder of the data, which is another one on each machine."""
+    settings = [pair for pair in json.loads(deciding_settings(config)) if pair[0] != "data.root"]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
