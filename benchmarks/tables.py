@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Container
 from pathlib import Path
+from typing import Any
 
 import performance
 import targets
@@ -167,6 +168,31 @@ def added_table(path: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n{said}"
 
 
+def highlights(path: Path) -> str:
+    """What the README promises, each with one number out of its file; ``path`` is the file of the races."""
+
+    def content(name: str) -> dict[str, Any]:
+        return json.loads((path.parent / name).read_text(encoding="utf-8"))
+
+    races = performance.read_bench(path)["races"]
+    own, busy, added = content("own-tables.json"), content("busy.json"), content("add-task.json")
+    rows, routed = sorted(own["rows"].values()), 100 * own["routing"]["instructed"]
+    ratio = races["peft_mixed_k16"]["ratio"]
+    return "\n".join(
+        [
+            "- **One batch for all tasks.** Mixed inputs of 16 tasks take PEFT, given the adapter of each row, "
+            f"{ratio:.1f} times as long as ours with routing ([races](results/{path.name})).",
+            f"- **Your own tables.** Three of {rows[0]} to {rows[-1]} rows, two of one type, by `dynamo init` and "
+            f"`train`: {routed:.1f} % of instructed inputs find their task ([file](results/own-tables.json)).",
+            "- **A task later changes no other.** After one was added, "
+            f"{added['answers']['identical']} of {added['answers']['n']} answers of the others are the same to the bit "
+            "([file](results/add-task.json)).",
+            "- **Small, shared machines.** Beside a process that takes one of two cores, an answer takes "
+            f"{busy['ratios']['busy_over_quiet_ms']:.2f} times its quiet time ([file](results/busy.json)).",
+        ]
+    )
+
+
 def small_table(path: Path) -> str:
     """What fewer bits cost."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -222,6 +248,7 @@ def serving_table(path: Path) -> str:
 
 
 KINDS: dict[str, Callable[[Path], str]] = {
+    "highlights": highlights,
     **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
     "added": added_table,

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import newcomer
 import pytest
 import tables
 from reliability import ROWS, find_tests, table_line
 from tiny import TASKS
 
 from dynamo_mtl.cli import main
+from dynamo_mtl.config import load_config
 from dynamo_mtl.config.comparison_config import SYSTEMS
+from dynamo_mtl.config.identity import settings_hash
+from dynamo_mtl.evaluation.result import read_result
 from dynamo_mtl.strict_yaml import dump_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -38,9 +42,31 @@ def test_tables_are_those_of_the_result_files(page):
     assert text.count("<!-- table:") == len(tables.TABLE.findall(text))
 
 
-def test_the_readme_shows_the_comparisons():
-    for file in ("quickstart", "compare-cpu", "minilm-cpu"):
-        assert f"<!-- table: results/{file}.json scores -->" in README
+def test_the_readmes_table_is_of_the_settings_that_ship():
+    """Fails if the configuration was changed and its result not measured again."""
+    result = read_result(ROOT / "results" / "real-cpu.json")
+    assert result.config_hash == settings_hash(load_config(ROOT / "configs" / "compare.yaml"))
+    assert README.count("| system |") == 1
+
+
+def test_the_readme_is_short_and_shows_code_first():
+    """Its first screen is a picture and a program; no page excuses its figures with their age."""
+    assert len(README.splitlines()) <= 120
+    first = README.splitlines()[:20]
+    assert any(line.startswith("![") for line in first)
+    program = _blocks(README, "python")[0]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 6
+    assert README.index(program) < README.index("## Install")
+    assert not [page for page in PAGES if "of an earlier revision" in page.read_text(encoding="utf-8")]
+
+
+def test_files_of_the_source_that_pages_name_are_there():
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        for name in re.findall(r"`(?:src/dynamo_mtl/)?((?:\w+/)*\w+\.py)`", page.read_text(encoding="utf-8")):
+            places = (ROOT, ROOT / "src" / "dynamo_mtl", ROOT / "tests", ROOT / "benchmarks", ROOT / "docs")
+            assert any((place / name).is_file() for place in places), (page.name, name)
 
 
 def test_make_targets_and_files_exist():
@@ -96,19 +122,27 @@ def workplace(tmp_path_factory, tiny_settings):
 
 
 def test_dynamo_commands_run_as_written(workplace, monkeypatch):
-    """On tiny settings: ``DATA`` is a folder, and the sample corpus stands in for its files."""
+    """On a tiny model with other tables. What ``init``, ``data check`` and ``train`` do, test_newcomer.py sees."""
     monkeypatch.chdir(workplace)
-    (workplace / "DATA" / "qa").mkdir(parents=True)
-    lines = [line for line in COMMANDS if re.match(r"(\.venv/bin/)?dynamo (?!serve)", line)]
-    assert len(lines) >= 3
-    for line in lines:
-        arguments = shlex.split(line, comments=True)[1:]
-        arguments = [a for a in arguments if not a.startswith("tasks.qa.validation_file")]
+    rows = [f"the {what} {n} is late,{what}" for n in range(12) for what in ("bus", "tram")]
+    (workplace / "topics.csv").write_text("\n".join(["text,label", *rows]))
+    (workplace / "more.csv").write_text("text,label\nI love it,positive\nI hate it,negative\n")
+    lines = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("dynamo ")]
+    seen_elsewhere = [line for line in lines if line[0] in ("init", "data", "train")]
+    assert all(line in newcomer.commands() for line in seen_elsewhere)
+    own = [line for line in lines if line[0] not in ("init", "data", "train", "serve")]
+    assert [line[0] for line in own] == ["evaluate", "predict", "add-task", "evaluate"]
+    few = ["training.eval_examples=4", "training.router.novelty_examples=8", "training.router.feature_epochs=1"]
+    for line in own:
+        arguments = [
+            one.replace("runs/own/", "runs/quickstart/").replace("tasks.reviews.", "tasks.sentiment.") for one in line
+        ]
         with pytest.raises(SystemExit) as stop:
-            main(arguments)
+            main([*arguments, *(["tasks.topics.training.max_steps=1", *few] if line[0] == "add-task" else [])])
         assert stop.value.code == 0, line
-    assert {path.stem for path in (workplace / "results").iterdir()} >= {"minilm-cpu", "compare-cpu", "quickstart"}
-    shutil.rmtree(workplace / "results")
+    assert (workplace / "result.json").is_file()
+    assert (workplace / "runs" / "more" / "dynamo.json").is_file()
+    shutil.rmtree(workplace / "runs" / "more")
 
 
 def test_python_blocks_run_as_written(workplace, monkeypatch):

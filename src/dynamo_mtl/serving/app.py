@@ -15,14 +15,10 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 
 from dynamo_mtl.errors import DynamoError, RejectedError
 from dynamo_mtl.serving.docs_site import api_page
-from dynamo_mtl.serving.handlers import STATIC, Server, as_failure
+from dynamo_mtl.serving.handlers import STATIC, Server
+from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
+from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
-from dynamo_mtl.serving.requests import (
-    Failure,
-    PredictRequest,
-    RequestError,
-    RouteRequest,
-)
 from dynamo_mtl.serving.security import LIVE, REQUEST_ID, Guard, failure
 
 logger = logging.getLogger(__name__)

@@ -21,17 +21,10 @@ from dynamo_mtl.inference.answers import refuse, shown
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.requests import Prediction, Question
 from dynamo_mtl.serving.engine import Engine
+from dynamo_mtl.serving.http_errors import RequestError, as_failure
+from dynamo_mtl.serving.http_requests import Input, PredictRequest, RouteRequest, read_body, read_json, validated
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Job, Overloaded, Unavailable
 from dynamo_mtl.serving.prometheus import Metrics
-from dynamo_mtl.serving.requests import (
-    Input,
-    PredictRequest,
-    RequestError,
-    RouteRequest,
-    read_body,
-    read_json,
-    validated,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +35,6 @@ PROBE_SECONDS = 0.1
 """How long a pass that was only made to see is waited for; one that takes longer is judged the next time."""
 GRACE_SECONDS = 1.0
 """Past its deadline, how long an answer is waited for that may just be on its way."""
-CLIENT_GONE = 499
-"""Written to the log and the metrics, never sent: nobody is there to read it."""
 T = TypeVar("T")
 
 
@@ -259,30 +250,6 @@ class Server:
         said = as_failure(reason)
         content = {"error": said.message, "error_type": said.error_type, "request_id": request_id}
         return content, said.status, said.headers
-
-
-def as_failure(reason: BaseException) -> RequestError:
-    """What a client learns of what went wrong."""
-    match reason:
-        case RequestError():
-            found = reason
-        case Overloaded():
-            says = "the server is full; try again after the time in Retry-After"
-            found = RequestError(429, "overloaded", says, {"Retry-After": str(reason.retry_after)})
-        case Unavailable():
-            found = RequestError(503, "unavailable", str(reason), {"Retry-After": "5"})
-        case DeadlineExceeded():
-            found = RequestError(504, "deadline", "the answer was not there in time; ask for less, or try again later")
-        case InputError():
-            found = RequestError(422, "validation", str(reason))
-        case RejectedError():
-            found = RequestError(422, "rejected", str(reason))
-        case Abandoned():
-            found = RequestError(CLIENT_GONE, "unavailable", "the client went away")
-        case _:
-            says = "this input could not be answered; the log has more under the request's id"
-            found = RequestError(500, "internal", says)
-    return found
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,27 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
 from dynamo_mtl.config.serving_config import ServingConfig
-
-
-class RequestError(Exception):
-    """A request that cannot be answered as it is."""
-
-    def __init__(self, status: int, error_type: str, message: str, headers: dict[str, str] | None = None) -> None:
-        """
-        Args:
-            status: of HTTP.
-            error_type: a word for programs.
-            message: a sentence for people.
-            headers: further ones of the response.
-        """
-        super().__init__(message)
-        self.status, self.error_type, self.message, self.headers = status, error_type, message, headers or {}
+from dynamo_mtl.serving.http_errors import RequestError
 
 
 class Input(BaseModel):
@@ -98,18 +84,6 @@ class PredictRequest(RouteRequest):
     deadline_seconds: float | None = Field(
         default=None, gt=0, description="When the answer is of no use any more; at most the server's own deadline."
     )
-
-
-class Failure(BaseModel):
-    """What every error looks like."""
-
-    error: str = Field(description="A sentence for people. It never repeats what was sent.")
-    error_type: Literal[
-        "authentication", "not_found", "method", "media_type", "too_large", "too_slow", "json", "validation",
-        "overloaded", "unavailable", "deadline", "rejected", "internal",
-    ]  # fmt: skip
-    """A word for programs."""
-    request_id: str
 
 
 async def read_body(request: Request, config: ServingConfig) -> bytes:
