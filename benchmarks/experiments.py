@@ -29,8 +29,8 @@ from dynamo_mtl.config.overrides import apply_overrides
 from dynamo_mtl.config.validation import validate
 from dynamo_mtl.data.data_config import DATA_PATH
 from dynamo_mtl.evaluation.benchmark import Scoreboard, evaluate_checkpoint
+from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_oracle
 from dynamo_mtl.evaluation.inputs import task_examples
-from dynamo_mtl.evaluation.systems import ComparedSystem, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.strict_yaml import read_settings
 from dynamo_mtl.system import load_system

@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.config import DynamoConfig, load_config
-from dynamo_mtl.system import System, load_system, make_tasks
+from dynamo_mtl.system import System, load_system
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import all_examples
 from dynamo_mtl.training.run import load_tables, train
 
@@ -50,7 +51,7 @@ GIB = 1024**3
 def make_stand_in(config: DynamoConfig) -> Path:
     """Random weights of the shape, and a byte-level tokenizer of its size for the configured data."""
     folder = backbone_folder(SHAPE)
-    tables = load_tables(config, make_tasks(config))
+    tables = load_tables(config, make_tasks(config.tasks))
 
     def texts() -> Any:
         for table in tables.values():

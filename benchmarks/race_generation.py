@@ -12,7 +12,8 @@ from harness import Race, race
 from rivals import LENGTHS, Inputs, backbone_folder, routed_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, EncoderDecoderModel
 
-from dynamo_mtl.inference.decoding import Decoder, Draft, make_cache
+from dynamo_mtl.inference.decoding import Decoder, make_cache
+from dynamo_mtl.inference.draft import Draft
 from dynamo_mtl.model.batch import Target, Window, build_batch, to_device
 from dynamo_mtl.model.dynamo import DynamoModel
 from dynamo_mtl.model.heads import LanguageModelHead

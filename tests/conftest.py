@@ -19,7 +19,8 @@ from tiny import make_tiny_roberta, small_system, tiny_system_settings
 
 from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.strict_yaml import dump_yaml
-from dynamo_mtl.system import System, make_tasks
+from dynamo_mtl.system import System
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.training.examples import TaskTables
 from dynamo_mtl.training.run import load_tables
 
@@ -86,7 +87,7 @@ def session_config(tmp_path_factory, tiny_settings) -> DynamoConfig:
 @pytest.fixture(scope="session")
 def tables(session_config) -> dict[str, TaskTables]:
     """Sample data of all tasks."""
-    return load_tables(session_config, make_tasks(session_config))
+    return load_tables(session_config, make_tasks(session_config.tasks))
 
 
 @pytest.fixture

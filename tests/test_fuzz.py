@@ -21,7 +21,8 @@ from dynamo_mtl.data.sources import open_table
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.storage import write_manifest
-from dynamo_mtl.system import load_system, make_tasks
+from dynamo_mtl.system import load_system
+from dynamo_mtl.tasks.registry import make_tasks
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 """In all; 0 runs the small fixed set."""
@@ -103,7 +104,7 @@ contents = (
 @cases(0.3, 120)
 @given(content=contents, suffix=st.sampled_from(["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"]), pick=st.data())
 def test_any_bytes_as_data(tmp_path_factory, session_config, content, suffix, pick):
-    tasks = make_tasks(session_config)
+    tasks = make_tasks(session_config.tasks)
     task = tasks[pick.draw(st.sampled_from(sorted(tasks)))]
     folder = _scratch(tmp_path_factory)
     (folder / f"train.{suffix}").write_bytes(content)

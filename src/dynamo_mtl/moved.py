@@ -12,7 +12,7 @@ from types import ModuleType
 
 MOVED = {
     "evaluation.added_task": "lifecycle.added_task_report",
-    "evaluation.baselines": "evaluation.systems",
+    "evaluation.baselines": "evaluation.compared_systems",
     "evaluation.data_check": "setup.data_check",
     "evaluation.doctor": "setup.doctor",
     "evaluation.starter": "setup.init",

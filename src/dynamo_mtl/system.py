@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from dynamo_mtl.model.hardware import compute_dtype
 from dynamo_mtl.model.heads import LanguageModelHead
 from dynamo_mtl.tasks.encoding import EncodedExample, PackedExamples, SourceEncoder, collate
 from dynamo_mtl.tasks.generation_task import GenerationTask, GenerationTaskConfig
-from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, own_vocabulary, train_vocabulary
 
@@ -93,33 +92,6 @@ class System:
         save_checkpoint(folder, self.model, metadata, config, own, self.backbone.folder, write_further)
 
 
-def make_tasks(config: SystemConfig) -> dict[str, Task]:
-    """Instances of all configured tasks, in order.
-
-    Tasks that would be asked for in the same words say in their instructions which of them is meant.
-    """
-    tasks = {name: task_types()[settings.type](name, settings) for name, settings in config.tasks.items()}
-    twins = {name for pair in _alike(tasks) for name in pair}
-    for name in twins:
-        tasks[name].name_itself()
-    return tasks
-
-
-def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:
-    """Pairs of tasks that share an instruction."""
-    worded = {name: set(task.instructions) for name, task in tasks.items()}
-    return [pair for pair in itertools.combinations(tasks, 2) if worded[pair[0]] & worded[pair[1]]]
-
-
-def alike_instructions(tasks: Mapping[str, Task]) -> list[str]:
-    """A sentence about each pair of tasks that no instruction could tell apart."""
-    return [
-        f"{one} and {other} share instructions, which then say nothing about which is meant; give them others with "
-        f"tasks.{one}.instructions, or describe them with tasks.{one}.description"
-        for one, other in _alike(tasks)
-    ]
-
-
 def choose_vocabulary(
     task: GenerationTask, tokenizer: SourceTokenizer, byte_level: bool, examples: Callable[[Task], Iterable[Example]]
 ) -> None:
@@ -149,7 +121,7 @@ def build_system(config: SystemConfig, examples: Callable[[Task], Iterable[Examp
         BackboneError: no backbone.
     """
     backbone = load_backbone(config.model.base_model_name, config.model.revision)
-    tasks = make_tasks(config)
+    tasks = make_tasks(config.tasks)
     starts = {name: _fresh_vocabulary(task, backbone, examples) for name, task in tasks.items()}
     system = _assemble(config, tasks, backbone, device)
     for name, start in starts.items():
@@ -202,7 +174,7 @@ def load_system(
     if metadata.format < 3:
         config = _without_copying(config)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
-    tasks = make_tasks(config)
+    tasks = make_tasks(config.tasks)
     for task in tasks.values():
         _load_vocabulary(task, folder, backbone)
     system = _assemble(config, tasks, backbone, device)
@@ -228,7 +200,7 @@ def load_extended(
     """
     metadata = open_checkpoint(folder)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
-    tasks = make_tasks(config)
+    tasks = make_tasks(config.tasks)
     *before, added = tasks
     for name in before:
         _load_vocabulary(tasks[name], folder, backbone)
@@ -261,7 +233,7 @@ def reassemble(system: System, config: SystemConfig, tasks: Mapping[str, Task]) 
         config: of the fresh system.
         tasks: by their names in it, tasks with the same settings, whose vocabularies it takes over.
     """
-    fresh = make_tasks(config)
+    fresh = make_tasks(config.tasks)
     for name, task in fresh.items():
         before = tasks[name]
         if isinstance(task, GenerationTask) and isinstance(before, GenerationTask):

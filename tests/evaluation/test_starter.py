@@ -11,7 +11,7 @@ from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.setup.data_check import check_data
 from dynamo_mtl.setup.guess import guess_task
 from dynamo_mtl.setup.init import guess_tasks, starter_config
-from dynamo_mtl.system import make_tasks
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, first_examples, open_task_table
 
 
@@ -94,7 +94,7 @@ def test_a_share_of_a_file_is_held_out_and_stays_held_out(tables, tmp_path):
     path.write_text(starter_config(guess_tasks(tables), "minilm"))
     overrides = [f"data.cache_dir={tmp_path / 'cache'}", "tasks.topics.validation_share=0.3"]
     config = load_config(path, overrides)
-    task = make_tasks(config)["topics"]
+    task = make_tasks(config.tasks)["topics"]
 
     def texts(split):
         return {example.text for example in first_examples(open_task_table(task, split, config.data, 0))}
@@ -113,7 +113,7 @@ def test_answers_may_be_words_of_the_context(tables, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(starter_config(guess_tasks(tables), "minilm"))
     config = load_config(path)
-    task = make_tasks(config)["faq"]
+    task = make_tasks(config.tasks)["faq"]
     row = {"question": "When?", "context": "It opens at 9 o'clock.", "answer": "9 o'clock"}
     assert json.loads(task.read(row, "row 1").target) == [["9 o'clock", 12]]
     with pytest.raises(DataError, match="or be words of the context, found 'noon'"):

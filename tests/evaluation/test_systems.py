@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dynamo_mtl.config import load_config
-from dynamo_mtl.evaluation.systems import (
+from dynamo_mtl.evaluation.compared_systems import (
     ArrowProbe,
     ComparedSystem,
     choose_by_arrow,

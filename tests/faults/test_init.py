@@ -11,7 +11,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.setup.data_check import check_data, refuse_faults
 from dynamo_mtl.setup.guess import guess_task
 from dynamo_mtl.setup.init import guess_tasks, starter_config
-from dynamo_mtl.system import make_tasks
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, open_task_table
 
 
@@ -106,7 +106,7 @@ def test_spellings_of_a_label_are_one_and_empty_ones_are_counted(tmp_path, monke
     assert "8 rows have no label and are left out (data.bad_rows: skip)" in said
     config = load_config(tmp_path / "config.yaml", [f"data.cache_dir={tmp_path / 'cache'}"])
     assert config.tasks["t"].labels == ["bad", "good"]
-    task = make_tasks(config)["t"]
+    task = make_tasks(config.tasks)["t"]
     rows = [e for split in (TRAIN, "validation") for e in all_examples(open_task_table(task, split, config.data, 0))]
     assert (len(rows), sum(row.target == "1" for row in rows)) == (40, 24)
     profile = check_data(config, 10)
@@ -171,7 +171,7 @@ def test_a_folder_of_splits(tmp_path, files):
     assert (guess.type, guess.held_out) == ("classification", "Valid" not in files)
     (tmp_path / "c.yaml").write_text(starter_config([guess], "minilm"))
     config = load_config(tmp_path / "c.yaml", [f"data.cache_dir={tmp_path / 'cache'}"])
-    task = make_tasks(config)["requests"]
+    task = make_tasks(config.tasks)["requests"]
     train, held_out = (list(all_examples(open_task_table(task, s, config.data, 0))) for s in (TRAIN, "validation"))
     assert (len(train), len(held_out)) == ((24, 24) if "Valid" in files else (17, 7))
     refuse_faults(check_data(config, 10))

@@ -13,7 +13,7 @@ from dynamo_mtl.config.overrides import apply_overrides
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.strict_yaml import dump_yaml
-from dynamo_mtl.system import alike_instructions, make_tasks
+from dynamo_mtl.tasks.registry import alike_instructions, make_tasks
 from dynamo_mtl.training.best_state import BestState
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.metrics_log import Ahead, Progress
@@ -130,13 +130,13 @@ def test_tasks_of_one_type_are_asked_for_by_what_they_are(two, caplog):
     assert all("(unpaid invoices)" in instruction for instruction in described.instructions)
     assert alike_instructions(tasks) == []
     same = load_config(two, ["tasks.parcels.instructions=[Which]", "tasks.bills.instructions=[Which]"])
-    assert alike_instructions(make_tasks(same))[0].startswith("parcels and bills share instructions")
+    assert alike_instructions(make_tasks(same.tasks))[0].startswith("parcels and bills share instructions")
     train(same.model_copy(update={"training": same.training.model_copy(update={"max_steps": 1})}), (1,))
     assert "parcels and bills share instructions" in caplog.text
 
 
 def test_a_task_without_a_twin_is_asked_for_as_before(session_config):
-    tasks = make_tasks(session_config)
+    tasks = make_tasks(session_config.tasks)
     assert not any(task.is_specific for task in tasks.values())
 
 

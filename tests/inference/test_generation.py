@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from dynamo_mtl.inference.decoding import Decoder, Draft, Hypothesis, make_cache
+from dynamo_mtl.inference.decoding import Decoder, make_cache
+from dynamo_mtl.inference.draft import Draft, Hypothesis
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.model.batch import Target, Window, build_batch

@@ -18,10 +18,7 @@ from dynamo_mtl.config.identity import settings_hash
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
-from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
-from dynamo_mtl.evaluation.routing_scores import score_routing
-from dynamo_mtl.evaluation.systems import (
+from dynamo_mtl.evaluation.compared_systems import (
     Choice,
     ComparedSystem,
     choose_by_arrow,
@@ -33,6 +30,9 @@ from dynamo_mtl.evaluation.systems import (
     mix_uniformly,
     without_adapters,
 )
+from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
+from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
+from dynamo_mtl.evaluation.routing_scores import score_routing
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
 from dynamo_mtl.metrics.generation import signatures

@@ -33,10 +33,10 @@ from dynamo_mtl.evaluation.benchmark import (
     make_result,
     systems_of,
 )
+from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_oracle
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import Cost, Result
 from dynamo_mtl.evaluation.routing_scores import score_routing
-from dynamo_mtl.evaluation.systems import ComparedSystem, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.out_of_memory import free_memory
 from dynamo_mtl.peak_memory import PeakMemory

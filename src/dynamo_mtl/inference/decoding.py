@@ -12,31 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamo_mtl.inference.draft import Draft
 from dynamo_mtl.model.batch import Batch
 from dynamo_mtl.model.dynamo import DynamoModel, HeadRows
 from dynamo_mtl.model.encoder import Cache
 from dynamo_mtl.model.heads import Copyable
 from dynamo_mtl.model.mixing import Mix, mix_adapters
-from dynamo_mtl.tasks.generation_task import GenerationConfig
 
 COMPACT_SHARE = 0.75
 """The batch is compacted once at most that share of its drafts is still being written."""
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A decoded answer."""
-
-    ids: list[int]
-    """Without start and end."""
-    log_probability: float
-    """Sum over its tokens, the end included if it was predicted."""
-    tokens: int
-    """How many tokens the sum is over."""
-
-    def score(self, length_penalty: float) -> float:
-        """Log-probability divided by length to the power of ``length_penalty``."""
-        return self.log_probability / max(1, self.tokens) ** length_penalty
 
 
 def make_cache(recorded: Sequence[Tensor], batch: Batch, windows: Sequence[int], extra: int, heads: int) -> Cache:
@@ -51,74 +35,6 @@ def make_cache(recorded: Sequence[Tensor], batch: Batch, windows: Sequence[int],
     for layer, pairs in enumerate(recorded):
         storage[layer, ..., : len(places), :] = pairs[index].unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     return Cache(storage, lengths)
-
-
-class Draft:
-    """An answer that is being written by beam search; greedy decoding and sampling are a beam of one.
-
-    Attributes:
-        head: task whose embeddings and logits are used.
-        weights: ``(adapters,)`` mixing weights.
-        beams: log-probability and tokens of every beam; none once the search has ended.
-        parents: for every beam, which of the earlier beams it goes on from.
-    """
-
-    def __init__(self, head: str, weights: Tensor, start: int, end: int, settings: GenerationConfig) -> None:
-        """
-        Args:
-            head: whose vocabulary the tokens are of.
-            weights: ``(adapters,)`` mixing weights.
-            start: the token that is fed first.
-            end: the token that ends an answer.
-            settings: of decoding.
-        """
-        self.head, self.weights, self.start, self.end, self.settings = head, weights, start, end, settings
-        self.beams: list[tuple[float, list[int]]] = [(0.0, [])]
-        self.parents = [0]
-        self.finished: list[Hypothesis] = []
-        self.steps = 0
-
-    @property
-    def candidates(self) -> int:
-        """Continuations that a step needs of every beam: of several beams twice as many, so that ends leave enough."""
-        return 2 * self.settings.num_beams if self.settings.num_beams > 1 else 1
-
-    def banned(self, ids: list[int]) -> list[int]:
-        """Tokens that may not follow ``ids``: the end too early, or those that would repeat an n-gram."""
-        banned = [self.end] if len(ids) < self.settings.min_new_tokens else []
-        size = self.settings.no_repeat_ngram_size
-        if size and len(ids) >= size:
-            prefix = ids[len(ids) - size + 1 :]
-            starts = range(len(ids) - size + 1)
-            banned += [ids[s + size - 1] for s in starts if ids[s : s + size - 1] == prefix]
-        return banned
-
-    def extend(self, candidates: Sequence[tuple[float, int, int]]) -> None:
-        """Take the best ``(log-probability, beam, token)`` candidates, sorted, as the next beams."""
-        self.steps += 1
-        beams: list[tuple[float, list[int]]] = []
-        self.parents = []
-        for rank, (total, beam, token) in enumerate(candidates[: self.candidates]):
-            ids = self.beams[beam][1]
-            if token == self.end:
-                if rank < self.settings.num_beams:
-                    self.finished.append(Hypothesis(ids, total, len(ids) + 1))
-            elif len(beams) < self.settings.num_beams:
-                beams.append((total, [*ids, token]))
-                self.parents.append(beam)
-        done = len(self.finished) >= self.settings.num_beams or not beams
-        if self.steps == self.settings.max_new_tokens and not done:
-            self.finished += [Hypothesis(ids, total, len(ids)) for total, ids in beams]
-            done = True
-        self.beams = [] if done else beams
-
-    def ranked(self) -> list[Hypothesis]:
-        """What was found, the best first, once the search has ended."""
-        return sorted(self.finished, key=lambda h: -h.score(self.settings.length_penalty))
-
-    def best(self) -> Hypothesis:
-        """The best of what was found, once the search has ended."""
-        return self.ranked()[0]
 
 
 @dataclass(frozen=True)

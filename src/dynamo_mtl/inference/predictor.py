@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynamo_mtl.errors import ConfigError
-from dynamo_mtl.inference.decoding import Decoder, Draft, make_cache
+from dynamo_mtl.inference.decoding import Decoder, make_cache
+from dynamo_mtl.inference.draft import Draft
 from dynamo_mtl.inference.requests import Pending, Prediction, Question, Route, TextInput
 from dynamo_mtl.model.batch import Batch, to_device
 from dynamo_mtl.model.calibration import Calibration
@@ -29,8 +30,6 @@ TOKEN_BUDGET = 8192
 """Most source tokens in one forward pass."""
 ONE_THREAD = 48
 """Source tokens up to which a pass takes one thread (``benchmarks/busy.py``)."""
-
-
 _PREDICTORS: weakref.WeakSet[Predictor] = weakref.WeakSet()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dynamo_mtl.inference.decoding import Draft
+from dynamo_mtl.inference.draft import Draft
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.tasks.encoding import EncodedSource
 from dynamo_mtl.tasks.generation_task import GenerationConfig

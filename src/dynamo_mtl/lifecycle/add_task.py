@@ -34,7 +34,8 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.router_inputs import RouterInputs
 from dynamo_mtl.storage import new_folder, only_writer
-from dynamo_mtl.system import System, load_extended, make_tasks
+from dynamo_mtl.system import System, load_extended
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import all_examples, first_examples
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.examples import ExampleSource
@@ -93,7 +94,7 @@ def _add(
     checkpoint: Path, output: Path, config: PipelineConfig, name: str, start: Adapter | None, accelerator: Accelerator
 ) -> Path:
     set_seed(config.training.seed)
-    tables = shared_tables(config, {name: make_tasks(config)[name]})
+    tables = shared_tables(config, {name: make_tasks(config.tasks)[name]})
 
     def examples(task: Task) -> Iterable[Example]:
         return all_examples(tables[task.name].train)

@@ -12,8 +12,8 @@ import torch
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.evaluation.benchmark import Scoreboard
+from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_by_router, choose_oracle
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_examples, task_input
-from dynamo_mtl.evaluation.systems import ComparedSystem, choose_by_router, choose_oracle
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import InputProgress, RoutedInput, route_inputs
 from dynamo_mtl.router_inputs import InputKind

@@ -14,9 +14,10 @@ from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.data.readers import read_rows
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.model.backbone import SourceTokenizer, find_backbone, load_tokenizer, read_encoder_config
-from dynamo_mtl.system import BYTE_LEVEL, choose_vocabulary, make_tasks
+from dynamo_mtl.system import BYTE_LEVEL, choose_vocabulary
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, source_split, split_of_file, task_location
 from dynamo_mtl.tasks.task import Example, Task
 
@@ -91,7 +92,7 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
     tokenizer = load_tokenizer(folder)
     byte_level = read_encoder_config(folder).model_type in BYTE_LEVEL
     profile: Profile = {}
-    tasks = make_tasks(config)
+    tasks = make_tasks(config.tasks)
     for task in tasks.values():
         check_splits(task, config.data)
     for name, task in tasks.items():

@@ -1,17 +1,20 @@
-"""Which task types there are: those of this package, and those that other packages bring."""
+"""Which task types there are, and the tasks that a configuration makes of them."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 import dynamo_mtl.tasks
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.tasks.task import Task
+from dynamo_mtl.tasks.task_config import TaskConfig
 
 ENTRY_POINTS = "dynamo_mtl.tasks"
 """Group of the entry points by which other packages bring task types."""
@@ -53,3 +56,30 @@ def task_type(name: str, key: str) -> type[Task]:
     if name not in task_types():
         raise ConfigError(f"{key}: no task type '{name}'; {did_you_mean(name, task_types())}")
     return task_types()[name]
+
+
+def make_tasks(settings: Mapping[str, TaskConfig]) -> dict[str, Task]:
+    """Instances of all configured tasks, in order.
+
+    Tasks that would be asked for in the same words say in their instructions which of them is meant.
+    """
+    tasks = {name: task_types()[own.type](name, own) for name, own in settings.items()}
+    twins = {name for pair in _alike(tasks) for name in pair}
+    for name in twins:
+        tasks[name].name_itself()
+    return tasks
+
+
+def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:
+    """Pairs of tasks that share an instruction."""
+    worded = {name: set(task.instructions) for name, task in tasks.items()}
+    return [pair for pair in itertools.combinations(tasks, 2) if worded[pair[0]] & worded[pair[1]]]
+
+
+def alike_instructions(tasks: Mapping[str, Task]) -> list[str]:
+    """A sentence about each pair of tasks that no instruction could tell apart."""
+    return [
+        f"{one} and {other} share instructions, which then say nothing about which is meant; give them others with "
+        f"tasks.{one}.instructions, or describe them with tasks.{one}.description"
+        for one, other in _alike(tasks)
+    ]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.system import make_tasks
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import data_revision, rows_hash
 from dynamo_mtl.training.examples import TaskTables
 
 
 def described_data(config: PipelineConfig, tables: Mapping[str, TaskTables]) -> dict[str, dict[str, Any]]:
     """What metadata says of the data of some tasks: how many rows, which ones, and of which commit on the hub."""
-    tasks = make_tasks(config)
+    tasks = make_tasks(config.tasks)
     found = {name: data_revision(tasks[name], config.data) for name in tables}
     return {
         "dataset_sizes": {name: len(own.train) for name, own in tables.items()},

@@ -22,7 +22,8 @@ from dynamo_mtl.cores import free_cores
 from dynamo_mtl.distributed import broadcast, on_main_process, world
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.storage import only_writer, sweep, writable_folder
-from dynamo_mtl.system import System, alike_instructions, build_system, load_system, make_tasks
+from dynamo_mtl.system import System, build_system, load_system
+from dynamo_mtl.tasks.registry import alike_instructions, make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
@@ -99,7 +100,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
             f"{before}: phase {chosen[0]} starts from phase {chosen[0] - 1}, which has not been trained; "
             f"run --phase {chosen[0] - 1} first, or --phase all"
         )
-    tables = shared_tables(config, make_tasks(config))
+    tables = shared_tables(config, make_tasks(config.tasks))
     place, state = states.find(resume)
     choose_threads(config.training.num_threads, state.threads if state else None, accelerator.device)
     system, metadata, earlier = _start(config, tables, place or before, accelerator.device)

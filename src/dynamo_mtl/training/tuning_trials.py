@@ -20,7 +20,8 @@ from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError, DivergedError
 from dynamo_mtl.model.router import Router
-from dynamo_mtl.system import build_system, make_tasks
+from dynamo_mtl.system import build_system
+from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import all_examples
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import run_phase
@@ -97,7 +98,7 @@ class Trials:
     def __init__(self, config: PipelineConfig, share: float, folder: Path) -> None:
         self.config, self.share, self.folder = config, share, folder
         self.identity = hashlib.sha256(f"{deciding_settings(config)} {share}".encode()).hexdigest()
-        self.tables = load_tables(config, make_tasks(config))
+        self.tables = load_tables(config, make_tasks(config.tasks))
         self.accelerator = Accelerator()
         self.studies: dict[str, optuna.Study] = {}
         layers = build_system(config, self._examples, torch.device("cpu")).model.encoder.config.num_layers
