@@ -1,11 +1,10 @@
 """Writes docs/reliability.md: every promise, the tests that show it, and how each was seen to fail.
 
-``python tests/reliability.py`` runs the tests whose names begin with a row (``test_t4_…``) and writes the page from
-their names, docstrings and results.
+``python tests/reliability.py`` runs the tests that are marked with a row, as by ``@pytest.mark.promise("T4")``, and
+writes the page from their names, docstrings and results.
 """
 
 import ast
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,6 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
-NAME = re.compile(r"test_([tcd]\d+)_(.+)")
 ROWS = {
     "T1": "A run that is stopped and goes on ends with the same bytes and the same log as one that never stopped",
     "T2": "SIGKILL at random moments: every checkpoint verifies, and the end is the same",
@@ -49,10 +47,16 @@ def find_tests():
     found = {row: [] for row in ROWS}
     for path in sorted(ROOT.glob("tests/**/test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            match = NAME.fullmatch(node.name) if isinstance(node, ast.FunctionDef) else None
-            if match:
-                found[match[1].upper()].append((path.relative_to(ROOT).as_posix(), node.name, ast.get_docstring(node)))
+            for row in promises(node):
+                found[row].append((path.relative_to(ROOT).as_posix(), node.name, ast.get_docstring(node)))
     return found
+
+
+def promises(node):
+    """The rows that a test is marked with."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    calls = [one for one in decorators if isinstance(one, ast.Call) and ast.unparse(one.func) == "pytest.mark.promise"]
+    return [call.args[0].value for call in calls]
 
 
 def run_tests(found):
@@ -72,9 +76,9 @@ def run_tests(found):
 
 def table_line(path, name, doc):
     """A row of a table, but for the result."""
-    shown = NAME.fullmatch(name)[2].replace("_", " ")
-    told = " ".join((doc or "").split()).replace("|", "\\|")
-    return f"| [{shown}](../{path}) | {told}"
+    shown = name.removeprefix("test_").replace("_", " ")
+    said = " ".join((doc or "").split()).replace("|", "\\|")
+    return f"| [{shown}](../{path}) | {said}"
 
 
 def page(found, outcomes):

@@ -41,6 +41,7 @@ def backbone(tiny_roberta, tmp_path):
     return copy
 
 
+@pytest.mark.promise("C1")
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -52,7 +53,7 @@ def backbone(tiny_roberta, tmp_path):
         (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: cannot be read"),
     ],
 )
-def test_c1_a_changed_checkpoint_is_refused_naming_the_file(saved, spoil, message):
+def test_a_changed_checkpoint_is_refused_naming_the_file(saved, spoil, message):
     """Fails without ``verify_folder`` in ``open_checkpoint``: the flipped byte would be loaded."""
     spoil(saved)
     with pytest.raises(CheckpointError, match=message):
@@ -74,10 +75,11 @@ class _Payload:
         return os.system, (f"touch {self.canary}",)
 
 
+@pytest.mark.promise("C2")
 @pytest.mark.parametrize(
     "name", ["router.safetensors", "heads/qa.safetensors", "adapters/qa/adapter_model.safetensors"]
 )
-def test_c2_a_pickle_in_a_checkpoint_is_never_run(saved, tmp_path, name):
+def test_a_pickle_in_a_checkpoint_is_never_run(saved, tmp_path, name):
     """Fails if a file were read with ``torch.load``: the canary would be there."""
     canary = tmp_path / "canary"
     (saved / name).write_bytes(pickle.dumps(_Payload(canary)))
@@ -89,7 +91,8 @@ def test_c2_a_pickle_in_a_checkpoint_is_never_run(saved, tmp_path, name):
     assert canary.exists()  # the payload works
 
 
-def test_c2_other_formats_are_no_way_in(saved, backbone, tmp_path):
+@pytest.mark.promise("C2")
+def test_other_formats_are_no_way_in(saved, backbone, tmp_path):
     """Neither a pickle beside the right files nor one in their place, as ``pytorch_model.bin``, is touched."""
     canary = tmp_path / "canary"
     payload = pickle.dumps(_Payload(canary))
@@ -104,7 +107,8 @@ def test_c2_other_formats_are_no_way_in(saved, backbone, tmp_path):
     assert not canary.exists()
 
 
-def test_c2_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_config_file, capsys):
+@pytest.mark.promise("C2")
+def test_a_pickle_as_the_state_of_a_run_is_never_run(saved, tmp_path, tiny_config_file, capsys):
     """The slot of the optimizer's moments is safetensors too."""
     canary = tmp_path / "canary"
     state = tmp_path / "checkpoints" / "resume" / "state-000-00000001"
@@ -125,7 +129,8 @@ def _header(path, header):
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 64)
 
 
-def test_c3_broken_tensor_files_are_refused(saved):
+@pytest.mark.promise("C3")
+def test_broken_tensor_files_are_refused(saved):
     """A header of 200 MB, offsets that overlap or lead out of the file, a header that is no JSON."""
     path = saved / "router.safetensors"
     piece = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
@@ -144,8 +149,9 @@ def test_c3_broken_tensor_files_are_refused(saved):
             load_system(saved, CPU)
 
 
+@pytest.mark.promise("C3")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_c3_values_that_are_not_finite_are_named(saved, backbone, value):
+def test_values_that_are_not_finite_are_named(saved, backbone, value):
     """Fails without the check in ``_read`` and ``_read_weights``."""
     path = saved / "heads" / "sentiment.safetensors"
     tensors = load_file(path)
@@ -171,6 +177,7 @@ def _adapter(folder, change):
 FIRST = "base_model.model.encoder.layer.1.attention.self.query.lora_A.weight"
 
 
+@pytest.mark.promise("C4")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -180,7 +187,7 @@ FIRST = "base_model.model.encoder.layer.1.attention.self.query.lora_A.weight"
         (lambda t: {**t, "surprise": torch.zeros(1)}, "unexpected tensor surprise"),
     ],
 )  # fmt: skip
-def test_c4_an_adapter_that_does_not_fit_is_refused(saved, change, message):
+def test_an_adapter_that_does_not_fit_is_refused(saved, change, message):
     """Fails without the comparison of names, shapes and types in ``load_task``."""
     _adapter(saved, change)
     write_manifest(saved)
@@ -188,7 +195,8 @@ def test_c4_an_adapter_that_does_not_fit_is_refused(saved, change, message):
         load_system(saved, CPU)
 
 
-def test_c4_another_base_model_is_refused(saved, backbone):
+@pytest.mark.promise("C4")
+def test_another_base_model_is_refused(saved, backbone):
     """Other weights of the same shape: fails without the hash of the weight file."""
     weights = load_file(backbone / "model.safetensors")
     name = next(iter(weights))
@@ -206,7 +214,8 @@ def test_c4_another_base_model_is_refused(saved, backbone):
 CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Model: pass\nclass Tokenizer: pass\n"
 
 
-def test_c5_configurations_that_name_code_run_none(backbone, tiny_roberta):
+@pytest.mark.promise("C5")
+def test_configurations_that_name_code_run_none(backbone, tiny_roberta):
     """``auto_map`` is what hub models name their code with; the library runs it where it is trusted."""
     (backbone / "modeling.py").write_text(CODE)
     path = backbone / "config.json"
@@ -225,8 +234,9 @@ def test_c5_configurations_that_name_code_run_none(backbone, tiny_roberta):
     assert not (backbone / "__pycache__").exists()
 
 
+@pytest.mark.promise("C5")
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {canary}']", "!!python/name:os.system"])
-def test_c5_yaml_cannot_name_code(tmp_path, tag):
+def test_yaml_cannot_name_code(tmp_path, tag):
     """Fails with ``yaml.UnsafeLoader``."""
     canary = tmp_path / "canary"
     (tmp_path / "c.yaml").write_text(f"log_dir: {tag.format(canary=canary)}\n")
@@ -235,8 +245,9 @@ def test_c5_yaml_cannot_name_code(tmp_path, tag):
     assert not canary.exists()
 
 
+@pytest.mark.promise("C6")
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a\0b", "n" * 300, "..", "a/b", "a\\b", ""])
-def test_c6_names_that_lead_elsewhere_are_refused(saved, name, tiny_settings, tmp_path):
+def test_names_that_lead_elsewhere_are_refused(saved, name, tiny_settings, tmp_path):
     """Names become files: in a configuration, in ``dynamo.json`` and in a manifest."""
     settings = {**tiny_settings, "tasks": {**tiny_settings["tasks"], name: {"type": "sentiment"}}}
     (tmp_path / "c.yaml").write_text(dump_yaml(settings))
@@ -256,7 +267,8 @@ def test_c6_names_that_lead_elsewhere_are_refused(saved, name, tiny_settings, tm
         load_system(saved, CPU)
 
 
-def test_c6_a_link_out_of_the_folder_is_refused(saved, tmp_path):
+@pytest.mark.promise("C6")
+def test_a_link_out_of_the_folder_is_refused(saved, tmp_path):
     """Fails without the check for links: a manifest that fits could vouch for any file of this machine."""
     outside = tmp_path / "outside.safetensors"
     (saved / "router.safetensors").rename(outside)
@@ -265,7 +277,8 @@ def test_c6_a_link_out_of_the_folder_is_refused(saved, tmp_path):
         load_system(saved, CPU)
 
 
-def test_c6_a_checkpoint_does_not_choose_where_files_are_written(saved, tmp_path, monkeypatch, tables):
+@pytest.mark.promise("C6")
+def test_a_checkpoint_does_not_choose_where_files_are_written(saved, tmp_path, monkeypatch, tables):
     """Its configuration names folders; scoring it writes to the places of the one who scores."""
     config, evil = saved / "config.yaml", tmp_path / "evil"
     settings = yaml.safe_load(config.read_text())
@@ -281,7 +294,8 @@ def test_c6_a_checkpoint_does_not_choose_where_files_are_written(saved, tmp_path
     assert (tmp_path / "visualizations" / "routing_confusion.png").exists()
 
 
-def test_c8_formats_are_read_migrated_or_refused(saved):
+@pytest.mark.promise("C8")
+def test_formats_are_read_migrated_or_refused(saved):
     """Fails without the version in ``dynamo.json``: a newer layout would be read as this one."""
     path = saved / "dynamo.json"
     metadata = json.loads(path.read_text())
@@ -297,6 +311,7 @@ def test_c8_formats_are_read_migrated_or_refused(saved):
     assert load_system(saved, CPU)[1].format == 1
 
 
+@pytest.mark.promise("D1")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -311,7 +326,7 @@ def test_c8_formats_are_read_migrated_or_refused(saved):
         ("a: &a [x]\nb: [*a, *a]\n", "line 2, column 5: aliases are not allowed"),
     ],
 )
-def test_d1_a_bad_configuration_file_is_one_sentence(tmp_path, text, message):
+def test_a_bad_configuration_file_is_one_sentence(tmp_path, text, message):
     """Each fails with the library's own loader: it repeats keys silently, resolves aliases, and overflows the stack."""
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -320,7 +335,8 @@ def test_d1_a_bad_configuration_file_is_one_sentence(tmp_path, text, message):
     assert str(tmp_path / "c.yaml") in str(error.value)
 
 
-def test_d1_an_alias_bomb_of_megabytes_ends_at_its_first_alias(tmp_path):
+@pytest.mark.promise("D1")
+def test_an_alias_bomb_of_megabytes_ends_at_its_first_alias(tmp_path):
     """Nine levels of ten aliases are a billion values once they are resolved."""
     levels = "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 10))
     (tmp_path / "bomb.yaml").write_text("l0: &l0 [lol]\n" + levels + "# " + "x" * 10_000_000)
@@ -328,13 +344,15 @@ def test_d1_an_alias_bomb_of_megabytes_ends_at_its_first_alias(tmp_path):
         load_config(tmp_path / "bomb.yaml")
 
 
-def test_d1_numbers_are_what_people_write(tmp_path, tiny_settings):
+@pytest.mark.promise("D1")
+def test_numbers_are_what_people_write(tmp_path, tiny_settings):
     """``3e-4`` is text for YAML 1.1."""
     text = dump_yaml({**tiny_settings, "training": {}}).replace("training: {}", "training: {lora_lr: 3e-4}")
     (tmp_path / "c.yaml").write_text(text)
     assert load_config(tmp_path / "c.yaml").training.lora_lr == 3e-4
 
 
+@pytest.mark.promise("D2")
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -345,7 +363,7 @@ def test_d1_numbers_are_what_people_write(tmp_path, tiny_settings):
         ("training.router.feature_epochs=0", "greater than or equal to 1"),
     ],
 )
-def test_d2_contradictory_settings_are_refused_before_any_model(tiny_config_file, override, message, monkeypatch):
+def test_contradictory_settings_are_refused_before_any_model(tiny_config_file, override, message, monkeypatch):
     """Fails if the check were where the model is built: loading it is made to fail with another error."""
     monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("a model was made"))
     with pytest.raises(ConfigError, match=message):
@@ -364,8 +382,9 @@ def answering(session_config, tables, tmp_path_factory):
     return DynamoInference(save_system(small_system(session_config, tables), folder))
 
 
+@pytest.mark.promise("D5")
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_d5_any_text_is_answered_and_none_can_inject_a_special_token(answering, text):
+def test_any_text_is_answered_and_none_can_inject_a_special_token(answering, text):
     """Fails if special tokens inside a text are read as such, or if a lone surrogate reaches the tokenizer."""
     for task in answering.task_names:
         answer = answering.predict(text, context=text if task == "qa" else None, task_hint=task)[task]
@@ -378,7 +397,8 @@ def test_d5_any_text_is_answered_and_none_can_inject_a_special_token(answering, 
     assert all(not frame & set(window.ids[window.body_start : -1]) for window in windows)
 
 
-def test_d5_rows_with_such_texts_are_trained_on(tiny_config_file, tmp_path):
+@pytest.mark.promise("D5")
+def test_rows_with_such_texts_are_trained_on(tiny_config_file, tmp_path):
     """In the middle of an epoch there is nothing left that could fail."""
     (tmp_path / "rows").mkdir()
     rows = "".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(TEXTS))
@@ -390,7 +410,8 @@ def test_d5_rows_with_such_texts_are_trained_on(tiny_config_file, tmp_path):
     assert stop.value.code == 0
 
 
-def test_t9_the_backbone_is_the_same_bytes_after_a_run(tiny_config_file, tmp_path, tiny_roberta, monkeypatch):
+@pytest.mark.promise("T9")
+def test_the_backbone_is_the_same_bytes_after_a_run(tiny_config_file, tmp_path, tiny_roberta, monkeypatch):
     """Fails if the encoder is not frozen: its tensors are hashed at the end of every phase."""
     from dynamo_mtl.training.saved_states import RunStates
 

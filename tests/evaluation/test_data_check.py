@@ -61,7 +61,8 @@ def config(tiny_settings, tmp_path):
     return path
 
 
-def test_d3_every_kind_of_dirt_is_counted(config):
+@pytest.mark.promise("D3")
+def test_every_kind_of_dirt_is_counted(config):
     """Fails without ``refuse``: the first broken row would end the reading."""
     profile = check_data(load_config(config))
     train = profile["sentiment"]["train"]
@@ -90,7 +91,8 @@ def test_d3_every_kind_of_dirt_is_counted(config):
         refuse_faults(profile)
 
 
-def test_d4_what_train_and_validation_share_is_found(config):
+@pytest.mark.promise("D4")
+def test_what_train_and_validation_share_is_found(config):
     """Fails if inputs are compared with their targets, or only within a split."""
     profile = check_data(load_config(config))
     assert profile["sentiment"]["validation"].seen_in_train == 1

@@ -31,7 +31,7 @@ def _is_failure(response, status, error_type):
     return content["error"]
 
 
-def test_s9_answers_are_those_of_the_model_one_by_one_and_together(serve, model):
+def test_answers_are_those_of_the_model_one_by_one_and_together(serve, model):
     _, client = serve()
     expected = model(MIXED)
     batched = client.post("/v1/predict", json={"inputs": MIXED}).json()
@@ -107,13 +107,13 @@ def test_information_routes(serve, model):
         (b'{"inputs": "x", "deadline_seconds": 0}', 422, "validation", "deadline_seconds"),
     ],
 )
-def test_s1_bodies_that_mean_nothing_are_refused(serve, body, status, error_type, says):
+def test_bodies_that_mean_nothing_are_refused(serve, body, status, error_type, says):
     _, client = serve()
     response = client.post("/v1/predict", content=body, headers={"Content-Type": "application/json"})
     assert says in _is_failure(response, status, error_type)
 
 
-def test_s1_types_and_encodings_other_than_plain_json_are_refused(serve):
+def test_types_and_encodings_other_than_plain_json_are_refused(serve):
     _, client = serve()
     body = json.dumps({"inputs": SECRET}).encode()
     for headers in ({"Content-Type": "text/plain"}, {}, {"Content-Type": "application/json-patch+json"}):
@@ -123,7 +123,7 @@ def test_s1_types_and_encodings_other_than_plain_json_are_refused(serve):
     _is_failure(client.post("/v1/predict", content=bomb, headers=headers), 415, "media_type")
 
 
-def test_s1_a_body_is_counted_while_it_arrives_whatever_length_it_claims(serve):
+def test_a_body_is_counted_while_it_arrives_whatever_length_it_claims(serve):
     _, client = serve(max_body_bytes=10_000)
     headers = {"Content-Type": "application/json"}
     _is_failure(client.post("/v1/predict", content=b"x" * 10_001, headers=headers), 413, "too_large")
@@ -131,7 +131,7 @@ def test_s1_a_body_is_counted_while_it_arrives_whatever_length_it_claims(serve):
     _is_failure(client.post("/v1/predict", content=chunks, headers=headers), 413, "too_large")
 
 
-def test_s1_a_body_that_comes_too_slowly_is_given_up_and_its_connection_closed(serve):
+def test_a_body_that_comes_too_slowly_is_given_up_and_its_connection_closed(serve):
     _, client = serve(body_seconds=0.2)
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
@@ -152,7 +152,7 @@ def test_unknown_paths_and_methods(serve):
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/route", *ROUTES])
-def test_s3_every_route_but_live_needs_the_key(serve, path):
+def test_every_route_but_live_needs_the_key(serve, path):
     _, client = serve(KEY)
     right = client.headers.pop("Authorization")
     method = "POST" if path in ("/v1/predict", "/v1/route") else "GET"
@@ -180,19 +180,19 @@ def test_s3_every_route_but_live_needs_the_key(serve, path):
         ({"inputs": ["x"] * 65}, "inputs"),
     ],
 )
-def test_s4_what_would_cost_too_much_is_refused(serve, given, place):
+def test_what_would_cost_too_much_is_refused(serve, given, place):
     _, client = serve()
     assert place in _is_failure(client.post("/v1/predict", json={"inputs": "x", **given}), 422, "validation")
 
 
-def test_s10_a_text_that_would_keep_the_tokenizer_busy_is_refused_by_its_length(serve):
+def test_a_text_that_would_keep_the_tokenizer_busy_is_refused_by_its_length(serve):
     _, client = serve(max_body_bytes=2_000_000)
     for inputs in ("x" * 1_000_000, [{"text": "x", "context": "y" * 1_000_000}]):
         says = _is_failure(client.post("/v1/predict", json={"inputs": inputs}), 422, "validation")
         assert "characters" in says
 
 
-def test_s7_an_input_that_cannot_be_answered_fails_alone(serve, model, monkeypatch):
+def test_an_input_that_cannot_be_answered_fails_alone(serve, model, monkeypatch):
     begin = model.predictor.begin
     marked = model.reader.question("A bad one.", None, None, {}).source
 
@@ -223,7 +223,7 @@ def test_inputs_of_no_task_are_refused_where_the_model_is_told_to(serve, model, 
     _is_failure(client.post("/v1/predict", json={"inputs": SECRET}), 422, "rejected")
 
 
-def test_s12_labels_of_metrics_are_few_whatever_is_asked(serve):
+def test_labels_of_metrics_are_few_whatever_is_asked(serve):
     _, client = serve()
     client.get("/metrics")
     before = len(client.get("/metrics").text.splitlines())

@@ -112,7 +112,7 @@ def test_a_long_input_is_taken_by_an_engine_that_has_nothing_else(model, start):
     engine.submit([question])[0].future.result(10)
 
 
-def test_s5_what_nobody_waits_for_is_dropped_before_it_costs_a_pass(model, start, gate):
+def test_what_nobody_waits_for_is_dropped_before_it_costs_a_pass(model, start, gate):
     question = _question(model, "A wonderful film.")
     engine, passes = start()
     engine.submit([question])
@@ -127,7 +127,7 @@ def test_s5_what_nobody_waits_for_is_dropped_before_it_costs_a_pass(model, start
     assert [inputs for inputs, _ in passes] == [1, 1]
 
 
-def test_s5_what_nobody_waits_for_is_not_written_on(endless, start):
+def test_what_nobody_waits_for_is_not_written_on(endless, start):
     engine, _ = start()
     left, late, kept = engine.submit([_question(endless, WRITE, max_new_tokens=150, num_beams=2)] * 3)
     assert wait_until(lambda: kept.pending is not None)
@@ -142,7 +142,7 @@ def test_s5_what_nobody_waits_for_is_not_written_on(endless, start):
     assert answer.answer["translation_text"] == alone["translation_text"]
 
 
-def test_s7_a_step_that_fails_fails_nobody_who_can_be_answered_alone(endless, start, monkeypatch):
+def test_a_step_that_fails_fails_nobody_who_can_be_answered_alone(endless, start, monkeypatch):
     expected = endless(WRITE, max_new_tokens=8)["translation_text"]
     step, calls = endless.predictor.step, []
 
@@ -160,7 +160,7 @@ def test_s7_a_step_that_fails_fails_nobody_who_can_be_answered_alone(endless, st
     assert engine.is_alive
 
 
-def test_s7_a_pass_that_fails_leaves_nothing_behind_in_the_decoder(endless, start, monkeypatch):
+def test_a_pass_that_fails_leaves_nothing_behind_in_the_decoder(endless, start, monkeypatch):
     """The drafts of the failed pass had joined already; those of others go on."""
     begin = endless.predictor.begin
     bad = _question(endless, {"text": "A bad one.", "task_hint": "translation"}, max_new_tokens=100)
@@ -182,7 +182,7 @@ def test_s7_a_pass_that_fails_leaves_nothing_behind_in_the_decoder(endless, star
     assert engine.submit([_question(endless, WRITE, max_new_tokens=2)])[0].future.result(10)
 
 
-def test_s8_a_dead_engine_says_so_to_everybody(model, monkeypatch):
+def test_a_dead_engine_says_so_to_everybody(model, monkeypatch):
     died = threading.Event()
     engine = Engine(model.predictor, ServingConfig(), on_death=died.set)
     monkeypatch.setattr(engine, "_begin", lambda jobs: 1 / 0)

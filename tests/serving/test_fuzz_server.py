@@ -55,7 +55,7 @@ def _request(rng):
     return rng.choice(METHODS), rng.choice(PATHS[:2] * 6 + PATHS), body, headers
 
 
-def test_s2_no_request_makes_the_server_fail(serve):
+def test_no_request_makes_the_server_fail(serve):
     """``make fuzz`` sends 10,000."""
     cases = int(os.environ.get("FUZZ_REQUESTS", "400"))
     server, client = serve()

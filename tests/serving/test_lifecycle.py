@@ -76,7 +76,7 @@ def test_a_signal_that_another_thread_gets_stops_an_idle_server(checkpoint):
         assert process.wait(10) == 0
 
 
-def test_s6_told_to_stop_it_finishes_what_it_accepted_and_refuses_the_rest(checkpoint):
+def test_told_to_stop_it_finishes_what_it_accepted_and_refuses_the_rest(checkpoint):
     with _running(SLOW, checkpoint) as (process, address, lines), httpx.Client(base_url=address, timeout=30) as client:
         assert client.get("/health/ready").status_code == 200
         accepted, results = threading.Event(), []
@@ -102,7 +102,7 @@ def test_s6_told_to_stop_it_finishes_what_it_accepted_and_refuses_the_rest(check
     assert not any("Traceback" in line for line in lines)
 
 
-def test_s8_a_dead_engine_ends_the_process_with_an_error(checkpoint):
+def test_a_dead_engine_ends_the_process_with_an_error(checkpoint):
     with _running(BROKEN, checkpoint) as (process, address, lines):
         assert httpx.post(f"{address}/v1/predict", json=WRITE, timeout=30).status_code == 503
         assert process.wait(20) == 1

@@ -36,8 +36,9 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.promise("T6")
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_t6_the_run_stops_before_the_update_and_names_the_batch(tiny_config_file, tmp_path, poisoned, kind):
+def test_the_run_stops_before_the_update_and_names_the_batch(tiny_config_file, tmp_path, poisoned, kind):
     """Fails without the check of loss and norm in ``TrainingLoop.update``."""
     poisoned(kind)
     config = load_config(tiny_config_file, ["training.save_every=1"])
@@ -47,8 +48,9 @@ def test_t6_the_run_stops_before_the_update_and_names_the_batch(tiny_config_file
     assert states == ["state-000-00000001", "state-000-00000002"]  # what was saved before is there
 
 
+@pytest.mark.promise("T6")
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_t6_the_step_is_left_out_and_counted(tiny_config_file, tmp_path, poisoned, kind):
+def test_the_step_is_left_out_and_counted(tiny_config_file, tmp_path, poisoned, kind):
     """Fails without the check: the parameters after the step would not be those before it."""
     seen = poisoned(kind)
     train(load_config(tiny_config_file, ["training.on_nonfinite=skip", "training.log_every=1"]), (1,))

@@ -47,7 +47,8 @@ def quiet(tiny_settings):
     return {**without_dropout(tiny_settings, ("sentiment", "translation")), "training": training}
 
 
-def test_t8_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch):
+@pytest.mark.promise("T8")
+def test_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch):
     """Fails without another try, and if the losses of a micro-batch were means over itself."""
     plenty, unlimited = _train(quiet, tmp_path / "plenty", monkeypatch, 10**9)
     little, budgets = _train(quiet, tmp_path / "little", monkeypatch, 120)
@@ -59,19 +60,22 @@ def test_t8_the_batch_and_the_losses_stay_the_same(quiet, tmp_path, monkeypatch)
         assert ours == pytest.approx(theirs, rel=3e-5, abs=1e-5)
 
 
-def test_t8_a_batch_that_never_fits_is_a_clear_error(quiet, tmp_path, monkeypatch):
+@pytest.mark.promise("T8")
+def test_a_batch_that_never_fits_is_a_clear_error(quiet, tmp_path, monkeypatch):
     """Fails without the end at single examples: the step would be tried for ever."""
     with pytest.raises(MemoryShortage, match="phase 1 sentiment, step 1: not even one example at a time fits"):
         _train(quiet, tmp_path / "none", monkeypatch, 3)
 
 
-def test_t8_other_errors_are_not_taken_for_it():
+@pytest.mark.promise("T8")
+def test_other_errors_are_not_taken_for_it():
     """Fails if every RuntimeError is taken for a lack of memory."""
     with pytest.raises(RuntimeError, match="something else"), agreed():
         raise RuntimeError("something else")
 
 
-def test_t8_groups_that_do_not_fit_are_halved():
+@pytest.mark.promise("T8")
+def test_groups_that_do_not_fit_are_halved():
     """Validation and scoring: fails without the second try."""
     done = []
 

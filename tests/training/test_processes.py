@@ -62,8 +62,9 @@ def alone(tiny_settings, tmp_path_factory):
     return _lines(folder)
 
 
+@pytest.mark.promise("T5")
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_t5_the_shares_of_a_step_are_the_examples_of_one_process(session_config, system, tables, count):
+def test_the_shares_of_a_step_are_the_examples_of_one_process(session_config, system, tables, count):
     """Fails if a process draws from random numbers of its own, or if a share is left out or drawn twice."""
     whole, parts = ExampleSource(system, tables, Rank()), []
     for rank in range(count):
@@ -84,8 +85,9 @@ def test_t5_the_shares_of_a_step_are_the_examples_of_one_process(session_config,
             assert phases[-1].members(step) == complete.members(step)
 
 
+@pytest.mark.promise("T5")
 @pytest.mark.parametrize("count", [2, 4])
-def test_t5_losses_do_not_depend_on_the_number_of_processes(tiny_settings, tmp_path, alone, count):
+def test_losses_do_not_depend_on_the_number_of_processes(tiny_settings, tmp_path, alone, count):
     """Fails without adding up the counts of labels, the features, the gradients or the terms."""
     folder = _prepare(tmp_path / "many", quiet(tiny_settings))
     run_job(count, _train, folder)
@@ -143,7 +145,8 @@ def _digest(system):
     return hashlib.sha256(torch.cat([t.float().flatten() for t in tensors]).numpy().tobytes()).hexdigest()
 
 
-def test_t7_a_bad_gradient_in_one_process_is_skipped_by_all(tiny_settings, tmp_path):
+@pytest.mark.promise("T7")
+def test_a_bad_gradient_in_one_process_is_skipped_by_all(tiny_settings, tmp_path):
     """Fails if the norm is taken before the gradients are added up: only one process would skip."""
     folder = _prepare(tmp_path / "job", quiet(tiny_settings))
     first, second = run_job(2, _skip_one, folder)
@@ -169,7 +172,8 @@ def _stopped_by_one(folder):
     return None
 
 
-def test_t3_a_signal_to_one_process_stops_all(tiny_settings, tmp_path):
+@pytest.mark.promise("T3")
+def test_a_signal_to_one_process_stops_all(tiny_settings, tmp_path):
     """Fails without agreeing on the wish to stop: the other process would wait for ever."""
     folder = _prepare(tmp_path / "job", quiet(tiny_settings))
     assert run_job(2, _stopped_by_one, folder) == [143, 143]
@@ -197,7 +201,8 @@ def _resume(folder):
     train(load_config(folder / "config.yaml"), (1, 2, 3), resume="latest")
 
 
-def test_t2_a_killed_process_ends_the_job_and_leaves_a_state(tiny_settings, tmp_path):
+@pytest.mark.promise("T2")
+def test_a_killed_process_ends_the_job_and_leaves_a_state(tiny_settings, tmp_path):
     """Under torchrun, with dropout: fails without the random state of every process in the saved state."""
     settings = quiet(tiny_settings)
     settings["lora_configs"] = {n: {**c, "dropout": 0.2} for n, c in settings["lora_configs"].items()}

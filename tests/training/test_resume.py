@@ -65,6 +65,7 @@ def _die():
     raise Killed
 
 
+@pytest.mark.promise("T1")
 @pytest.mark.parametrize(
     ("phase", "step"),
     [
@@ -78,9 +79,7 @@ def _die():
         ("phase 3 joint", 2),  # the ranking was made with parameters that are gone
     ],
 )
-def test_t1_a_killed_run_ends_where_an_uninterrupted_one_does(
-    settings, uninterrupted, tmp_path, monkeypatch, phase, step
-):
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(settings, uninterrupted, tmp_path, monkeypatch, phase, step):
     """Fails without: restoring the random state, the moments, the best state, the ranking, or cutting the log."""
     config = _config(settings, tmp_path)
     with monkeypatch.context() as patch:
@@ -92,7 +91,8 @@ def test_t1_a_killed_run_ends_where_an_uninterrupted_one_does(
     assert not (tmp_path / "checkpoints" / "resume").exists()
 
 
-def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
+@pytest.mark.promise("T1")
+def test_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
     settings, uninterrupted, tmp_path, monkeypatch
 ):
     """Fails if a checkpoint that is there already is not replaced, or ends the run."""
@@ -107,8 +107,9 @@ def test_t1_a_phase_checkpoint_is_written_again_if_the_run_died_right_after_it(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.promise("T3")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_t3_a_signal_saves_once_and_ends_with_its_code(
+def test_a_signal_saves_once_and_ends_with_its_code(
     settings, uninterrupted, tmp_path, monkeypatch, capsys, number, code
 ):
     """Fails without ``StopSignals``: the process would end without a state, by another code."""
@@ -130,7 +131,8 @@ def test_t3_a_signal_saves_once_and_ends_with_its_code(
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_t3_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
+@pytest.mark.promise("T3")
+def test_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
     """Fails if a second signal is only noted: a state would be written."""
 
     def twice():
@@ -157,7 +159,8 @@ def killed(settings, tmp_path, monkeypatch):
     return config, tmp_path
 
 
-def test_c1_the_newest_state_that_verifies_is_taken(killed, uninterrupted, caplog):
+@pytest.mark.promise("C1")
+def test_the_newest_state_that_verifies_is_taken(killed, uninterrupted, caplog):
     """Fails if ``newest_state`` takes the newest name."""
     config, folder = killed
     newest = folder / "checkpoints" / "resume" / "state-001-00000002" / "loop.safetensors"
@@ -194,7 +197,8 @@ def test_a_state_is_not_lost_by_starting_anew_nor_taken_for_another_run(killed, 
     train(_config(settings, folder, "training.max_steps=1"), (1,), resume="latest")  # none is there: from the start
 
 
-def test_c7_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
+@pytest.mark.promise("C7")
+def test_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
     """Fails without the lock file."""
     from dynamo_mtl.storage import only_writer
 
@@ -205,8 +209,9 @@ def test_c7_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
     lock.release()
 
 
+@pytest.mark.promise("T11")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_t11_a_disk_that_takes_no_more_ends_the_run_and_older_states_verify(settings, tmp_path, monkeypatch, number):
+def test_a_disk_that_takes_no_more_ends_the_run_and_older_states_verify(settings, tmp_path, monkeypatch, number):
     """Fails without ``write_folder`` keeping the older folders: they are what the run goes on from."""
     config = _config(settings, tmp_path)
 
@@ -223,7 +228,8 @@ def test_t11_a_disk_that_takes_no_more_ends_the_run_and_older_states_verify(sett
         verify_folder(state)
 
 
-def test_t4_the_seed_decides_every_logged_value(settings, uninterrupted, tmp_path):
+@pytest.mark.promise("T4")
+def test_the_seed_decides_every_logged_value(settings, uninterrupted, tmp_path):
     """Fails if anything that trains draws from the clock or from an unseeded generator."""
     outcomes = []
     for name, seed in (("again", 0), ("other", 1)):
@@ -234,7 +240,8 @@ def test_t4_the_seed_decides_every_logged_value(settings, uninterrupted, tmp_pat
     assert outcomes[1][1] != uninterrupted[1]
 
 
-def test_t10_a_tracker_that_fails_is_left_out_with_one_warning(settings, tmp_path, monkeypatch, caplog):
+@pytest.mark.promise("T10")
+def test_a_tracker_that_fails_is_left_out_with_one_warning(settings, tmp_path, monkeypatch, caplog):
     """Fails without the guard in ``MetricsLog``: the first logged value would end the run."""
     asked = []
 
@@ -251,7 +258,8 @@ def test_t10_a_tracker_that_fails_is_left_out_with_one_warning(settings, tmp_pat
     assert len((tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()) > 10
 
 
-def test_t2_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path):
+@pytest.mark.promise("T2")
+def test_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path):
     """Fails if folders are removed or written under their names; ``make torture`` kills 50 times."""
     figures = torture(4, tmp_path, 400)
     assert figures["kills"] == 4
@@ -260,7 +268,8 @@ def test_t2_runs_that_are_killed_at_random_moments_end_as_if_they_had_not_been(t
     assert figures["final_state_equal"]
 
 
-def test_t1_a_run_that_was_killed_between_two_micro_batches_replays_the_step(settings, tmp_path, monkeypatch):
+@pytest.mark.promise("T1")
+def test_a_run_that_was_killed_between_two_micro_batches_replays_the_step(settings, tmp_path, monkeypatch):
     """Fails if gradients of a step that was cut in half count twice, or its random numbers do."""
     small = "training.token_budget=150"
     straight, killed = tmp_path / "straight", tmp_path / "killed"
