@@ -1,7 +1,7 @@
-"""How many cores this process may use, and how OpenMP's threads wait: settled before PyTorch is loaded.
+"""Counts the cores that this process may use, and sets how OpenMP's threads wait, before PyTorch is loaded.
 
-OpenMP reads its settings once, when PyTorch is loaded. By default its threads wait in a loop, which on a busy machine
-takes the cores from those that have work. ``benchmarks/busy.py`` measures it.
+OpenMP reads its settings once, when PyTorch is loaded. By default its threads wait in a loop. On a busy machine, this
+takes cores away from threads that have work (``benchmarks/busy.py`` measures it).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 WAITING = {"GOMP_SPINCOUNT": "10000"}
-"""How often a thread looks before it sleeps, 300,000 times by default; set unless the user says how threads wait. Long
-enough for the next operation of a pass."""
+"""How often a waiting thread looks for work before it sleeps (OpenMP's default is 300,000). This is long enough for the
+next operation of a pass. It is set unless the user configures how threads wait."""
 SAID_ELSEWHERE = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
@@ -30,7 +30,7 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _every_core() -> int:
-    """Cores of this process's affinity, whatever a quota grants."""
+    """Cores in this process's affinity, without regard to a quota."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -50,13 +50,13 @@ def _quota(root: Path) -> float | None:
 
 
 def free_cores(seconds: float = 0.3, stat: Path = Path("/proc/stat")) -> int:
-    """Usable cores that nobody else is at work on, at least one.
+    """Number of usable cores that no other process is using, at least one.
+
+    Under a container's quota, or if the system counts nothing, this is the number of all usable cores.
 
     Args:
-        seconds: how long is looked.
-        stat: where the system counts what each core does.
-
-    Under a container's quota, or where nothing is counted, all usable cores.
+        seconds: how long to measure.
+        stat: file in which the system counts what each core does.
     """
     cores = usable_cores()
     if not hasattr(os, "sched_getaffinity") or cores < len(own := os.sched_getaffinity(0)):
@@ -88,7 +88,7 @@ def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
 
 
 def settle(environment: MutableMapping[str, str], root: Path = Path("/sys/fs/cgroup")) -> None:
-    """Set what OpenMP reads, where the user has not: how threads wait, and no more of them than there are cores."""
+    """Set OpenMP's variables that the user has not set: how threads wait, and at most one thread per usable core."""
     if not any(name in environment for name in (*WAITING, *SAID_ELSEWHERE)):
         environment.update(WAITING)
     if "OMP_NUM_THREADS" not in environment and (cores := usable_cores(root)) < _every_core():

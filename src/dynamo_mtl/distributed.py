@@ -1,7 +1,7 @@
-"""The processes of a job: which share each one works on, and how they put their parts together.
+"""Divides work between the processes of a job, and combines their results.
 
 ``accelerate launch`` and ``torchrun`` start one process for every GPU; ``accelerate.Accelerator`` connects them. In a
-job of one process everything here is the identity.
+job with a single process, nothing is exchanged and every value stays as it is.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, distributed
 
 from dynamo_mtl.errors import DynamoError, ProcessError
 
-# Default arguments of this module hold the process group that exists when it is imported, which an optimizer's first
-# step does. Imported before there is a group, it lets `destroy_process_group` end the group's threads; left running,
-# they can abort the interpreter as it ends, after a run that went well.
+# Import this before there is a process group. Its default arguments hold the group that exists at import, and otherwise
+# an optimizer's first step imports it. `destroy_process_group` could not end the threads of a group that is held, and
+# these can abort the interpreter at exit, after a successful run.
 if distributed.is_available():
     import torch.distributed.nn.functional
 
@@ -50,7 +50,7 @@ def world() -> Rank:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, the same bits on each of them."""
+    """Sum a tensor over all processes. The result is bit-identical on all of them."""
     if world().size == 1:
         return tensor
     total = tensor.to(_device())
@@ -89,7 +89,7 @@ def all_reduce_max(number: float) -> float:
 
 
 def gather(value: T) -> list[T]:
-    """What every process has, in their order."""
+    """Collect the values of all processes, in the order of their ranks."""
     rank = world()
     if rank.size == 1:
         return [value]
@@ -100,7 +100,7 @@ def gather(value: T) -> list[T]:
 
 
 def join_shares(share: Sequence[T]) -> list[T]:
-    """Put together what the processes made of their ``Rank.share``, in the order of the items."""
+    """Join the results of all processes for their ``Rank.share``, in the original order of the items."""
     shares = gather(list(share))
     joined: list[T] = [shares[0][0]] * sum(map(len, shares)) if shares[0] else []
     for number, part in enumerate(shares):
@@ -109,10 +109,10 @@ def join_shares(share: Sequence[T]) -> list[T]:
 
 
 def on_main_process(action: Callable[[], T]) -> T:
-    """Let the main process act; all get its result, and all raise if it fails.
+    """Run ``action`` in the main process. All processes get its result, or raise its ``DynamoError``.
 
     Raises:
-        DynamoError: of ``action``. ``is_reported`` is set where it is for the main process to report.
+        DynamoError: raised by ``action``. ``is_reported`` is set in the other processes, as the main one reports it.
     """
     rank = world()
     if rank.size == 1:

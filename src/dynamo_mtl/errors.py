@@ -24,7 +24,7 @@ class DynamoError(Exception):
     """Whether another process of the job reports it to the user."""
 
     def __init__(self, message: str) -> None:
-        """Take the sentence; what it quotes from a file stays on one line and cannot steer a terminal."""
+        """Store the message. Text that it quotes from a file stays on one line and cannot control a terminal."""
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
@@ -39,7 +39,7 @@ class DataError(DynamoError):
         """
         Args:
             message: the whole sentence.
-            kind: what rows with the same fault have in common, to count them by.
+            kind: the kind of fault; bad rows are counted by it.
         """
         super().__init__(message)
         self.kind = kind
@@ -62,7 +62,7 @@ class InputError(DynamoError):
 
 
 class RejectedError(DynamoError):
-    """An input that no task is sure enough of, where such inputs are to be refused."""
+    """An input that the router rejects, if rejected inputs are to be refused."""
 
 
 class MemoryShortage(DynamoError):  # noqa: N818 (what it is called)

@@ -1,4 +1,4 @@
-"""Pictures: drawn once, as PNG files and as SVG that takes the colours of a page.
+"""Draws pictures as PNG files, and as SVG that takes the text colour of its page.
 
 A picture is a function that fills axes from numbers.
 """
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#010203"
-"""Stands for the colour of a page's text, until that is known."""
+"""Placeholder for the colour of a page's text."""
 COLORS = ("#3b7dd8", "#e07b39", "#3a9d5d", "#b0569f", "#a08b2a", "#2fa3a8", "#d1495b", "#7a6bd1")
-"""Of tasks, in their order; legible on white and on black."""
+"""Colours of the tasks, in order; legible on white and on black."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Something to look at."""
+    """A picture with a caption."""
 
     name: str
-    """Of its file, without ending."""
+    """File name, without the extension."""
     caption: str
     """What it shows and how to read it."""
     size: tuple[float, float]
@@ -38,14 +38,14 @@ class Picture:
     fill: Callable[[Axes], None]
 
     def png(self) -> bytes:
-        """On white, for files."""
+        """Render as PNG on white, for files."""
         return self._render("png", "black")
 
     def svg(self) -> str:
-        """With a transparent ground, in the colour of the text around it."""
+        """Render as SVG with a transparent background, in the colour of the text around it."""
         text = self._render("svg", INK).decode("utf-8").replace(INK, "currentColor")
         body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        # Names inside one page must not collide between pictures.
+        # The ids of several pictures on one page must not collide.
         body = re.sub(r'(id="|href="#|url\(#)', rf"\1{self.name}-", body)
         return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', body, count=1)
 
@@ -86,7 +86,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
 
 
 def confusion_picture(matrix: Sequence[Sequence[int]], names: Sequence[str], inputs: str) -> Picture:
-    """Each row as shares of a task's inputs; ``inputs`` says which they are."""
+    """Draw a confusion matrix whose rows are shares of a task's inputs; ``inputs`` says which inputs they are."""
     counts = np.array(matrix, dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     cells = [

@@ -1,4 +1,4 @@
-"""Markdown that reports, model cards and the documentation share."""
+"""Writes Markdown for reports, model cards and the documentation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Sequence
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with one line for its header and one for each row, without a line feed at its end."""
+    """Return a Markdown table, without a newline at its end."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

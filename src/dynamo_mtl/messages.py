@@ -1,4 +1,4 @@
-"""What messages share: what a misspelt name may have meant, and lists that stay short."""
+"""Helps to write messages: suggestions for misspelt names, and lists that stay short."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shortened(names: Iterable[str], most: int = 12) -> str:
-    """Names for a sentence, of which only the first ``most`` are listed."""
+    """Join names for a sentence; only the first ``most`` are listed."""
     given = list(names)
     more = f" and {len(given) - most} more" if len(given) > most else ""
     return ", ".join(given[:most]) + more

@@ -1,4 +1,4 @@
-"""Modules under their names of version 0.1.0, for one release: importing one warns and gives what its new home has."""
+"""Keeps the module names of version 0.1.0 for one release. Importing one warns, and gives the new module's contents."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MOVED = {
     "training.pipeline": "training.run",
     "training.settings": "config.training_config",
 }
-"""Name before → name now, both under ``dynamo_mtl``."""
+"""Old name → new name, both under ``dynamo_mtl``."""
 
 
 class _Copy(Loader):
-    """Fills a module of the old name with what the new one has."""
+    """Fills a module of the old name with the contents of the new one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,5 +68,5 @@ class _Finder(MetaPathFinder):
 
 
 def find_moved_modules() -> None:
-    """Let the old names be imported; asked only for what is not found otherwise."""
+    """Make the old names importable. The finder is asked only for modules that are not found otherwise."""
     sys.meta_path.append(_Finder())

@@ -1,6 +1,6 @@
-"""Work in groups that fit a token budget, and what happens when memory runs out.
+"""Runs work in groups that fit a token budget, and recovers when memory runs out.
 
-Reading and answering split the group that did not fit into two halves. An update of training is tried again in smaller
+A pass without gradients splits a group that does not fit into two halves. A training update is repeated in smaller
 micro-batches, by all processes of the job alike.
 """
 
@@ -35,12 +35,12 @@ def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def run_in_groups(lengths: Sequence[int], budget: int, run: Callable[[Sequence[int]], None]) -> None:
-    """Run groups of examples one after the other; one that memory does not suffice for is run in two halves.
+    """Run groups of examples one after the other. A group that does not fit into memory is run in two halves.
 
     Args:
         lengths: tokens of each example.
         budget: most tokens in a group.
-        run: works on the examples of the given numbers, and can do so again after it failed.
+        run: processes the examples with the given indices; it can be called again after it failed.
 
     Raises:
         MemoryShortage: not even one example alone fits into memory.
@@ -56,7 +56,7 @@ def run_in_groups(lengths: Sequence[int], budget: int, run: Callable[[Sequence[i
                 raise
             if len(group) == 1:
                 raise MemoryShortage(f"one example of {lengths[group[0]]} tokens does not fit into memory") from error
-        free_memory()  # out of the handler, which holds on to what the failed run had
+        free_memory()  # outside of the handler, which keeps the failed run's tensors alive
         middle = len(group) // 2
         waiting += [group[middle:], group[:middle]]
 
@@ -69,7 +69,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what is cached."""
+    """Release cached memory."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
@@ -87,7 +87,7 @@ class OutOfMemory(Exception):  # noqa: N818 (a state that is dealt with)
 def agreed() -> Iterator[None]:
     """Run the block in all processes; if memory ran out in one of them, raise ``OutOfMemory`` in all.
 
-    Without it, the others would wait at their next exchange for the one that starts the update again.
+    Otherwise the other processes would wait at their next exchange, while the failed one restarts the update.
     """
     failed = False
     try:

@@ -1,4 +1,4 @@
-"""How much memory a stretch of work takes at its peak."""
+"""Measures the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """The highest memory use since it was made: of the GPU where the work is there, else of this process.
+    """The highest memory use since this object was created: of the GPU if the work runs there, else of this process.
 
-    Where a system cannot forget the process's earlier peak, that one is given.
+    If the system cannot reset the process's peak, the peak since the start of the process is given.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class PeakMemory:
                 _RESET.write_text("5")  # proc(5): resets VmHWM
 
     def now_mib(self) -> float:
-        """What is in use at this moment, in MiB; the peak where that is unknown."""
+        """The memory in use now, in MiB; the peak if that is unknown."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device) / MIB
         return _status("VmRSS") or self.mib()
@@ -44,7 +44,7 @@ class PeakMemory:
 
 
 def _status(name: str) -> float | None:
-    """A line of this process's status in MiB, where there is such a file."""
+    """A value from this process's status file in MiB; None if there is no such file."""
     if not _STATUS.exists():
         return None
     found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"))

@@ -1,7 +1,10 @@
-"""The inputs that a router learns from and is judged by, built in one place for training and evaluation.
+"""Builds the inputs that a router is trained and evaluated on.
 
-A text can be asked for in three ways: plain, as it is; with an instruction of its own task; and with an instruction of
-another task, which conflicts with what the text looks like and decides.
+A text becomes an input in three ways:
+
+- plain: as it is
+- instructed: with an instruction of its own task
+- conflicting: with an instruction of another task, which should win over what the text looks like
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dynamo_mtl.tasks.task import Example
 
 
 class InputKind(StrEnum):
-    """How a text is asked for. The values are keys of result files."""
+    """How a text becomes an input. The values are keys of result files."""
 
     PLAIN = "bare"
     INSTRUCTED = "instructed"
@@ -27,13 +30,13 @@ class InputKind(StrEnum):
 
     @property
     def shown(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return self.name.lower()
 
 
 @dataclass(frozen=True)
 class RouterInput:
-    """A text as it is asked for."""
+    """A text with its context and instruction, and the task that should answer."""
 
     kind: InputKind
     task: str
@@ -56,16 +59,16 @@ class RouterInputs:
     def draw_instruction(
         self, task: str, rng: np.random.Generator, rate: float | None = None, other_than: str | None = None
     ) -> str | None:
-        """One of a task's instructions.
+        """Draw one of a task's instructions.
 
         Args:
-            task: whose instructions.
-            rng: that draws.
-            rate: share of calls that give one, in [0, 1]; all if None, and all where the task requires one.
+            task: the task.
+            rng: random generator.
+            rate: probability of an instruction, in [0, 1]; 1 if None or if the task requires one.
             other_than: an instruction that must not be drawn.
 
         Returns:
-            The instruction; None if the task has no other, or for the rest of the calls.
+            The instruction; None if the task has no other one, or if none was to be drawn.
         """
         of_task = self.system.tasks[task]
         known = {
@@ -78,21 +81,25 @@ class RouterInputs:
         return chosen[int(rng.integers(len(chosen)))] if chosen and is_wanted else None
 
     def draw_two_instructions(self, task: str, rng: np.random.Generator) -> tuple[str | None, str | None]:
-        """For the configured share of calls an instruction, and another one that means the same where there is one."""
+        """Draw an instruction at the configured rate, and with it another one of the task, if there is one."""
         first = self.draw_instruction(task, rng, self.system.config.data.instruction_rate)
         return first, self.draw_instruction(task, rng, other_than=first) if first else None
 
     def draw_conflict(
         self, task: str, rng: np.random.Generator, rate: float | None = None
     ) -> tuple[str, str | None] | None:
-        """Another task that a text of ``task`` can be sent to, and an instruction of it that says so.
+        """Draw another task for a text of ``task``, and one of its instructions.
 
-        Tasks that need a context cannot be asked for over a plain text, and a context would give its task away.
+        Tasks that need a context are left out: they cannot work on a text without one, and a text with a context would
+        give its own task away.
 
         Args:
-            task: whose text it is.
-            rng: that draws.
-            rate: share of calls that give one, in [0, 1]; all if None.
+            task: the task that the text comes from.
+            rng: random generator.
+            rate: probability of a conflict, in [0, 1]; 1 if None.
+
+        Returns:
+            The task and the instruction; None if there is no such task, or if none was to be drawn.
         """
         others = [name for name, one in self.system.tasks.items() if name != task and not one.needs_context]
         if not others or self.system.tasks[task].needs_context or (rate is not None and rng.random() >= rate):
@@ -101,7 +108,7 @@ class RouterInputs:
         return other, self.draw_instruction(other, rng)
 
     def requires_instruction(self, task: str) -> bool:
-        """Whether plain texts of a task belong to no task."""
+        """Whether a task has no plain inputs, because only an instruction tells that it is meant."""
         return self.system.config.tasks[task].requires_instruction
 
     def plain(self, task: str, example: Example) -> RouterInput | None:
@@ -126,7 +133,7 @@ class RouterInputs:
     def of_example(
         self, task: str, example: Example, rng: np.random.Generator, conflicting_rate: float | None = None
     ) -> Iterator[RouterInput]:
-        """An example in all ways that it can be asked for: plain, with an instruction, with one of another task."""
+        """Yield all inputs of an example: plain, instructed and conflicting, as far as its task allows them."""
         plain = self.plain(task, example)
         if plain is not None:
             yield plain
@@ -136,5 +143,5 @@ class RouterInputs:
             yield conflicting
 
     def encode(self, given: RouterInput) -> EncodedExample:
-        """As the router reads it, expected to be sent to the task that should answer."""
+        """Encode an input for the router; its route is the task that should answer."""
         return self.system.encode_for_router(given.text, given.context, given.instruction, given.task)

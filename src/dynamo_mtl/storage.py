@@ -1,9 +1,9 @@
-"""Folders that are written whole or not at all, and that say which file has changed since.
+"""Writes folders completely or not at all, and detects files that have changed since.
 
-A folder is filled under a temporary name, every file is hashed into ``manifest.json``, everything is flushed to the
-disk, and only then does the folder get its name. It is removed by taking its name away first. So whatever a killed
-process or a full disk leaves behind, a folder that is seen under its name is complete, and one that was changed later
-is found out.
+A folder is filled under a temporary name, the hash of every file is written to ``manifest.json``, and everything is
+flushed to the disk. Only then is the folder renamed to its final name. A folder is removed by renaming it first. So a
+folder under its final name is always complete, even after a killed process or a full disk, and later changes to it are
+detected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READ = re.compile(
     r"(adapters|heads|vocabularies)/.*|[^/]*\.(safetensors|bin)|config\.yaml|dynamo\.json|loop\.json|tokenizer[^/]*"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template[^/]*|vocab\.[a-z]+|merges\.txt|sentencepiece[^/]*"
 )
-"""Names that a loader would read if they were there. What else lies beside a folder's files is nobody's business."""
+"""Names of files that a loader would read if they existed. All other files that are not in the manifest are ignored."""
 _BLOCK = 1 << 20
 
 
@@ -63,15 +63,15 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path with a leading ``~`` written out; one of a user who does not exist stays as it is."""
+    """Expand a leading ``~`` of a path. The ``~`` of a user who does not exist is kept."""
     return Path(os.path.expanduser(path))
 
 
 def writable_folder(folder: Path, key: str) -> None:
-    """Make a folder and see that a file can be written there, before work is done whose result belongs there.
+    """Create a folder and check that files can be written there, before any work whose result goes there.
 
     Raises:
-        ConfigError: it cannot be made or written; the message names ``key``.
+        ConfigError: the folder cannot be created or written; the message names ``key``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,11 @@ def writable_folder(folder: Path, key: str) -> None:
 
 
 def new_folder(place: Path) -> Path:
-    """Where a folder can be written without taking anything away: resolved, and empty if it is there.
+    """Return the resolved path of a folder that can be written without replacing anything.
 
     Raises:
-        CheckpointError: something is there already, or the folder around it cannot be written.
+        CheckpointError: ``place`` exists and is not an empty folder, or it cannot be read.
+        ConfigError: the parent folder cannot be written.
     """
     found = at_home(place).resolve()
     try:
@@ -98,7 +99,7 @@ def new_folder(place: Path) -> Path:
 
 
 def copy_folder(source: Path, place: Path) -> Path:
-    """Copy a folder that was written whole, verified, as one that is written whole. Returns ``place``.
+    """Verify a folder that ``write_folder`` wrote, and copy it completely or not at all. Returns ``place``.
 
     Raises:
         CheckpointError: the source is damaged, the copy cannot be written, or ``place`` holds something.
@@ -120,18 +121,18 @@ def copy_folder(source: Path, place: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> None:
-    """Vouch for the files that are in a folder now: their sizes and SHA-256."""
+    """Write the manifest of a folder: the size and SHA-256 of every file that is in it now."""
     digests = {_name(f, folder): _digest(f) for f in _files(folder) if f.name != MANIFEST}
     manifest = {name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def verify_folder(folder: Path) -> None:
-    """See that a folder holds the files that were written, byte for byte, and none beside them that would be read.
+    """Check that a folder holds the files that were written, byte for byte, and no others that a loader would read.
 
     Raises:
-        CheckpointError: no manifest, or a file that is missing, changed, or not in it though a loader would read it;
-            the message names it.
+        CheckpointError: no manifest, a missing or changed file, or a file that a loader would read but that is not in
+            the manifest. The message names the file.
     """
     path = folder / MANIFEST
     try:
@@ -152,32 +153,33 @@ def verify_folder(folder: Path) -> None:
 
 
 def named_files(folder: Path) -> list[str]:
-    """The files that a verified folder's manifest vouches for."""
+    """Names of the files in the manifest of a verified folder."""
     return list(json.loads((folder / MANIFEST).read_bytes()))
 
 
 def remove_strangers(folder: Path) -> None:
-    """Remove files that the manifest of a fetched folder does not name: left of an earlier fetch, or put beside it."""
+    """Remove files of a fetched folder that its manifest does not name, such as those of an earlier fetch."""
     try:
         named = set(named_files(folder))
     except (OSError, ValueError, AttributeError):
-        return  # verifying says what is wrong
+        return  # ``verify_folder`` reports what is wrong
     for path in _files(folder):
         if _name(path, folder) not in named and path.name != MANIFEST:
             path.unlink()
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder: first its name, then its files, so that a killed removal leaves no half of it."""
+    """Remove a folder. It is renamed first, so that a killed removal leaves no partial folder under its name."""
     trash = _hidden(folder, "trash")
     os.replace(folder, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def sweep(parent: Path) -> None:
-    """Clear away what killed writers left under ``parent``; call it only while nothing writes there.
+    """Remove what killed writers left under ``parent``. Call it only while nothing writes there.
 
-    A folder whose writer was killed between taking the old one's name away and giving it to the new one gets it back.
+    If a writer was killed after it renamed the old folder and before it named the new one, the old one gets its name
+    back.
     """
     for left in sorted(parent.glob(".*.old")):
         place = parent / left.name[1:].rsplit(".", maxsplit=2)[0]
@@ -200,9 +202,9 @@ def only_writer(folder: Path, key: str, inside: bool = True) -> FileLock:
     """Take a lock on ``folder`` until it is released or the process ends.
 
     Args:
-        folder: that nobody else shall write.
-        key: what chose it.
-        inside: the lock is a file in the folder, which is there; else beside it.
+        folder: the folder that no other process may write.
+        key: setting or option that chose the folder.
+        inside: put the lock file into the folder, which must exist; otherwise beside it.
 
     Raises:
         ConfigError: another process writes there; the message names ``key``.
@@ -220,10 +222,10 @@ def _hidden(place: Path, suffix: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that a manifest speaks of.
+    """The files of a folder that belong in its manifest.
 
-    Links are refused, since they lead out of the folder, but for those of the hub's cache, whose snapshots link to the
-    blobs beside them.
+    Links are refused, since they lead out of the folder. Only the links of the hub's cache are allowed, which point
+    from a snapshot to the blobs beside it.
     """
     found: list[Path] = []
     blobs = folder.resolve().parent.parent / "blobs"

@@ -1,7 +1,8 @@
-"""Reading and writing YAML settings strictly, as YAML 1.2 has it.
+"""Reads and writes YAML settings strictly, by YAML 1.2.
 
 YAML 1.1 has surprises that cost users hours: ``3e-4`` is text, ``on`` is true, ``010`` is 8, a repeated key silently
-wins. ``ruamel.yaml`` reads version 1.2 and refuses repeated keys. Here aliases, keys that are no text and dates go too.
+wins. ``ruamel.yaml`` reads version 1.2 and refuses repeated keys. This module also refuses aliases and keys that are
+not text, and reads dates as text.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dynamo_mtl.errors import ConfigError
 
 
 class _StrictComposer(Composer):
-    """No aliases, which a few lines could make gigabytes of, and keys that are text."""
+    """Refuses keys that are not text, and aliases, with which a few lines could become gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.parser.check_event(AliasEvent):
@@ -35,14 +36,14 @@ class _StrictComposer(Composer):
 
 
 class _StrictConstructor(SafeConstructor):
-    """Dates stay text."""
+    """Reads dates as text."""
 
 
 _StrictConstructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 class _PortableRepresenter(SafeRepresenter):
-    """Writes what YAML 1.1 reads alike: its words for true and false in quotes, and ``1.0e-05``."""
+    """Writes YAML that version 1.1 reads the same way: its words for true and false in quotes, and ``1.0e-05``."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # values that occur twice are written twice

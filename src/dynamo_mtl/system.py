@@ -1,4 +1,4 @@
-"""A system: a model together with its tasks, vocabularies and source encoding. What is trained, saved and used."""
+"""A system is what is trained, saved and used: a model with its tasks, vocabularies and source encoding."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class System:
 
     @property
     def collate(self) -> Callable[[Sequence[EncodedExample]], PackedExamples]:
-        """Packs examples as this model wants them, on the host; sent to another process, it goes without the model."""
+        """A function that packs examples for this model, on the host. It can be pickled without the model."""
         return functools.partial(
             collate, first_position=self.first_position, variable_length=self.model.variable_length
         )
@@ -68,13 +68,13 @@ class System:
         return EncodedExample(self.route_of(task), [w.ids for w in source.windows])
 
     def save(self, folder: Path, metadata: Metadata, config: str, state: Callable[[Path], None] | None = None) -> None:
-        """Write a checkpoint with its card, or the state of a run, which needs none.
+        """Write a checkpoint with its model card, or the state of a run, which has no card.
 
         Args:
-            folder: what is there is replaced.
-            metadata: what the checkpoint says of itself.
+            folder: target folder; its contents are replaced.
+            metadata: what the checkpoint says about itself.
             config: the resolved configuration as YAML.
-            state: writes the further files of a state.
+            state: writes the additional files of a state.
         """
         own = {
             name: task.vocabulary.to_json()
@@ -98,7 +98,7 @@ def choose_vocabulary(
     """Give a task the target vocabulary that it is configured for: the backbone's, or one trained on ``examples``.
 
     Raises:
-        ConfigError: words are to be copied, and the backbone's vocabulary does not give back every text exactly.
+        ConfigError: the task is set to copy words, but the backbone's vocabulary does not give back texts exactly.
     """
     size = task.vocabulary_size(byte_level)
     if size is not None:
@@ -114,7 +114,7 @@ def choose_vocabulary(
 
 
 def build_system(config: SystemConfig, examples: Callable[[Task], Iterable[Example]], device: torch.device) -> System:
-    """A fresh system: backbone loaded, vocabularies trained on ``examples``, adapters and router initialised.
+    """Build a fresh system: load the backbone, train vocabularies on ``examples``, initialise adapters and router.
 
     Raises:
         ConfigError: lengths that do not fit the backbone's position table.
@@ -132,7 +132,7 @@ def build_system(config: SystemConfig, examples: Callable[[Task], Iterable[Examp
 def _fresh_vocabulary(
     task: Task, backbone: Backbone, examples: Callable[[Task], Iterable[Example]]
 ) -> torch.Tensor | None:
-    """Choose a task's target vocabulary. Returns what its embeddings start from, if it has some of its own."""
+    """Choose a task's target vocabulary. Returns the initial embeddings of an own vocabulary, else None."""
     if not isinstance(task, GenerationTask):
         return None
     choose_vocabulary(task, backbone.tokenizer, backbone.encoder.config.model_type in BYTE_LEVEL, examples)
@@ -157,14 +157,14 @@ def load_system(
     with_router: bool = True,
     for_training: bool = False,
 ) -> tuple[System, Metadata]:
-    """A trained system from a checkpoint folder.
+    """Load a trained system from a checkpoint folder.
 
     Args:
         folder: written by training.
-        device: where the model will be.
+        device: device of the model.
         config: replaces the checkpoint's own if given.
-        with_router: read the router too; without, the system has a fresh one of any shape.
-        for_training: leave what may be trained in fp32, also a backbone.
+        with_router: whether to load the router; if not, it is a fresh one, which may have another shape.
+        for_training: keep everything that may be trained in fp32, including the backbone.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or made for other tasks or another backbone.
@@ -187,13 +187,13 @@ def load_system(
 def load_extended(
     folder: Path, config: SystemConfig, examples: Callable[[Task], Iterable[Example]], device: torch.device
 ) -> tuple[System, Metadata]:
-    """A trained system with a task more, of which everything is fresh: adapter, head, vocabulary, router branch.
+    """Load a trained system and add a task with a fresh adapter, head, vocabulary and router branch.
 
     Args:
         folder: checkpoint of the tasks before.
-        config: its configuration with the added task as its last one.
+        config: its configuration, with the added task as the last one.
         examples: training examples of the added task.
-        device: where the model will be.
+        device: device of the model.
 
     Raises:
         CheckpointError: as ``load_system`` does.
@@ -226,12 +226,12 @@ def _load_vocabulary(task: Task, folder: Path, backbone: Backbone) -> None:
 
 
 def reassemble(system: System, config: SystemConfig, tasks: Mapping[str, Task]) -> System:
-    """A fresh system over the backbone of another one.
+    """Build a fresh system over the backbone of another one.
 
     Args:
-        system: whose backbone.
-        config: of the fresh system.
-        tasks: by their names in it, tasks with the same settings, whose vocabularies it takes over.
+        system: its backbone and device are used.
+        config: configuration of the fresh system.
+        tasks: for each task name of ``config``, a task with the same settings, whose vocabulary is reused.
     """
     fresh = make_tasks(config.tasks)
     for name, task in fresh.items():

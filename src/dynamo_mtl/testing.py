@@ -1,4 +1,4 @@
-"""What every task type must do, checked on rows of its data: for the tests of whoever writes one.
+"""Check a task type against its contract, on rows of its data. Meant for the tests of your own task types.
 
 from dynamo_mtl.testing import check_task_type
 
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 def check_task_type(
     kind: type[Task], rows: Sequence[Mapping[str, Any]], backbone: str, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Read, encode, train on, answer and score a few rows.
+    """Read, encode, answer and score a few rows, and check their losses and gradients.
 
     Args:
         kind: the type.
@@ -40,7 +40,7 @@ def check_task_type(
         settings: of the task, beside its type.
 
     Raises:
-        AssertionError: what the type does not do, in words.
+        AssertionError: the type breaks its contract; the message says how.
     """
     config = {
         "data": {"paths": {NAME: "unused"}, "max_source_length": 96, "window_overlap": 16},

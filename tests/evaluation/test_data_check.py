@@ -88,7 +88,7 @@ def test_every_kind_of_dirt_is_counted(config):
     assert (cut.cut_sources, cut.lost_targets) == (0.5, 0.5)
     assert cut.source_tokens["max"] > 150
     with pytest.raises(DataError, match=r"sentiment, train: 7 of 13 rows cannot be used; .*line 6"):
-        refuse_faults(profile)
+        refuse_faults(profile, "refuse")
 
 
 @pytest.mark.promise("D4")

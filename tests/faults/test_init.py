@@ -174,7 +174,7 @@ def test_a_folder_of_splits(tmp_path, files):
     task = make_tasks(config.tasks)["requests"]
     train, held_out = (list(all_examples(open_task_table(task, s, config.data, 0))) for s in (TRAIN, "validation"))
     assert (len(train), len(held_out)) == ((24, 24) if "Valid" in files else (17, 7))
-    refuse_faults(check_data(config, 10))
+    refuse_faults(check_data(config, 10), "refuse")
 
 
 def test_entities_are_taken_by_their_spans_or_tags(tmp_path):
@@ -201,3 +201,17 @@ def test_a_folder_called_like_the_built_in_corpus_is_meant(tmp_path, monkeypatch
 
     text = starter_config(guess_tasks([Path("sample")]), "minilm")
     assert "sample_data_path: ./sample" in text
+
+
+def test_rows_that_training_leaves_out_do_not_fail_the_check(tmp_path, capsys):
+    """Of a table with rows without a label, whose starter configuration says ``bad_rows: skip``: fails if ``data check``
+    refuses what ``train`` only skips."""
+    rows = [[text, "" if n % 9 == 0 else "AB"[n % 2]] for n, text in enumerate(TEXTS)]
+    path = _csv(tmp_path, "mine.csv", ["text", "topic"], rows)
+    config = tmp_path / "config.yaml"
+    config.write_text(starter_config(guess_tasks([path]), "minilm"))
+    assert load_config(config).data.bad_rows == "skip"
+    for command in (["data", "check"], ["doctor"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, str(config)])
+        assert stop.value.code == 0, capsys.readouterr()

@@ -292,3 +292,12 @@ def test_random_tables_are_read_as_they_were_written(tmp_path, separator):
             writer.writeheader()
             writer.writerows(rows)
         assert _read(path)[0::2] == (rows, []), path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF_8", "utf8"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, encoding):
+    """Fails if the first column is called by the mark and its name where the encoding is given as plain UTF-8."""
+    path = tmp_path / "marked.csv"
+    path.write_bytes("\ufefftext,label\nthe lift is stuck,1\n".encode())
+    rows = list(read_rows(str(path), "train", DataConfig(), reading=Reading(encoding=encoding)))
+    assert [dict(row) for row, _ in rows] == [{"text": "the lift is stuck", "label": "1"}]

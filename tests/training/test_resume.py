@@ -132,6 +132,26 @@ def test_a_signal_saves_once_and_ends_with_its_code(
 
 
 @pytest.mark.promise("T3")
+def test_a_signal_while_a_phase_is_saved_loses_nothing(settings, uninterrupted, tmp_path, monkeypatch):
+    """Fails if the run ends before the stage that is complete is saved as complete."""
+    config = _config(settings, tmp_path)
+    with monkeypatch.context() as patch:
+        real = states.RunStates.save_phase
+
+        def asked_to_stop(self, *arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            real(self, *arguments)
+
+        patch.setattr(states.RunStates, "save_phase", asked_to_stop)
+        with pytest.raises(Stopped):
+            train(config, (1, 2, 3))
+    newest = max((tmp_path / "checkpoints" / "resume").glob("state-*"))
+    assert newest.name == "state-003-00000000"
+    train(config, (1, 2, 3), resume="latest")
+    assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.promise("T3")
 def test_a_second_ctrl_c_leaves_at_once(settings, tmp_path, monkeypatch):
     """Fails if a second signal is only noted: a state would be written."""
 

@@ -1,1 +1,1 @@
-"""What lies in a checkpoint's folder, and how others read it: tensors, metadata, PEFT adapters, the card, the hub."""
+"""Reads and writes checkpoints and shares them: tensors, metadata, PEFT adapters, the model card, the hub."""

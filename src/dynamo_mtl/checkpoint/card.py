@@ -1,4 +1,4 @@
-"""The model card: what a checkpoint is, what it was measured to do, and how to use it, for people and for the hub."""
+"""Writes the model card, for people and for the hub: what a checkpoint is, its measured quality, and how to use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dynamo_mtl.tasks.registry import task_types
 
 @dataclass(frozen=True)
 class Measured:
-    """What a card says of a model's quality."""
+    """The measured quality of a model, as its card shows it."""
 
     sections: Sequence[str]
     """Paragraphs and tables."""
@@ -35,12 +35,12 @@ UNMEASURED = Measured(["Nothing: no result file was given."])
 
 
 def write_card(checkpoint: Path, name: str, measured: Measured = UNMEASURED) -> Path:
-    """Write a checkpoint's ``README.md``, which its manifest leaves free.
+    """Write a checkpoint's ``README.md``, which its manifest does not cover.
 
     Args:
         checkpoint: the model.
-        name: of the model, such as ``owner/name``.
-        measured: its figures.
+        name: name of the model, such as ``owner/name``.
+        measured: its measured quality.
 
     Raises:
         CheckpointError: not a checkpoint, or the card cannot be written.
@@ -100,11 +100,11 @@ REJECTED = {
     "base": "answered without adapters and marked `rejected`",
     "error": "refused",
 }
-"""What becomes of them, by ``router.on_rejection``."""
+"""How rejected inputs are handled, by ``router.on_rejection``."""
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether others find a backbone under this name: not a folder of this machine, nor what a package carries."""
+    """Whether the name is a hub id of a backbone, and not a local folder or the backbone from a Python package."""
     return name != MINILM and re.fullmatch(r"(?:[\w.-]+/)?[\w.-]+", name) is not None and not Path(name).exists()
 
 

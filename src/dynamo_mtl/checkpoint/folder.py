@@ -1,4 +1,4 @@
-"""A saved model: a folder that other programs can read.
+"""Saves and loads a model as a folder that other programs can read.
 
     config.yaml · dynamo.json · adapters/<task>/ (a PEFT folder) · heads/<task>.safetensors · router.safetensors
     novelty.safetensors · known_inputs.safetensors · vocabularies/<task>.json · tokenizer files · manifest.json
@@ -32,7 +32,7 @@ NOVELTY = "novelty.safetensors"
 MEMORY = "known_inputs.safetensors"
 CARD = "README.md"
 _CUTTING = {"max_length", "stride", "pad_to_multiple_of", "truncation_strategy", "truncation", "padding"}
-"""Settings of a published tokenizer by which it pads and cuts texts."""
+"""Settings that make a published tokenizer pad and truncate texts."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "sentencepiece.bpe.model", "config.json")  # fmt: skip
 
@@ -90,9 +90,10 @@ def save_checkpoint(
 
 
 def copy_tokenizer(source: Path, place: Path) -> None:
-    """Copy a tokenizer's files, those that are there and not in ``place`` already, as it is used here.
+    """Copy the tokenizer's files that exist and are not in ``place`` yet, changed to how the tokenizer is used here.
 
-    Published files may say that texts are padded and cut, and that a special token in a text is structure.
+    Published files may pad and truncate texts, and may treat a special token inside a text as structure. The copies do
+    neither.
     """
     for name in TOKENIZER_FILES:
         if not (source / name).is_file() or (place / name).exists():
@@ -114,10 +115,10 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def open_checkpoint(folder: Path) -> Metadata:
-    """Read ``dynamo.json`` and verify every file of the folder.
+    """Read ``dynamo.json`` and verify every file of the folder. Format 1 has no manifest and is not verified.
 
     Raises:
-        CheckpointError: not a checkpoint, of a newer format, or a file of it is missing or damaged.
+        CheckpointError: not a checkpoint, a newer format, or a missing or damaged file.
     """
     metadata = read_metadata(folder)
     if metadata.format > 1:
@@ -135,10 +136,10 @@ def load_checkpoint(
 ) -> None:
     """Load adapters, heads and, if ``with_router``, the router into a model of the same tasks and backbone.
 
-    The model may have one task more, its last one: ``added``, of which everything stays as it is.
+    The model may have one task more as its last one, ``added``, whose parameters are left unchanged.
 
     Raises:
-        CheckpointError: other tasks, another backbone, a missing file or tensors that do not fit.
+        CheckpointError: different tasks, a different backbone, a missing file, or tensors that do not fit.
     """
     expected = [name for name in model.task_names if name != added]
     if metadata.tasks != expected:
@@ -155,7 +156,7 @@ def load_checkpoint(
     if with_router:
         fresh = None if added is None else f"branches.{len(model.router.branches) - 1}."
         _load(model.router, folder / "router.safetensors", fresh)
-        if (folder / NOVELTY).is_file():  # phase 1 knows no inputs yet
+        if (folder / NOVELTY).is_file():  # phase 1 has no known inputs yet
             try:
                 model.ood.take(read_tensors(folder / NOVELTY))
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Models on the hub: fetched whole and verified, and pushed only if they are whole. Loads no PyTorch."""
+"""Fetches models from the hub and pushes models to it, and verifies their files both ways. Loads no PyTorch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dynamo_mtl.errors import CheckpointError
 from dynamo_mtl.storage import MANIFEST, UNHASHED, at_home, named_files, remove_strangers, verify_folder
 
 MARK = "dynamo.json"
-"""The file that makes a folder a model of ours."""
+"""The file that marks a folder as a model of this package."""
 
 
 NO_RIGHT = (401, 403, 404)
-"""What the hub answers to those who may not."""
+"""HTTP statuses with which the hub answers a user who lacks permission."""
 
 
 def fetch(name: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of a model: a local one as it is, else one fetched from the hub into its cache, and verified.
+    """Return the folder of a model. A local folder is returned as it is; a model on the hub is fetched and verified.
 
     Args:
         name: local folder, or the id ``owner/name``.
         revision: branch, tag or commit on the hub.
-        token: for private ones; the one that is logged in, or ``HF_TOKEN``, if None.
+        token: access token for private models; that of the login, or ``HF_TOKEN``, if None.
 
     Raises:
-        CheckpointError: neither, not a model of ours, or a file was damaged on the way.
+        CheckpointError: neither a folder nor a model on the hub, not a model of this package, or a damaged file.
     """
     local = at_home(name)
     if local.exists():
@@ -34,7 +34,7 @@ def fetch(name: str, revision: str | None = None, token: str | None = None) -> P
     from huggingface_hub import snapshot_download
 
     try:
-        # Links into a cache would lead out of the folder.
+        # A local folder, because the links of the shared cache would lead out of the folder.
         folder = Path(snapshot_download(name, revision=revision, token=token, local_dir=_place(name, revision)))
     except Exception as error:  # the hub's libraries raise many kinds
         raise CheckpointError(
@@ -55,20 +55,20 @@ def _place(name: str, revision: str | None) -> Path:
 
 
 def push(folder: Path, name: str, private: bool = False, revision: str | None = None, token: str | None = None) -> str:
-    """Put a checkpoint on the hub, all of it in one commit.
+    """Push a checkpoint to the hub, in one commit.
 
     Args:
         folder: a checkpoint.
-        name: ``owner/name``; made if it is not there.
-        private: whether a new one is private.
-        revision: branch; made if it is not there.
-        token: that may write; the one that is logged in, or ``HF_TOKEN``, if None.
+        name: repository ``owner/name``; created if it does not exist.
+        private: whether a new repository is private.
+        revision: branch; created if it does not exist.
+        token: access token that may write; that of the login, or ``HF_TOKEN``, if None.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        CheckpointError: not a whole checkpoint, or the hub refuses.
+        CheckpointError: an incomplete or damaged checkpoint, or the hub refuses it.
     """
     if not (folder / MARK).is_file():
         raise CheckpointError(f"{folder}: not a checkpoint (no {MARK}); train one with: dynamo train")

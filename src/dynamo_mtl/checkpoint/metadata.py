@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: ``dynamo.json``."""
+"""Reads the metadata of a checkpoint, ``dynamo.json``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dynamo_mtl.model.calibration import Calibration
 
 METADATA = "dynamo.json"
 FORMAT_VERSION = 4
-"""Version 1 had no manifest of its files, and is read without being verified; up to version 2 no task copied words; up
-to version 3 nothing of the inputs was kept, and no task was added later."""
+"""Version 1 has no manifest and is read without verification. Up to version 2, no task copies words. Up to version 3,
+no features of inputs are stored, and no task was added later."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What ``dynamo.json`` says of a checkpoint."""
+    """The contents of ``dynamo.json``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -39,14 +39,14 @@ class Metadata:
     data_hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the rows of a task's training and validation data, as they were read."""
     data_revisions: dict[str, str] = field(default_factory=dict)
-    """Commit of a task's data set, where that comes from the hub."""
+    """Commit of each task's data set, if it comes from the hub."""
     device: str = "cpu"
     peak_memory_mib: float = 0.0
     """Highest memory use of a training process."""
     validation_score: float | None = None
-    """Best score of the last stretch of training, as that judges itself."""
+    """Validation score at the end of the last stage of training, by the measure of that stage."""
     calibration: Calibration = field(default_factory=Calibration)
-    """Of the router's confidence; fitted when a phase that trains the router ends."""
+    """Calibration of the router's confidence, fitted at the end of each phase that trains the router."""
     format: int = FORMAT_VERSION
 
 

@@ -1,4 +1,4 @@
-"""Our adapters as PEFT's folders: ``adapter_config.json`` and ``adapter_model.safetensors``, written and read back."""
+"""Writes adapters as PEFT folders (``adapter_config.json``, ``adapter_model.safetensors``) and reads them back."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _settings(config: LoraConfig, first_layer: int, layers: int, backbone: str) 
 
 
 def load_adapter(folder: Path, adapter: Adapter, first_layer: int, layers: int) -> None:
-    """Read an adapter of our own back, into one of the same settings.
+    """Load an adapter that ``save_adapter`` wrote into an adapter with the same settings.
 
     Raises:
         CheckpointError: a missing file, other settings, or tensors that do not fit.
@@ -76,7 +76,7 @@ def load_adapter(folder: Path, adapter: Adapter, first_layer: int, layers: int) 
     stored = read_adapter_config(folder)
     config = adapter.config
     for key, value in (("r", config.rank), ("lora_alpha", config.alpha), ("use_rslora", config.use_rslora)):
-        # Its tensors would fit, and its answers be wrong.
+        # The tensors could fit all the same, but the answers would be wrong.
         if stored.get(key) != value:
             raise CheckpointError(
                 f"{folder / CONFIG}: was trained with {key} {stored.get(key)!r}, the configuration says {value!r}"
@@ -100,7 +100,7 @@ def load_adapter(folder: Path, adapter: Adapter, first_layer: int, layers: int) 
 
 
 def read_tensors(path: Path, types: tuple[torch.dtype, ...] = (torch.float32,)) -> dict[str, Tensor]:
-    """Tensors of a file, all of them of the given types and finite: what else it holds, training did not write.
+    """Read the tensors of a file, and check that they are finite and of the given types. Training writes no others.
 
     Raises:
         CheckpointError: unreadable, another type, or values that are not finite.
@@ -113,7 +113,7 @@ def read_tensors(path: Path, types: tuple[torch.dtype, ...] = (torch.float32,)) 
 
 
 def checked_tensors(path: Path, tensors: dict[str, Tensor], types: tuple[torch.dtype, ...]) -> dict[str, Tensor]:
-    """The same tensors. Raises ``CheckpointError`` for another type, or values that are not finite."""
+    """Return ``tensors`` unchanged. Raises ``CheckpointError`` for another type or values that are not finite."""
     for name, tensor in tensors.items():
         if tensor.dtype not in types:
             expected, found = (str(dtype).removeprefix("torch.") for dtype in (types[0], tensor.dtype))

@@ -1,8 +1,8 @@
-"""Adapters that PEFT trained, of anybody: their update of every linear layer stays the same, in our form.
+"""Imports LoRA adapters that anybody trained with PEFT. Their update of every linear layer stays the same.
 
-They may have a rank for each module, half precision or another choice of modules. PEFT matches every pattern against a
-module's full name in the model that it was given, such as ``roberta.encoder.layer.0.attention.self.query`` in a
-classifier; the keys of the weights say these names.
+An adapter may have a rank for each module, half precision, or another choice of modules. PEFT matches its patterns
+against the full name of a module in the model that was trained, such as
+``roberta.encoder.layer.0.attention.self.query`` in a classifier. The keys of the weights contain these names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 PICKLED = "adapter_model.bin"
 _PREFIXES = ("", "bert.", "roberta.", "camembert.")
-"""What module names have in front: nothing for a bare encoder, the name that models with a head give it."""
+"""Prefixes of module names: none for a bare encoder, otherwise the encoder's name in a model with a head."""
 _ENCODER = re.compile(r"base_model\.model\.((?:[^.]+\.)*?)encoder\.layer\.")
 _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
@@ -38,32 +38,33 @@ _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pat
 _WITHOUT_EFFECT = {"auto_mapping", "corda_config", "eva_config", "inference_mode", "loftq_config", "lora_ga_config",
                    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
                    "task_type"}  # fmt: skip
-"""Settings that say nothing of what a trained adapter computes, or nothing unless another one is on."""
+"""Settings that do not affect what a trained adapter computes, or only do so if another setting is on."""
 _OFF = (None, False, "none", [], {})
-"""Values under which any other setting, also one that is not known, changes nothing."""
+"""Values with which any other setting, even an unknown one, has no effect."""
 _LEAVES_BACKBONE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations under which PEFT's adapter is all that was trained; others change the backbone's weights too."""
+"""Initialisations that leave the backbone's weights unchanged. All others change them too."""
 
 
 def import_adapter(
     folder: Path, encoder: EncoderConfig, backbone: str, first_layer: int, refuse: Callable[[str], None]
 ) -> Adapter:
-    """An adapter from a PEFT LoRA folder of anybody, with the settings that it has here.
+    """Import an adapter from any PEFT LoRA folder, and convert its settings.
 
-    Every linear layer gets the update that PEFT would give it: modules with a rank or alpha of their own are widened
-    with zeros to the largest rank, and what their scaling differs by goes into B.
+    Every linear layer gets the same update as in PEFT. Modules with a rank or alpha of their own are padded with zeros
+    to the largest rank, and the difference in scaling is multiplied into B.
 
     Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``adapter_model.bin``).
+        folder: contains ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``adapter_model.bin``).
         encoder: the backbone's shape.
-        backbone: its name; an adapter that was trained over one of another name is taken with a warning, since the same
-            weights may lie anywhere.
+        backbone: the backbone's name. An adapter that was trained over a backbone of another name is accepted with a
+            warning, since the same weights may be stored under any name.
         first_layer: lowest layer that can have an adapter.
-        refuse: is given a sentence about each part beside what can be taken over (heads, layers below
-            ``first_layer``); raises, or lets it be left out.
+        refuse: called with a sentence about each part that cannot be imported (heads, layers below ``first_layer``).
+            It raises an error, or returns to leave the part out.
 
     Raises:
-        CheckpointError: not a plain LoRA, another shape, settings and weights that differ, or what ``refuse`` raises.
+        CheckpointError: not a plain LoRA, another shape, settings that contradict the weights, or what ``refuse``
+            raises.
     """
     settings = read_adapter_config(folder)
     _check_kind(folder / CONFIG, settings, refuse)
@@ -107,7 +108,7 @@ def import_adapter(
 
 
 def _check_kind(path: Path, settings: Mapping[str, Any], refuse: Callable[[str], None]) -> None:
-    """See that an adapter is a plain LoRA. What is not known may change anything, so that nothing of it is taken."""
+    """Check that an adapter is a plain LoRA. Unknown settings may change anything, so they are refused."""
     if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type {settings.get('peft_type')!r:.60}, only LORA can be imported")
     for key, value in settings.items():
@@ -120,7 +121,7 @@ def _check_kind(path: Path, settings: Mapping[str, Any], refuse: Callable[[str],
             f"{path}: init_lora_weights is {settings['init_lora_weights']!r:.60}, which changes the "
             "backbone too; save the adapter as a plain one, with PEFT's path_initial_model_for_weight_conversion"
         )
-    if settings.get("modules_to_save") not in _OFF:  # beside the adapter; weights inside the encoder are refused there
+    if settings.get("modules_to_save") not in _OFF:  # outside of the encoder; ``_pairs`` refuses weights inside of it
         refuse(
             f"{path}: modules_to_save is {settings['modules_to_save']!r:.80}, which a plain LoRA does not have; heads "
             "are trained here"
@@ -128,7 +129,7 @@ def _check_kind(path: Path, settings: Mapping[str, Any], refuse: Callable[[str],
 
 
 def _prefix(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """What PEFT's module names have in front of ``encoder.layer``."""
+    """Return the prefix before ``encoder.layer`` in PEFT's module names."""
     found = sorted({match[1] for key in tensors if (match := _ENCODER.match(key))})
     if not found:
         raise CheckpointError(f"{path}: holds no LoRA matrices of an encoder's linear layers")
@@ -172,7 +173,7 @@ def _pairs(
 
 
 def _scalings(path: Path, settings: Mapping[str, Any], places: Collection[str], pairs: Pairs) -> dict[str, float]:
-    """What PEFT multiplies each module's update by, once the settings are seen to be those of the weights."""
+    """Check that the settings match the weights, and return the factor of each module's update in PEFT."""
     targeted = {name for name in places if is_targeted(path, settings, name)}
     for name in sorted(targeted ^ set(pairs)):
         say = "name {}, which has no weights" if name in targeted else "leave {} out, which has weights"
@@ -211,7 +212,7 @@ def _alpha(path: Path, settings: Mapping[str, Any]) -> float:
 
 
 def _read_pickled(path: Path, types: tuple[torch.dtype, ...]) -> dict[str, Tensor]:
-    """The same of a file by ``torch.save``, of which nothing but tensors is read: no code of it runs."""
+    """Read the tensors of a ``torch.save`` file. Nothing but tensors is read, and no code in the file runs."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any

@@ -1,4 +1,4 @@
-"""Which layers a PEFT configuration adapts: its names, patterns and indices, matched as PEFT matches them."""
+"""Finds the layers that a PEFT configuration adapts, by matching names, patterns and indices as PEFT does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import regex
 from dynamo_mtl.errors import CheckpointError
 
 LONGEST_MATCH = 0.2
-"""Seconds that a pattern of a stranger may take for one name."""
+"""Time limit in seconds to match an untrusted pattern against one name."""
 
 
 def is_targeted(path: Path, settings: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT adapts a module: its ``check_target_module_exists``, and all linear layers for ``all-linear``."""
+    """Whether PEFT adapts a module, as its ``check_target_module_exists`` says; ``all-linear`` is all linear layers."""
     excluded = settings.get("exclude_modules") or []
     if isinstance(excluded, str):
         if _match(path, "exclude_modules", excluded, name, whole=True):
@@ -31,7 +31,7 @@ def is_targeted(path: Path, settings: Mapping[str, Any], name: str) -> bool:
     if isinstance(targets, str):
         return targets.lower() == "all-linear" or bool(_match(path, "target_modules", targets, name, whole=True))
     targets = _strings(path, "target_modules", targets)
-    # PEFT looks at the layer only where the full name is not listed.
+    # PEFT checks the layer's index only if the full name is not listed.
     return name in targets or (_ends_with(name, targets) and _is_layer_chosen(path, settings, name))
 
 
@@ -44,7 +44,7 @@ def _is_layer_chosen(path: Path, settings: Mapping[str, Any], name: str) -> bool
         raise CheckpointError(f"{path}: layers_to_transform should be numbers of layers, found {chosen!r:.60}")
     given = settings.get("layers_pattern") or []
     patterns = _strings(path, "layers_pattern", [given] if isinstance(given, str) else given)
-    # Without a pattern, the first number below another name; with several, the first of them that matches.
+    # Without a pattern, the first number that follows a name counts; with several, the first pattern that matches.
     ways = [rf"(?:^|.*?\.){own}\.(?P<idx>\d+)\." for own in patterns] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
     found = next((match for way in ways if (match := _match(path, "layers_pattern", way, name))), None)
     number = found.groupdict().get("idx") if found else None
@@ -75,9 +75,9 @@ def pattern_values(path: Path, key: str, patterns: Mapping[str, float], name: st
 
 
 def _match(path: Path, key: str, pattern: str, name: str, whole: bool = False) -> regex.Match[str] | None:
-    """``re.match`` (or ``re.fullmatch``), for a pattern from a stranger that could take for ever."""
+    """``re.match`` (or ``re.fullmatch``) with a time limit, because an untrusted pattern could take forever."""
     reason = "is no plain pattern of a module's path"
-    # Other syntax of the engine that can be stopped is not that of ``re``, by which PEFT matches.
+    # Refuse what ``regex``, which has a time limit, reads differently from ``re``, which PEFT uses.
     if len(pattern) < 2000 and re.fullmatch(r"(?:\{\d|[^{[]|\[(?!\^?[\[:]))*", pattern):
         try:
             re.compile(pattern)

@@ -1,4 +1,4 @@
-"""The settings that a checkpoint was trained with, and what a configuration file may change of them."""
+"""Reads the settings that a checkpoint was trained with, and applies what a configuration file may change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_system_config(place: Path | Mapping[str, Any]) -> SystemConfig:
-    """The part of a configuration, or of its file, that a trained model depends on; other sections are left out."""
+    """Read the part of a configuration, or of its file, that a trained model depends on. Other sections are ignored."""
     raw = read_settings(place) if isinstance(place, Path) else place
     where = str(place) if isinstance(place, Path) else CONFIG
     return validate(SystemConfig, {k: v for k, v in raw.items() if k in SystemConfig.model_fields}, where)
@@ -29,11 +29,13 @@ CHANGEABLE = (
     "model.precision", "model.quantization", "router.top_k", "router.on_rejection", "data.max_source_length",
     "data.window_overlap", "data.max_windows", "tasks.*.generation", "tasks.*.max_answer_tokens",
 )  # fmt: skip
-"""Settings of a trained model that a configuration file may change; for the others its checkpoint's own count."""
+"""Settings of a trained model that a configuration file may change. All others come from the checkpoint."""
 
 
 def used_with(checkpoint: Path, path: Path) -> SystemConfig:
-    """A checkpoint's settings with what a configuration file changes of them; a difference in others is warned of.
+    """Return a checkpoint's settings with the changes that a configuration file may make.
+
+    Differences in other settings of the model, router and adapters are ignored with a warning.
 
     Raises:
         CheckpointError: not a checkpoint.

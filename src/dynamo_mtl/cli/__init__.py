@@ -17,7 +17,7 @@ __all__ = ["app", "checkpoints", "evaluation", "inference", "main", "setup", "tr
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors of the input are one sentence and exit code 2."""
+    """Run the command line. For an error of the input, print one sentence and exit with code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console that cannot show a letter still shows the rest
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _at_home(argument: str) -> str:
-    """``--output=~/x`` and ``key=~/x`` with the home folder written out, which a shell does only after a blank."""
+    """Expand ``~`` in ``--output=~/x`` and ``key=~/x``. A shell does so only at the beginning of a word."""
     key, equals, value = argument.partition("=")
     plain = equals and value.startswith("~/") and re.fullmatch(r"[\w.-]+", key)
     return f"{key}={os.path.expanduser(value)}" if plain else argument

@@ -1,4 +1,4 @@
-"""Launchers of several processes start modules."""
+"""Run the command line as a module, as launchers of several processes do."""
 
 from dynamo_mtl.cli import main
 

@@ -1,4 +1,4 @@
-"""Commands that change a trained model: a task more, a task less, another name."""
+"""Commands on trained models: add, remove and rename tasks, import adapters, share and export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Output = Annotated[
 
 
 def beside(checkpoint: Path, suffix: str) -> Path:
-    """A folder beside a checkpoint. A suffix that no file can have is some task's name, of which others complain."""
+    """Return a folder beside a checkpoint. Characters that do not fit a file name are replaced in the suffix.
+
+    Such a suffix is the invalid name of a task, which is reported elsewhere.
+    """
     place = checkpoint.resolve()
     return place.parent / f"{place.name}-{re.sub(r'[^A-Za-z0-9_-]', '_', suffix)}"
 
@@ -105,7 +108,7 @@ def import_adapter(
     output: Output = None,
     strict: Annotated[bool, typer.Option(help="Refuse an adapter of which some part cannot be taken over.")] = True,
 ) -> None:
-    """Put an adapter that PEFT trained in the place of a task's own. A new task's starts from one with add-task."""
+    """Replace the adapter of a task by one that PEFT trained. For a new task, use add-task with --adapter."""
     start_logging(False)
     from dynamo_mtl.lifecycle.editing import replace_adapter
 
@@ -140,7 +143,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make it private if it is new.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
 ) -> None:
-    """Put a checkpoint on the hub, with the card that it has. The token is the one logged in, or HF_TOKEN."""
+    """Upload a checkpoint and its card to the hub. The token is the one that is logged in, or HF_TOKEN."""
     from dynamo_mtl.checkpoint.hub import push as send
 
     typer.echo(f"pushed: {send(checkpoint, repository, private, revision)}")

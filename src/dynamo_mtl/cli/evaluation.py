@@ -1,4 +1,4 @@
-"""Commands that measure and look."""
+"""Commands that evaluate models and check data."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def analyze(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Look at the decisions of a checkpoint's router: what it looks at, where it goes wrong, when to trust it."""
+    """Analyze the decisions of a checkpoint's router: what it looks at, where it is wrong, when to trust it."""
     start_logging(verbose)
     from dynamo_mtl.evaluation.analyzer import analyze_checkpoint
     from dynamo_mtl.evaluation.html_page import write_report
@@ -138,10 +138,11 @@ def check_data(
 
     if output is not None:
         writable_file(output)
-    profile = check(load_config(config, overrides or []), sample, logging.getLogger("dynamo_mtl").info)
+    loaded = load_config(config, overrides or [])
+    profile = check(loaded, sample, logging.getLogger("dynamo_mtl").info)
     print_table("Data", *profile_rows(profile))
     for remark in remarks(profile):
         typer.echo(remark)
     if output is not None:
         output.write_text(json.dumps(profile_json(profile), indent=2) + "\n", encoding="utf-8")
-    refuse_faults(profile)
+    refuse_faults(profile, loaded.data.bad_rows)

@@ -1,4 +1,4 @@
-"""Commands that answer."""
+"""Commands that answer inputs: ``predict`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def serve(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Answer over HTTP, with a page to play with, until SIGTERM or Ctrl-C. Clients send the key in DYNAMO_API_KEY."""
+    """Serve a model over HTTP, with a playground, until SIGTERM or Ctrl-C. Clients send the key in DYNAMO_API_KEY."""
     start_logging(verbose)
 
     try:

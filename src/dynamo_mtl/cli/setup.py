@@ -1,4 +1,4 @@
-"""Commands for the first hour, and for when something does not work."""
+"""Commands for the first steps and for troubleshooting: ``init`` and ``doctor``."""
 
 from __future__ import annotations
 

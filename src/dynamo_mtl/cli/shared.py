@@ -1,4 +1,4 @@
-"""What the commands share: the application, their common options, logging."""
+"""Shared code of the commands: the application, common options and logging."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dynamo_mtl.config import DynamoConfig
 
 ORDER = ("init", "doctor", "data", "train", "evaluate", "predict", "serve")
-"""The first commands that a user needs, in that order; the others follow as they are written down."""
+"""The commands that a user needs first, in this order. The others follow in the order of their definitions."""
 
 
 class Commands(TyperGroup):
@@ -67,7 +67,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.")]
 
 
 def checkpoint_config(checkpoint: Path, overrides: Sequence[str] | None) -> DynamoConfig:
-    """The configuration of a checkpoint, less what a file from somebody else must not choose.
+    """Load the configuration of a checkpoint. Settings that a foreign file must not choose are reset.
 
     Raises:
         CheckpointError: not a checkpoint.
@@ -82,14 +82,14 @@ def checkpoint_config(checkpoint: Path, overrides: Sequence[str] | None) -> Dyna
 
 
 def writable_file(output: Path, option: str = "--output") -> None:
-    """See that a file can be written before the work whose result it holds. Raises ``ConfigError``."""
+    """Check that a file can be written, before the work for its content. Raises ``ConfigError`` if it cannot."""
     writable_folder(output.parent, option)
     if output.is_dir():
         raise ConfigError(f"{option}: {output} is a folder; name a file")
 
 
 def start_logging(verbose: bool, quiet: bool = False) -> None:
-    """Log to standard error: progress, details if ``verbose``, or warnings alone."""
+    """Log to standard error: progress, also details if ``verbose``, or only warnings if ``quiet``."""
     quiet = quiet or not speaks()
     logging.basicConfig(
         level=logging.WARNING,
@@ -105,12 +105,12 @@ def start_logging(verbose: bool, quiet: bool = False) -> None:
 
 
 def speaks() -> bool:
-    """Whether this process is the one of its job that speaks to the user; launchers number them."""
+    """Whether this process prints to the user. Of the processes of a job, only the one with rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def needs(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
-    """The sentence about a package that an extra brings."""
+    """Create the error for a missing package that an extra installs."""
     return ConfigError(
         f"{error.name} is missing; install {what} in a checkout of dynamo-mtl with: pip install -e '.[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""The one configuration: settings of all parts, each in its own file, and how a file of them is read.
+"""Defines the settings of all parts, each in its own file, and reads configuration files.
 
 >>> from dynamo_mtl.config import load_config
 >>> load_config("config.yaml", ["training.seed=1"]).training.seed  # doctest: +SKIP

@@ -24,10 +24,10 @@ SYSTEMS = {
     "base": "the same model without adapters, given the true task's head",
     "trivial": "no learning at all",
 }
-"""Every system that can be compared, in the order of tables, and what it is."""
+"""Every system that can be compared, with a description, in the order of the result tables."""
 
 TRAINED_APART = ("single_lora", "full_finetuning", "two_pass")
-"""Those that are not part of a trained checkpoint: ``dynamo compare`` trains them."""
+"""Systems that are not part of a trained checkpoint; ``dynamo compare`` trains them."""
 
 OWN_TRAINING = {
     "single_lora": ({"model.adapters": "shared"}, "lora_lr"),
@@ -45,22 +45,22 @@ class CompareConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     systems: list[str] = [*SYSTEMS]
-    """What is scored; those with a training of their own are trained."""
+    """Systems to score. Those that need a training of their own are trained first."""
     learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {
         "single_lora": [5e-4, 1e-3, 2e-3],
         "full_finetuning": [5e-5, 1e-4, 3e-4],
     }
-    """Candidates of each separately trained system; of several the one with the best validation loss after a share of
-    the training is taken."""
+    """Candidate learning rates of each separately trained system. If there are several, each is tried for a share of
+    the training, and the one with the best validation loss is used."""
     trial_share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the training that each candidate gets."""
+    """Share of the training for which each candidate learning rate is tried."""
     generation_examples: int | None = Field(default=None, ge=1)
-    """Examples of each generation task that are scored, the first ones; all if not given. Answers of these tasks take
-    most of the time."""
+    """Score only this many examples of each generation task, the first ones; all if not given. Answers of these tasks
+    take most of the time."""
     timing_inputs: int = Field(default=8, ge=1)
-    """Inputs of each task that every system answers to be timed."""
+    """Inputs of each task in the sample on which every system is timed."""
     timing_rounds: int = Field(default=3, ge=1)
-    """How often the sample is answered by each; the median counts."""
+    """How often each system answers the timing sample; the median time is reported."""
 
     @model_validator(mode="after")
     def _known_systems(self) -> CompareConfig:

@@ -1,4 +1,4 @@
-"""Which settings decide what is trained, so that runs, trials and result files can be compared."""
+"""Tells which settings decide what is trained, so that runs, trials and result files can be compared."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ FREE = (
     "training.keep_states", "training.token_budget",
     "compare", "serving",
 )  # fmt: skip
-"""Settings that a resumed run may change: they do not change what is trained, the token budget but for rounding."""
+"""Settings that a resumed run may change. They do not affect what is trained: the token budget and the number of
+threads change only how sums are rounded."""
 
 
 def deciding_settings(config: PipelineConfig) -> str:
-    """Those that decide what is trained, as one text."""
+    """The settings that decide what is trained, as one text."""
     settings = sorted(flat(config.model_dump(mode="json")).items())
     return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
 
 
 def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
-    """The first setting, with both values, by which two runs would train differently.
+    """Return the first setting that makes two runs train differently, with both values; None if there is none.
 
-    A setting that did not exist ``then`` had what is now its default.
+    A setting that did not exist ``then`` counts as having its current default.
     """
     try:
         then = type(now).model_validate(then).model_dump()
@@ -52,6 +53,6 @@ def _is_free(key: str) -> bool:
 
 
 def settings_hash(config: PipelineConfig) -> str:
-    """SHA-256 of the deciding settings but the folder of the data, which is another one on each machine."""
+    """SHA-256 of the deciding settings, without the data folder (``data.root``), which differs between machines."""
     settings = [pair for pair in json.loads(deciding_settings(config)) if pair[0] != "data.root"]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

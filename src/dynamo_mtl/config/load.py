@@ -1,4 +1,4 @@
-"""The one configuration: all settings of all parts, composed from the models beside what they configure."""
+"""Loads the configuration, which is composed of the settings of all parts, each defined beside what it configures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dynamo_mtl.strict_yaml import read_settings
 
 
 class DynamoConfig(PipelineConfig):
-    """Everything that a configuration file can say."""
+    """All settings that a configuration file can have."""
 
     compare: CompareConfig = CompareConfig()
     serving: ServingConfig = ServingConfig()
     visualization_dir: str = "./visualizations"
-    """Where ``dynamo evaluate``, ``compare`` and ``analyze`` draw pictures and write their page."""
+    """Folder for the pictures and pages of ``dynamo evaluate``, ``compare`` and ``analyze``."""
 
 
 PLACES = (
@@ -33,17 +33,17 @@ PLACES = (
     "data.cache_dir=null",
     "serving={}",
 )
-"""Overrides for a checkpoint's own configuration: a file from somebody else does not choose where files are written,
-nor who can ask."""
+"""Overrides for the configuration stored in a checkpoint. A checkpoint from somebody else must not choose where files
+are written, or who may send requests."""
 
 
 BRANCH = 64
 """Hidden size of the router's branch of an added task."""
 FEW_SHOT_TRAINING = {"max_steps": 60, "num_epochs": 60, "batch_size": 16, "load_best_model_at_end": False}
-"""Phase 1 of a task with a handful of examples, which are hardly enough to choose a best state by."""
+"""Phase 1 settings of a task with only a handful of examples, too few to choose a best state by."""
 
 EXTENDS = "extends"
-"""Names the configuration file, beside this one, whose settings hold where this one says nothing."""
+"""Key that names another configuration file, relative to this one. Its settings apply where this file sets none."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DynamoConfig:
@@ -88,13 +88,13 @@ class AddedTask:
     data: str
     """A path, a hub id, or ``sample``."""
     few_shot: bool = False
-    """Whether there are only some 16 examples: the router gets a prototype of them instead of a trained branch."""
+    """Whether there are only about 16 examples. The router then gets a prototype of them, not a trained branch."""
     lora: Mapping[str, Any] | None = None
-    """Settings of its adapter; those of its type if None."""
+    """Settings of its adapter; the defaults of its task type if None."""
 
 
 def extended_config(path: Path, added: AddedTask, overrides: Sequence[str] = ()) -> DynamoConfig:
-    """A checkpoint's configuration with one task more, its last one.
+    """Return a checkpoint's configuration with a task added as the last one.
 
     Args:
         path: the checkpoint's ``config.yaml``.

@@ -1,4 +1,4 @@
-"""Settings changed by dotted keys, such as ``training.seed``: by a command line, a search, a comparison."""
+"""Changes settings by dotted keys such as ``training.seed``, for the command line, searches and comparisons."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A configuration with ``{"section.key": value}`` changed, validated anew."""
+    """Return a copy of a configuration with ``{"section.key": value}`` changed, and validate it again."""
     raw = config.model_dump()
     for key, value in settings.items():
         set_value(raw, key, value)

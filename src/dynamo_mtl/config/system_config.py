@@ -1,4 +1,4 @@
-"""The part of a configuration that a trained model depends on: what its data, tasks, adapters and router are."""
+"""The part of a configuration that a trained model depends on: its data, tasks, adapters and router."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from dynamo_mtl.tasks.task_config import TaskConfig
 logger = logging.getLogger(__name__)
 
 ROUTING_INFO = "routing_info"
-"""Key beside the task's in an answer, so that no task can have this name."""
+"""Key in every answer, next to the task's own key; so no task can have this name."""
 
 
 class SystemConfig(BaseModel):
-    """All that a trained model depends on. Tasks are those that have a data path or an entry under ``tasks``."""
+    """Everything a trained model depends on. Its tasks are those with a data path or an entry under ``tasks``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
     data: DataConfig = DataConfig()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default_factory=dict)
-    """Settings of each task, by its name; those of its type."""
+    """Settings of each task, by the task's name. Its type decides which settings it has."""
     model: ModelConfig = ModelConfig()
     lora_configs: dict[str, LoraConfig] = Field(default_factory=dict)
-    """Each task's adapter; what suits its type where nothing is said."""
+    """Adapter of each task, by the task's name. Settings that are not given have the defaults of the task's type."""
     router: RouterConfig = RouterConfig()
 
     @model_validator(mode="before")
@@ -54,7 +54,7 @@ class SystemConfig(BaseModel):
             **{k.removesuffix(DATA_PATH): v for k, v in data.items() if k.endswith(DATA_PATH)},
         }
         tasks: dict[str, TaskConfig] = {}
-        # In the order of a saved model's outputs where all are named, else of the data paths that users write.
+        # If all tasks are named, as in a saved model, their order is kept; otherwise the data paths give the order.
         for name in named if paths.keys() <= named.keys() else dict.fromkeys([*paths, *named]):
             settings = named.get(name) or {}
             if not isinstance(settings, dict | TaskConfig):

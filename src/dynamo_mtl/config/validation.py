@@ -1,4 +1,4 @@
-"""Settings against their models: one clear sentence for everything that is wrong."""
+"""Validates settings against their models, and reports everything that is wrong in one clear sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def validate(model: type[Settings], raw: Any, where: str) -> Settings:
-    """Validate settings. Raises one ``ConfigError`` that says all problems, each with key, value and what is right."""
+    """Validate settings. Raises one ``ConfigError`` that lists all problems: key, value, and what would be right."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -50,7 +50,7 @@ ELSEWHERE = {
     "save_total_limit": "use training.keep_states",
     "early_stopping_patience": "use training.patience",
 }
-"""Keys of other trainers, and what says the same here."""
+"""Keys of other trainers, and their equivalents here."""
 
 
 def _keys(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Where examples come from and in which order they are drawn. Knows no task."""
+"""Read examples, and choose the order in which they are drawn. Independent of task types."""

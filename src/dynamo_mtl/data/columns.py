@@ -1,4 +1,4 @@
-"""What the columns of a table hold, by their values."""
+"""Find out what the columns of a table hold, from their values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 MOST_LABELS = 1000
 MOST_WORDS = 6
-"""Of a label, on average."""
+"""Most words of a label, on average."""
 TEXT_WORDS = 3
-"""Of a text, on average, at least."""
+"""Fewest words of a text, on average."""
 REPEATED = 0.5
-"""A column has at most that share of distinct values if they are labels."""
+"""Largest share of distinct values in a column of labels."""
 SAMPLE = 2000
 """Values that are looked at closely."""
 _KEPT = 20_000
-"""Distinct values that are counted; a column of more holds no labels."""
+"""Most distinct values to count. A column with more does not hold labels."""
 
 
 @dataclass
@@ -61,16 +61,16 @@ class Column:
 
     @property
     def mean_words(self) -> float:
-        """Words of a value."""
+        """Mean number of words of a value."""
         return self.words / max(1, self.filled)
 
     @property
     def mean_characters(self) -> float:
-        """Characters of a value."""
+        """Mean number of characters of a value."""
         return self.characters / max(1, self.filled)
 
     def share(self, pattern: str) -> float:
-        """Share of the sample that a pattern describes."""
+        """Share of the sample that matches a pattern."""
         found = sum(re.fullmatch(pattern, str(value).strip(), re.DOTALL) is not None for value in self.sample)
         return found / max(1, len(self.sample))
 
@@ -92,7 +92,7 @@ class Column:
 
     @property
     def is_identifier(self) -> bool:
-        """Whether every row has another value, of one word."""
+        """Whether almost every row has a different value, of about one word."""
         return not self.is_nested and self.mean_words <= 1.2 and len(self.counts) >= 0.95 * self.filled > 2
 
     @property
@@ -102,7 +102,7 @@ class Column:
 
     @property
     def is_label(self) -> bool:
-        """Whether its values are few and come again."""
+        """Whether it holds few distinct values, which repeat."""
         spellings = len(self.folded)
         return (
             not (self.is_nested or self.is_score or self.is_address or self.is_date)
@@ -132,7 +132,7 @@ class Column:
         return groups
 
     def parts(self) -> list[str]:
-        """The labels of which several stand in a value, if it holds such lists of labels; else nothing."""
+        """Return the single labels if values are lists of labels, such as ``a; b``; else an empty list."""
         for mark in (";", "|", ",", " / "):
             split = [[part.strip() for part in str(value).split(mark)] for value in self.sample]
             if sum(len(own) > 1 for own in split) < 0.15 * len(split):
@@ -166,6 +166,6 @@ def read_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Column], 
 
 
 def number_as_written(value: Any) -> str:
-    """A cell as its label: without blanks around it, and ``1.0`` as ``1``, which is what a spreadsheet makes of it."""
+    """Return a cell as a label: without surrounding blanks, and ``1`` for ``1.0``, which spreadsheets make of it."""
     text = str(value).strip()
     return text[:-2] if re.fullmatch(r"-?\d{1,15}\.0", text) else text

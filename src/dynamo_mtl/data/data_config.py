@@ -1,4 +1,4 @@
-"""Settings of the data: where it lies, how it is windowed and mixed."""
+"""Settings of the data: where it is, how it is cut into windows, and how it is mixed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ DATA_PATH = "_data_path"
 
 
 class DataConfig(BaseModel):
-    """Where the data lies and how sources are cut and mixed.
+    """Where the data is, and how sources are cut and mixed.
 
-    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, perhaps in several shards, a single file,
-    what ``save_to_disk`` wrote, a hub id (``owner/name``, or ``owner/name:configuration`` where a data set has
-    several), or ``sample``.
+    ``<task>_data_path`` is a folder with ``train`` and ``validation`` files, which may have several shards; a single
+    file; a folder that ``save_to_disk`` wrote; a hub id (``owner/name``, or ``owner/name:configuration`` for a data set
+    with several configurations); or ``sample``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     root: str | None = None
-    """Put in front of relative data paths."""
+    """Folder that relative data paths start from."""
     paths: dict[str, str] = Field(default_factory=dict)
     """Task → data path, collected from the ``<task>_data_path`` keys."""
     cache_dir: str | None = None
     """Where prepared data is kept; the cache folder of ``datasets`` if not given."""
     revision: str | None = None
-    """Branch, tag or commit of hub data sets; the newest commit if not given, which checkpoints name."""
+    """Branch, tag or commit of hub data sets. If not given, the newest commit, which checkpoints record."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What to do with rows that cannot be used: end with the first one, or leave them out and say how many and why."""
+    """What to do with rows that cannot be used: stop at the first one, or skip them and report how many and why."""
     max_source_length: int = Field(default=256, ge=16)
     """Tokens in a window of a source."""
     window_overlap: int = Field(default=64, ge=0)
@@ -42,7 +42,7 @@ class DataConfig(BaseModel):
     sampling_exponent: float = Field(default=0.5, ge=0, le=1)
     """Mixtures draw a task with a probability proportional to its size to this power."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches ahead, for a GPU that would wait for them."""
+    """Processes that prepare batches in advance, so that a GPU does not wait for them."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,7 @@
-"""CSV and TSV files, read by DuckDB in its strict mode: a row is read as it stands, or named by its line.
+"""Read CSV and TSV files with DuckDB in strict mode. A row is read as written, or refused with its line number.
 
-The separator and the quoting are not guessed from a sample. Each way of reading that is possible reads the whole file
-once, and the first that every line fits is taken; ``docs/decisions/0011-how-tables-are-read.md`` says why.
+The separator and the quoting are not guessed from a sample. Every possible dialect reads the whole file once, and the
+first with the fewest faults is used; ``docs/decisions/0011-how-tables-are-read.md`` explains why.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dynamo_mtl.data.text_files import Reading, open_bytes, open_text
 from dynamo_mtl.errors import DataError
 
 NEVER = "\x1f"
-"""Separates what no text holds."""
+"""A separator that no text contains."""
 LONGEST_LINE = 1 << 26
 """Bytes of the longest row."""
 ROWS = 5000
 """Rows in memory at once."""
 VALUES = 2000
-"""Values of a column that are compared with what stands inside of a cell of several lines."""
+"""Most values of the last column to compare with the lines of a cell."""
 _WHAT = {
     "UNQUOTED VALUE": "a quotation mark is not closed, or stands where none can",
     "INVALID ENCODING": "bytes that are no UTF-8",
@@ -40,15 +40,16 @@ _WHAT = {
 def delimited_rows(
     path: Path, reading: Reading, refuse: Callable[[DataError], None]
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Rows of a file with separators as texts, each with its place ("file, line 3").
+    """Yield the rows of a delimited file as texts, each with its place ("file, line 3").
 
     Args:
-        path: ends with ``.csv`` or ``.tsv``, or that and ``.gz``.
-        reading: what the file does not say itself.
-        refuse: is called with each line that does not fit, before any row is given.
+        path: file whose name ends with ``.csv`` or ``.tsv``, perhaps followed by ``.gz``.
+        reading: what cannot be seen from the file.
+        refuse: called before the first row with each line that does not fit, and later with each row that has other
+            rows in a cell.
 
     Raises:
-        DataError: no header, a column that is named twice, or no way to read the file.
+        DataError: there is no header, a column name occurs twice, or the file cannot be read as a table.
     """
     with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
         dialect, faults = _best(connection, place, path, reading)
@@ -73,7 +74,7 @@ def delimited_rows(
 
 @contextmanager
 def _readable(path: Path, reading: Reading) -> Iterator[str]:
-    """A UTF-8 file whose name holds no pattern and whose lines all end alike: the file itself, or a copy."""
+    """Yield a path that DuckDB can read: UTF-8, no pattern in the name, equal line ends. It may be a copy."""
     with open_text(path, reading) as text:
         if text.is_plain and not set(str(path)) & set("*?[") and not _ends_differ(path):
             yield str(path)
@@ -88,7 +89,7 @@ def _readable(path: Path, reading: Reading) -> Iterator[str]:
 
 
 def _ends_differ(path: Path) -> bool:
-    """Whether some lines of a file end as on Windows and others do not."""
+    """Whether a file has both Windows line ends and others."""
     windows = lines = 0
     with open_bytes(path) as file:
         while block := file.read(1 << 20):
@@ -99,13 +100,16 @@ def _ends_differ(path: Path) -> bool:
 
 
 Fault = tuple[int, str, str]
-"""The byte where a row begins that does not fit, what is wrong, and the kind of that."""
+"""A row that does not fit: the byte where it begins, what is wrong, and the kind of fault."""
 
 
 def _best(
     connection: duckdb.DuckDBPyConnection, place: str, path: Path, reading: Reading
 ) -> tuple[Dialect, list[Fault]]:
-    """The way of reading with the fewest faults; among equals the commonest, unless its cells hold what are rows."""
+    """Return the dialect with the fewest faults, and its faults.
+
+    Among equals, it is the most common one, unless its cells contain rows.
+    """
     found: list[tuple[int, Dialect, list[Fault]]] = []
     for dialect in _possible(path, reading):
         try:
@@ -126,7 +130,7 @@ def _best(
 
 
 def _possible(path: Path, reading: Reading) -> Iterator[Dialect]:
-    """All ways of reading under which the first line names columns."""
+    """Yield all dialects under which the first line names columns."""
     with open_text(path, reading) as text:
         first = text.file.readline(1 << 20)
         said = first.strip("\r\n").lower()
@@ -171,8 +175,8 @@ def _names(head: str, separator: str, quote: str) -> list[str] | None:
 
 
 COLLECT, LEAVE_OUT = "store_rejects=true, rejects_limit=100000", "ignore_errors=true"
-"""What DuckDB does with lines that do not fit. It collects them in memory, so a second pass, which gives the rows,
-leaves out what the first one collected."""
+"""What DuckDB does with lines that do not fit. The first pass collects them in memory. The second pass returns the
+rows and leaves out these lines."""
 
 
 def _select(dialect: Dialect, what: str = "*", faults: str = LEAVE_OUT) -> str:
@@ -196,7 +200,7 @@ _COLUMNS = "another number of columns"
 
 
 def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> tuple[int, list[Fault]]:
-    """Rows that fit a dialect; and for the others the byte where each begins, what is wrong, and the kind of that."""
+    """Return the number of rows that fit a dialect, and the faults of the others."""
     counts = connection.execute(_select(dialect, "count(COLUMNS(*))", COLLECT), [place]).fetchall()
     errors = connection.execute(
         "SELECT line_byte_position - 1, arg_max(error_type, error_type), arg_max(error_message, error_type) "
@@ -220,7 +224,7 @@ def _scan(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -
 
 
 def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Callable[[str], bool]:
-    """Whether a line inside of a cell looks like a row: as many separators, and at its end a value that others have."""
+    """Return a function that tells whether a line in a cell looks like a row: as many cells, a known last value."""
     last = f'"{dialect.names[-1].replace(chr(34), chr(34) * 2)}"'
     query = f"SELECT v FROM ({_select(dialect, last + ' AS v')}) WHERE length(v) < 100 GROUP BY v LIMIT {VALUES}"
     values = {value for (value,) in connection.execute(query, [place]).fetchall()}

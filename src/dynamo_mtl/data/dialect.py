@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 SEPARATORS = (",", "\t", ";", "|")
 QUOTINGS = (('"', '"'), ('"', "\\"), ("", ""))
-"""Quotation mark and what stands before one inside of a cell; the last is a file that quotes nothing."""
+"""Quotation mark, and the character that escapes it in a cell. The last entry is for files that quote nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, JSON, CSV and TSV, Parquet, Arrow; each row with its place."""
+"""Read rows, each with its place, from JSON lines, JSON, CSV, TSV, Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LISTS = ("data", "rows", "examples", "instances")
 def file_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:
     """Rows of a file, or of a folder that ``Dataset.save_to_disk`` wrote.
 
-    Numbers that a file's own schema gives names (``ClassLabel``) come as these names.
+    Numbers that have names in the file's schema (``ClassLabel``) are replaced by these names.
 
     Args:
         path: of any of ``SUFFIXES``.
@@ -74,7 +74,7 @@ def _json_lines(path: Path, reading: Reading, refuse: Refuse) -> Rows:
 
 
 def _json_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:
-    """Rows of a JSON list, of one under a key, of SQuAD's format, or of JSON lines under another name."""
+    """Yield the rows of a JSON list, of a list under a key, of SQuAD's format, or of JSON lines named ``.json``."""
     try:
         with open_text(path, reading) as text:
             content = json.loads(text.file.read())
@@ -115,7 +115,7 @@ def _squad_rows(path: Path, articles: list[Any]) -> Rows:
 
 
 class ArrowRow(Mapping[str, Any]):
-    """A row of an Arrow table, of which a cell is read when it is asked for: one that nobody reads does no harm."""
+    """A row of an Arrow table. Cells are read on access, so an unreadable cell that nobody uses does no harm."""
 
     def __init__(self, columns: Mapping[str, Any], number: int, names: Mapping[str, Callable[[Any], Any]]) -> None:
         self._columns, self._number, self._names = columns, number, names
@@ -178,7 +178,7 @@ def _saved_rows(folder: Path) -> Rows:
 
 
 def schema_names(features: Mapping[str, Any] | None) -> dict[str, Callable[[Any], Any]]:
-    """For each column whose numbers have names in the schema, alone or in lists, how to put the names there."""
+    """For each column whose numbers, alone or in lists, have names in the schema: a function that inserts them."""
     found: dict[str, Callable[[Any], Any]] = {}
     for column, feature in (features or {}).items():
         inner = getattr(feature, "feature", feature)

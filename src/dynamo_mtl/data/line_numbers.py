@@ -1,4 +1,4 @@
-"""The line of a file on which a row of a delimited table begins."""
+"""Find the line of a file on which a row of a delimited table begins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynamo_mtl.data.text_files import Reading, open_bytes, open_text
 
 
 def lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
-    """The numbers of the lines at some bytes of a file, in rising order. DuckDB counts rows instead of lines."""
+    """Yield the line numbers at byte positions of a file, which must ascend. DuckDB counts rows instead of lines."""
     with open_bytes(Path(place)) as file:
         number, end = 1, 0
         for position in positions:
@@ -22,14 +22,14 @@ def lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
 
 
 def _blank_lines(file: Any, place: int) -> int:
-    """Blank lines at a place of a file, to which DuckDB counts them."""
+    """Count the blank lines at a position. To DuckDB, the row after them begins there."""
     ahead = file.read(1 << 12)
     file.seek(place)
     return ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))].count(b"\n")
 
 
 class RowLines:
-    """Where rows stand in their file: the next line that holds the beginning of a row is its own."""
+    """Finds the lines of rows. A row begins on the next line that contains its first words."""
 
     def __init__(self, path: Path, reading: Reading, dialect: Dialect) -> None:
         self._lines = self._read(path, reading)
@@ -58,6 +58,6 @@ class RowLines:
         return found
 
     def _begin(self, cell: str) -> str:
-        """The first words of a cell, up to a sign that the file may write otherwise."""
+        """Return the first words of a cell, up to a character that the file may write in another way."""
         end = min((place for mark in (*self._marks, "\n", "\r") if (place := cell.find(mark)) >= 0), default=40)
         return cell[: min(end, 40)]

@@ -1,4 +1,4 @@
-"""The files of a split: where a path, a folder or a pattern leads."""
+"""Find the files of a split from the path of a file or folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "test": ("test",),
 }
 SHARD = r"-\d+(-of-\d+)?"
-"""What follows the name of a split where it lies in several files."""
+"""What follows the name of a split that has several files."""
 
 
 def find_files(location: str, split: str) -> list[Path] | None:
     """The files of a split in a folder, or the named file itself; None for a hub id.
 
-    Names are compared without case. A split may lie in several files, ``train-00000-of-00002.parquet`` and so on, and
-    a folder may be what ``Dataset.save_to_disk`` wrote, or hold such folders.
+    Names are compared without case. A split may have several files, such as ``train-00000-of-00002.parquet``. A folder
+    may be one that ``Dataset.save_to_disk`` wrote, or contain such folders.
 
     Raises:
         DataError: a path that does not exist, or a folder without such a split.

@@ -1,6 +1,6 @@
-"""Which examples a step trains on: a pure function of seed, epoch and step. Knows no task.
+"""Choose the examples of a training step: a pure function of seed, epoch and step. Independent of task types.
 
-Drawing needs no state, so a run can go on from any step, in any worker process.
+Drawing needs no state, so a run can resume at any step, in any worker process.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 class MixedOrder:
     """Batches that mix several data sets.
 
-    Each data set is walked through in its own permutations, pass after pass, so every example comes before any comes
-    twice. With a share below 1 (a curriculum), examples are drawn from the easiest ones instead.
+    Each data set is read in random order, pass after pass. Within an epoch, no example repeats before all others of its
+    data set were drawn. With a share below 1 (a curriculum), examples are drawn from the easiest ones instead.
     """
 
     sizes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Rows of a split, from files or from the hub, with the place of each for messages."""
+"""Read the rows of a split from files or from the hub, each with its place for messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_READING = Reading()
 
 
 def hub_commit(location: str, config: DataConfig) -> str | None:
-    """The commit that a hub data set's revision stands for now; offline the one that was last seen, if any."""
+    """Return the current commit of a hub data set's revision; if offline, the last one seen, if any."""
     name, revision = location.partition(":")[0], config.revision
     cache = at_home(config.cache_dir or HF_DATASETS_CACHE)
     seen = cache / "dynamo_commits" / f"{hashlib.sha256(f'{name} {revision}'.encode()).hexdigest()[:32]}.txt"
@@ -40,11 +40,11 @@ def hub_commit(location: str, config: DataConfig) -> str | None:
 
 
 HUB_SECONDS = 10.0
-"""How long the hub is waited for when it is asked for a commit."""
+"""Timeout of a request to the hub for a commit."""
 
 
 def raise_it(error: DataError) -> None:
-    """Refuse a row by ending the reading."""
+    """Refuse a row by raising its error, which stops reading."""
     raise error
 
 
@@ -61,7 +61,8 @@ def read_rows(
         location: file, folder, hub id or ``sample:<task type>``.
         split: ``train``, ``validation`` or ``test``.
         config: hub revision.
-        refuse: is called with each row that cannot be parsed; raises by default, else the next row follows.
+        refuse: called with the error of each row that cannot be parsed. It raises by default; if it returns, reading
+            goes on with the next row.
         reading: how text files are written.
     """
     files = None if is_sample(location) else find_files(location, split)
@@ -76,7 +77,7 @@ def read_rows(
 
 
 CONVERTED = "refs/convert/parquet"
-"""The branch of a data set on the hub where the hub itself keeps its rows as Parquet."""
+"""Branch where the hub keeps the rows of a data set as Parquet."""
 
 
 def _hub_rows(location: str, split: str, config: DataConfig) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -89,7 +90,7 @@ def _hub_rows(location: str, split: str, config: DataConfig) -> Iterator[tuple[M
         try:
             rows = stream(hub_commit(location, config) or config.revision)
         except RuntimeError as error:
-            # A data set that is a program: it is never run, but the hub has converted most of them.
+            # The data set is a script, which is never run. The hub has converted most of these to Parquet.
             if "scripts are no longer supported" not in str(error) or config.revision is not None:
                 raise
             rows = stream(CONVERTED)

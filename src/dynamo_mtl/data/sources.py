@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, the hub or the built-in sample corpus. Knows no task.
+"""Prepare tables of examples from files, folders, the hub or the built-in corpus. Independent of task types.
 
 Rows are read as a stream, turned into validated examples by a task's reader, and stored once as memory-mapped Arrow.
 """
@@ -33,17 +33,17 @@ class RowLike(Protocol):
 
     @property
     def text(self) -> str:
-        """What is worked on."""
+        """The text to work on."""
         ...
 
     @property
     def context(self) -> str | None:
-        """A passage beside it."""
+        """A passage that the text is about, if any."""
         ...
 
     @property
     def target(self) -> str:
-        """What is expected, as text."""
+        """The expected answer, as text."""
         ...
 
 
@@ -70,7 +70,7 @@ def open_table(
         reading: how text files are written.
 
     Raises:
-        DataError: nothing there, an unreadable row, or an empty split.
+        DataError: the location does not exist, a row cannot be read, or the split is empty.
     """
     files = None if is_sample(location) else find_files(location, split)
     cache = at_home(config.cache_dir or HF_DATASETS_CACHE)
@@ -119,7 +119,7 @@ def open_table(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a generator raised, out of what the library made of it."""
+    """Return the ``DataError`` that caused an error of the library; the error itself if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DataError):
         cause = cause.__cause__
@@ -127,7 +127,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _say_skipped(location: str, split: str, note: Path) -> None:
-    """Say how many rows a prepared table lacks, and why; known from when it was prepared."""
+    """Warn how many rows were skipped when the table was prepared, and why."""
     if note.is_file():
         kinds: dict[str, int] = json.loads(note.read_text(encoding="utf-8"))
         reasons = ", ".join(f"{count} with {kind}" for kind, count in kinds.items())
@@ -135,7 +135,7 @@ def _say_skipped(location: str, split: str, note: Path) -> None:
 
 
 def sample_of(table: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
-    """A random sample of ``count`` rows in their order, the same for the same seed; all rows if None or too few."""
+    """Return ``count`` random rows in their order, chosen by the seed; all rows if None or too few."""
     if count is None or count >= len(table):
         return table
     chosen = np.sort(np.random.default_rng([seed, len(table)]).permutation(len(table))[:count])

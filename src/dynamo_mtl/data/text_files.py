@@ -1,4 +1,4 @@
-"""Text files as people have them: their encoding, compression, and what a user says of them."""
+"""Open text files with their encoding and compression, and with what a user has said about them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codec
 
 
 class Reading(BaseModel):
-    """How a task's text files are written, where that cannot be seen from them."""
+    """The format of a task's text files, where it cannot be detected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     separator: str | None = Field(default=None, min_length=1, max_length=1)
-    """Between the cells of a CSV or TSV file; found by reading if not given."""
+    """Separator of the cells of a CSV or TSV file; detected if not given."""
     quote: str | None = Field(default=None, max_length=1)
-    """Around cells that hold separators or line breaks; an empty text where nothing is quoted; found if not given."""
+    """Mark around cells with separators or line breaks; empty if the file quotes nothing; detected if not given."""
     encoding: str | None = None
-    """Such as ``cp1252``, which Excel writes; a byte order mark says it, else UTF-8 is expected."""
+    """Encoding such as ``cp1252``, which Excel writes. If not given, the byte order mark decides, else it is UTF-8."""
     header: list[str] | None = Field(default=None, min_length=1)
-    """Names of the columns of a file whose first line names none."""
+    """Column names of a file whose first line does not name them."""
 
     @field_validator("encoding")
     @classmethod
@@ -50,26 +50,28 @@ class Text:
 
     file: TextIO
     is_plain: bool
-    """Whether it is UTF-8 as it lies there, neither compressed nor marked."""
+    """Whether the file on disk is UTF-8, neither compressed nor with a byte order mark."""
 
 
 def open_bytes(path: Path) -> Any:
-    """Open a file for reading, unpacked where its name ends with ``.gz``."""
+    """Open a file for reading. It is decompressed if its name ends with ``.gz``."""
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 @contextmanager
 def open_text(path: Path, reading: Reading) -> Iterator[Text]:
-    """Open a file as text, with line ends as they are.
+    """Open a file as text, without changing its line ends.
 
     Raises:
-        DataError: bytes that are no text in its encoding, when they are read.
+        DataError: while reading, if bytes are not valid in the file's encoding.
     """
     is_packed = path.suffix.lower() == ".gz"
     with open_bytes(path) as raw:
         start = raw.read(4)
     marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
-    encoding = reading.encoding or marked or "utf-8"
+    # A byte order mark is never part of the text, even if plain UTF-8 is asked for.
+    is_utf8 = (reading.encoding or "").lower().replace("_", "-") in ("utf-8", "utf8")
+    encoding = (None if is_utf8 else reading.encoding) or marked or "utf-8"
     with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
         try:
             yield Text(file, is_plain=encoding == "utf-8" and not is_packed)
@@ -82,7 +84,7 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
 
 
 def _line_of_bytes(path: Path, encoding: str) -> str:
-    """The first line that is no text, for a message; nothing where the bytes show no lines."""
+    """Return the first line that cannot be decoded, for a message; empty if its number is not known."""
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -1,4 +1,4 @@
-"""Statistics of routed inputs: pure functions, of arrays."""
+"""Compute statistics of routed inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 12
 MAPPED = 300
 """Inputs of each task in the map."""
 POINTS = 200
-"""Of a risk-coverage curve."""
+"""Most points of a risk-coverage curve."""
 FUNCTION_WORDS = frozenset(
     re.findall(r"\w+", "a an and are as at be by for from has in is it of on or that the this to was were with")
 )
@@ -31,7 +31,7 @@ FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class RoutedInputs:
-    """What a data loader gave, an element for every input."""
+    """Inputs from a data loader, one element per input."""
 
     features: Tensor
     tasks: np.ndarray
@@ -78,7 +78,7 @@ def input_properties(inputs: RoutedInputs) -> dict[str, np.ndarray]:
 def correlations(
     properties: Mapping[str, np.ndarray], probabilities: np.ndarray, correct: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Pearson correlation of each property with each task's probability, the confidence and being right."""
+    """Pearson correlation of each property with each task's probability, the confidence and correct routing."""
     targets = {name: probabilities[:, i] for i, name in enumerate(names)}
     targets |= {"confidence": probabilities.max(axis=1), "routed right": correct.astype(float)}
     return {
@@ -123,7 +123,7 @@ def instructions_followed(inputs: RoutedInputs, correct: np.ndarray) -> list[dic
 def remarkable_inputs(
     inputs: RoutedInputs, probabilities: np.ndarray, familiarity: np.ndarray, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Inputs whose own task is thought least likely, and those between two tasks."""
+    """Return the inputs whose own task has the lowest probability, and those closest to a tie of two tasks."""
     own = probabilities[np.arange(len(inputs.tasks)), inputs.tasks]
     ranked = np.sort(probabilities, axis=1)
     margin = ranked[:, -1] - ranked[:, -2] if len(names) > 1 else own

@@ -1,5 +1,7 @@
-"""The routing analyzer: where a trained router sends the inputs of a data loader, what it seems to look at, and when it
-should not be trusted. In numbers, warnings in words, and pictures."""
+"""Analyze a trained router: where it sends inputs, what it looks at, and when it should not be trusted.
+
+The results are numbers, warnings in words, and pictures.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class RoutingAnalyzer:
     task_names: list[str]
     calibration: Calibration = field(default_factory=Calibration)
     analysis: dict[str, Any] | None = None
-    """The last one."""
+    """Result of the last analysis."""
 
     @torch.inference_mode()
     def analyze_routing_decisions(self, dataloader: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -63,9 +65,9 @@ class RoutingAnalyzer:
 
         Args:
             dataloader: batches with padded ``input_ids`` and ``attention_mask`` ``(rows, length)``, and ``task``
-                (names) or ``task_ids`` (numbers in the order of ``task_names``). If given, ``example_ids`` join
-                neighbouring rows to one input of several windows; ``text`` is shown and looked at; ``instruction``
-                (or None) and ``kind`` (such as bare or crossed) are reported apart.
+                (names) or ``task_ids`` (numbers in the order of ``task_names``). Optional keys: ``example_ids`` join
+                neighbouring rows into one input of several windows; ``text`` is analyzed and shown; results are also
+                reported by ``instruction`` (which may be None) and by ``kind`` (such as bare or crossed).
 
         Returns:
             The scores of ``routing_scores``, and ``confusion``, mean ``probabilities`` of each task's inputs, ``kinds``
@@ -158,7 +160,7 @@ class RoutingAnalyzer:
         raise DataError(f"a batch of the routing analysis needs 'task' or 'task_ids', found {', '.join(batch)}")
 
     def pictures(self) -> list[Picture]:
-        """Of the last analysis."""
+        """Return the pictures of the last analysis."""
         if self.analysis is None:
             raise DataError("there is nothing to draw yet: call analyze_routing_decisions first")
         return analysis_pictures(self.analysis)
@@ -193,7 +195,7 @@ def routing_dataloader(
         model: whose tasks and data are used.
         split: of the data.
         batch_size: inputs in a batch.
-        limit: most examples of each task that inputs are made of.
+        limit: most examples of each task to make inputs from.
     """
     system = model.system
     seed = model.metadata.seed

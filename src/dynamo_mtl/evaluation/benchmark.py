@@ -1,4 +1,4 @@
-"""Scores of a checkpoint: every task under several systems, and routing on three kinds of input."""
+"""Score a checkpoint: every task under several systems, and routing on three kinds of input."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ from dynamo_mtl.training.stages import FOLDERS
 logger = logging.getLogger(__name__)
 
 CENTROID_SAMPLE = 200
-"""Training inputs of each task whose features a centroid is the mean of."""
+"""Training inputs of each task whose mean feature is its centroid."""
 
 
 @dataclass
 class AnswerTable:
-    """Answers of one model, each adapter and head by itself, computed when they are first asked for."""
+    """Cache of a model's answers with one adapter and its head at a time. Answers are computed on first use."""
 
     predictor: Predictor
     known: dict[tuple[str, str], dict[int, Answer]] = field(default_factory=dict)
     """Task of the examples and answering task → row → answer."""
 
     def answers(self, task: str, rows: Sequence[Example], choice: Choice, label: str) -> list[Answer | None]:
-        """Answers to a task's examples by the chosen tasks; None where one of another type answers."""
+        """Return the chosen tasks' answers to a task's examples; None where the chosen task has another type."""
         types = {name: t.type for name, t in self.predictor.system.tasks.items()}
         for other in dict.fromkeys(choice.tasks):
             found = self.known.setdefault((task, other), {})
@@ -78,7 +78,7 @@ class Scoreboard:
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     tables: dict[int, AnswerTable] = field(default_factory=dict)
     labels: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    """Of each task with labels, what the first system answered for what."""
+    """For each task with labels, how often the first system gave which label for which expected label."""
 
     def add(self, name: str, compared: ComparedSystem) -> None:
         """Score a system on every task."""
@@ -96,7 +96,7 @@ class Scoreboard:
             self._note(name, predictor.system, task, answers)
 
     def add_trivial(self, system: System, seed: int) -> None:
-        """Score each task's system without learning."""
+        """Score the trivial system, which does not learn, on every task."""
         for task, rows in self.examples.items():
             train = task_examples(system, task, TRAIN, seed)
             self._note("trivial", system, task, system.tasks[task].trivial_answers(train, rows))
@@ -119,7 +119,7 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
         checkpoint: folder written by training.
         config: whose data and task settings are used.
         split: of the data.
-        systems: of ``result.SYSTEMS``, those that need no training beyond the checkpoint's own.
+        systems: names from ``comparison_config.SYSTEMS``, except those that need a training of their own.
 
     Raises:
         DynamoError: unusable checkpoint, configuration or data.
@@ -132,7 +132,7 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
     if "single_task" in systems and (alone := _single_task(predictor, checkpoint, device, config)):
         compared_systems["single_task"] = alone
     board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
-    if "trivial" in systems:  # first, since it is the one that needs the training data
+    if "trivial" in systems:  # first, since it needs the training data
         board.add_trivial(system, metadata.seed)
     for name, compared in compared_systems.items():
         board.add(name, compared)
@@ -143,7 +143,7 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
 def _single_task(
     predictor: Predictor, checkpoint: Path, device: torch.device, config: PipelineConfig
 ) -> ComparedSystem | None:
-    """The adapters as phase 1 left them, if they lie beside the checkpoint and are of its tasks."""
+    """Load the adapters of phase 1, if they are beside the checkpoint and belong to its tasks."""
     before = checkpoint / ".." / FOLDERS[1]
     if not (before / METADATA).is_file():
         logger.warning("single_task is left out: there is no %s", before)
@@ -168,14 +168,14 @@ def _same_adapters(one: Path, other: Path) -> bool:
 
 
 def systems_of(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[str, ComparedSystem]:
-    """Those of ``systems`` that are one trained model with different choosers."""
+    """Return those of ``systems`` that are one trained model with different ways to choose an adapter."""
     system = predictor.system
     top_k = system.config.router.top_k
     router = choose_by_router(predictor) if top_k == 1 else mix_softly(predictor, top_k)
 
     def centroids() -> ComparedSystem:
         train = {n: task_examples(system, n, TRAIN, seed, CENTROID_SAMPLE) for n in system.tasks}
-        # Where an instruction is needed, one that training has: the one that is scored would give the task away.
+        # If an instruction is needed, use one from training: the scored one would reveal the task.
         inputs = {
             n: [task_input(system, n, row, system.tasks[n].instructions) for row in rows] for n, rows in train.items()
         }
@@ -197,14 +197,14 @@ def systems_of(predictor: Predictor, systems: Sequence[str], seed: int) -> dict[
 
 
 def load_predictor(checkpoint: Path, device: torch.device, config: SystemConfig | None = None) -> Predictor:
-    """A trained model that is given the task, so that its router is not needed."""
+    """Load a trained model without its router, for inputs whose task is given."""
     return Predictor(load_system(checkpoint, device, config, with_router=False)[0])
 
 
 def make_result(
     metadata: Metadata, system: System, split: str, board: Scoreboard, routing: Mapping[str, Any], **more: Any
 ) -> Result:
-    """Put what was measured of a trained model together; ``more`` are further fields."""
+    """Collect the measurements of a trained model in a ``Result``; ``more`` are further fields."""
     return Result(
         format=FORMAT,
         backbone=metadata.backbone,

@@ -1,4 +1,4 @@
-"""What a model card says of a result file."""
+"""Turn a result file into the figures of a model card."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dynamo_mtl.tasks.registry import task_types
 
 
 def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measured:
-    """The figures of a result file for the card of the model that they are of.
+    """Return the figures of a result file for a model's card.
 
     Raises:
-        ConfigError: they are of another model.
+        ConfigError: the result belongs to another model.
     """
     of_result = {"backbone": result.backbone, "seed": result.seed, "revision": result.commit,
                  "tasks": sorted(result.main_metrics)}  # fmt: skip

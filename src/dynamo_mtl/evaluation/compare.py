@@ -1,8 +1,8 @@
-"""One command's comparison: the routed system and everything it should be compared with, trained alike.
+"""Train the routed system and the systems to compare it with in the same way, and score them all.
 
-Every system is trained by ``training.pipeline.train`` from a configuration that differs from the given one only in what
-makes it that system, into a folder of its own under ``checkpoint_dir``. A system that is there already, with the same
-settings, is not trained again, and one that was interrupted goes on.
+``training.run.train`` trains every system into its own folder under ``checkpoint_dir``. Its configuration differs from
+the given one only in what defines the system. A system that was already trained with the same settings is not trained
+again. An interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
             f"model.adapters: found {config.model.adapters}; the system that others are compared with is routed"
         )
     for name in OWN_TRAINING.keys() & set(settings.systems):
-        _baseline_config(config, name, {})  # what contradicts it is said before hours of training
+        _baseline_config(config, name, {})  # fails on contradictory settings before hours of training
     device = PartialState().device
     assert device is not None
     root = Path(config.checkpoint_dir)
@@ -188,7 +188,7 @@ def _train_two_pass(config: PipelineConfig) -> Path:
 def _time(
     compared_systems: Mapping[str, ComparedSystem], examples: Examples, settings: CompareConfig
 ) -> dict[str, tuple[float, float | None]]:
-    """Milliseconds an input and extra MiB of each compared on one mixed sample, in interleaved rounds."""
+    """Measure milliseconds per input and extra MiB of each system on one mixed sample, in interleaved rounds."""
     if not compared_systems:
         return {}
     system = next(iter(compared_systems.values())).predictor.system
@@ -209,7 +209,7 @@ def _time(
 
 
 def _cost(name: str, compared: ComparedSystem, folders: Mapping[str, Path], times: tuple[float, float | None]) -> Cost:
-    """What a compared takes; those without a folder of their own are the routed system's, chosen for otherwise."""
+    """Return the cost of a system. One without its own folder is the routed model with another chooser."""
     model = compared.predictor.system.model
     trained: Metadata | None = read_metadata(folders[name]) if name in folders else None
     unused = sum(p.numel() for p in model.router.parameters()) if name == "single_task" else 0  # phase 1 trains none

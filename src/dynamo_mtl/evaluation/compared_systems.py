@@ -1,6 +1,6 @@
-"""The systems that routing is compared with: who chooses the adapter of an input, and how.
+"""Systems to compare routing with. Each is a model with a function that chooses the adapter of an input.
 
-A compared system is a model with a chooser. Some are given the true task, some choose without any training:
+Some functions are given the true task. Others choose without any training:
 
 - nearest centroid: the task whose mean trunk feature is nearest
 - Arrow: the adapter whose own directions the hidden states point along (Ostapenko et al. 2024, arXiv 2405.11157)
@@ -27,16 +27,16 @@ from dynamo_mtl.system import System
 
 @dataclass(frozen=True)
 class Choice:
-    """Who answers some inputs."""
+    """The heads and adapters that answer some inputs."""
 
     tasks: list[str]
-    """Whose head answers each, and whose adapter where there are no ``weights``."""
+    """For each input, the task whose head answers, and whose adapter is used if ``weights`` is None."""
     weights: Tensor | None = None
     """``(inputs, adapters)`` mixing weights."""
 
 
 Choose = Callable[[Sequence[TextInput], Sequence[str]], Choice]
-"""Inputs and their true tasks, which only some choosers look at → who answers."""
+"""Function that chooses for inputs and their true tasks. Only some such functions use the true tasks."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ComparedSystem:
     """Whether the model's own router chooses, in the pass that answers."""
 
     def answer(self, inputs: Sequence[TextInput], tasks: Sequence[str]) -> list[Prediction]:
-        """Choose and answer, as a user would have it done; true ``tasks`` are for choosers that are given them."""
+        """Choose and answer, as in normal use. The true ``tasks`` are only for systems that are given them."""
         if self.routed:
             return self.predictor.predict(inputs)
         choice = self.choose(inputs, tasks)
@@ -69,7 +69,7 @@ def choose_by_router(predictor: Predictor) -> Choose:
 
 
 def choose_random(system: System, seed: int) -> Choose:
-    """A task at random, each as likely."""
+    """Choose a task at random, all with equal probability."""
     rng = np.random.default_rng([seed, 21])
     names = list(system.tasks)
     return lambda inputs, _: Choice([names[i] for i in rng.integers(len(names), size=len(inputs))])
@@ -135,7 +135,7 @@ def choose_by_arrow(predictor: Predictor) -> Choose:
 
 
 class ArrowProbe:
-    """Stands where adapters do, adds nothing, and notes how far each adapter's direction is met.
+    """Takes the place of the adapters, adds nothing, and records how well inputs match each adapter's direction.
 
     Attributes:
         scores: ``(examples, adapters)``, higher for adapters that fit better.

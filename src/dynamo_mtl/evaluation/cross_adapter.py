@@ -1,4 +1,4 @@
-"""What a wrong route costs: every task's score under every adapter."""
+"""Measure what a wrong route costs: score every task under every adapter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def score_cross_adapter(predictor: Predictor, examples: Examples) -> dict[str, l
     """Main metric of task i when its inputs are sent to adapter j.
 
     Returns:
-        ``routed``: with the head of j too, as the router's mistake would have it; 0 where j gives answers of another
-        type. ``adapter_only``: with i's own head, which tells how far adapters are interchangeable. Both
+        ``routed`` also uses the head of j, as after a wrong route; it is 0 where j gives answers of another type.
+        ``adapter_only`` keeps the head of i, which shows how interchangeable adapters are. Both are
         ``(tasks, tasks)``, on the first ``INPUTS`` examples.
     """
     names = list(predictor.system.tasks)

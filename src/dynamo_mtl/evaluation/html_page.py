@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, opening with the answer."""
+"""Write the report as one self-contained HTML file. The main findings come first."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Table:
     own: str = ""
     """First cell of the row that is marked."""
     folded: bool = False
-    """Whether a reader must open it."""
+    """Whether the table is collapsed at first."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def write_report(folder: Path, result: Result | None, analysis: Mapping[str, Any
 
     Args:
         folder: made if it is not there.
-        result: what was measured, if it was.
-        analysis: what ``analyze_routing_decisions`` returned, if it was asked.
+        result: scores of ``dynamo evaluate`` or ``dynamo compare``, if any.
+        analysis: result of ``analyze_routing_decisions``, if any.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     writable_folder(folder, "the folder of the report")
     of_result = result_pictures(result) if result else []
-    # Both know where the router sends bare inputs; the result knows it of all of them.
+    # Both have a confusion matrix. The result's is kept, since it covers all bare inputs.
     known = {picture.name for picture in of_result}
     of_analysis = [p for p in analysis_pictures(analysis) if p.name not in known] if analysis else []
     save_pictures([*of_result, *of_analysis], folder)

@@ -1,4 +1,4 @@
-"""What is scored: examples of every task, as users would send them."""
+"""Build the inputs to score: examples of every task, as users would send them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def task_examples(system: System, task: str, split: str, seed: int, limit: int |
 def task_input(system: System, task: str, example: Example, instructions: Sequence[str] | None = None) -> TextInput:
     """An example as a user would send it: bare, or with an instruction where bare inputs cannot name the task.
 
-    The instruction is the first of ``instructions``; of those held out for evaluation if None.
+    The instruction is the first of ``instructions``, or of those held out for evaluation if None.
     """
     needed = system.config.tasks[task].requires_instruction
     instruction = (instructions or system.tasks[task].evaluation_instructions)[0] if needed else None

@@ -1,4 +1,4 @@
-"""Would inputs of a task that nobody trained for be noticed? Each task in turn plays the unknown one."""
+"""Measure whether inputs of an unknown task are recognized as such. Each task in turn plays the unknown one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ INPUTS = 500
 
 
 def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: float) -> dict[str, dict[str, float]]:
-    """Leave each task out of what is known, and tell its bare inputs from the others'.
+    """Treat each task in turn as unknown, and measure how well its bare inputs are told from those of the others.
 
     Args:
         source: system and its training and validation data.
         config: seed, examples and token budget.
-        coverage: share of known inputs to keep, on half of the known ones.
+        coverage: share of known inputs to keep. The threshold is set on half of them.
 
     Returns:
-        Task → ``auroc`` of familiarity; ``rejected``, the share of its inputs that are less familiar than that; and
-        ``false_rejected``, the share of the other half of the known inputs; ``n``. Tasks that require an instruction
-        have no bare inputs and are left out.
+        Task → ``auroc`` of familiarity; ``rejected``, the share of its inputs beyond the threshold;
+        ``false_rejected``, the same share of the other half of the known inputs; and ``n``. Tasks that require an
+        instruction have no bare inputs and are left out.
     """
     system = source.system
     names = [n for n in system.tasks if not system.config.tasks[n].requires_instruction]

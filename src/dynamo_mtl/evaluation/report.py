@@ -1,4 +1,4 @@
-"""A result as a table for the console and for Markdown."""
+"""Format a result as tables for the console and for Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamo_mtl.router_inputs import InputKind
 def result_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows: each task's main metric under every system, and what dynamo keeps of the oracle's score.
 
-    Behind a score stand the ends of its 95 % interval over examples, or its standard deviation over seeds.
+    A score is followed by its 95 % interval over examples, or by its standard deviation over seeds.
     """
     metrics = result.main_metrics
     header = ["system", *(f"{task} {metric}" for task, metric in metrics.items())]
@@ -35,7 +35,7 @@ def score_of(result: Result, system: str, task: str) -> str:
 
 
 def margin(result: Result, system: str, task: str) -> str:
-    """How sure a score is; empty where nobody measured it."""
+    """Return the uncertainty of a score; empty if it was not measured."""
     if result.spread:
         return f"± {number(result.spread[system][task])}"
     interval = result.intervals.get(system, {}).get(task)
@@ -56,7 +56,7 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: how well inputs of each task are distinguished from known ones when nothing is known of it."""
+    """Header and rows: how well inputs of each task are told from known ones if that task is unknown."""
     header = ["left out", "auroc", "its inputs rejected", "known inputs rejected", "n"]
     rows = [
         [task, f"{v['auroc']:.3f}", *(f"{100 * v[k]:.1f} %" for k in ("rejected", "false_rejected")), str(v["n"])]
@@ -84,7 +84,7 @@ def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def result_facts(result: Result) -> str:
-    """What was trained, where and how long, and how much of it beside full fine-tuning."""
+    """Say what was trained, where and how long, and how much of what full fine-tuning trains."""
     minutes = result.train_seconds / 60
     text = f"Backbone {result.backbone}, {result.device}, seed {result.seed}, {minutes:.0f} minutes of training."
     counts = result.parameters
@@ -132,7 +132,7 @@ def score_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def confused_labels(result: Result, most: int = 3) -> list[str]:
-    """What each task with labels takes for what, the commonest mistakes first, a sentence a task."""
+    """Describe the most common confusions of labels, one sentence per task."""
     said: list[str] = []
     for task, answered in result.labels.items():
         total = {label: sum(own.values()) for label, own in answered.items()}
@@ -151,7 +151,7 @@ def _turned(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[l
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Print a table to the console; where that is too narrow for its longest words, a line for every cell instead."""
+    """Print a table to the console. If that is too narrow for the longest words, print one line per cell instead."""
     columns = list(zip(header, *rows, strict=True))
     longest = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
     console = Console()

@@ -1,4 +1,4 @@
-"""The result file: what ``dynamo evaluate`` and ``dynamo compare`` measured, as JSON that is never typed by hand."""
+"""Read and write result files: the measurements of ``dynamo evaluate`` and ``dynamo compare`` as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a system takes. Times and memory are of the machine that the result names."""
+    """What a system costs. Times and memory were measured on the machine that the result names."""
 
     trained_parameters: int
     train_seconds: float | None = None
@@ -26,9 +26,9 @@ class Cost:
     train_peak_mib: float | None = None
     """Highest memory use of the training process."""
     inference_ms: float | None = None
-    """Milliseconds an input, median over rounds, of a fixed mixed sample, choosing and answering."""
+    """Milliseconds per input to choose and answer, on a fixed mixed sample; the median over rounds."""
     inference_extra_mib: float | None = None
-    """Memory that answering took at its peak beyond what was in use before, on a GPU."""
+    """Peak GPU memory while answering, beyond what was in use before."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Result:
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``Cost`` of each system."""
     signatures: Mapping[str, str] = field(default_factory=dict)
-    """Of the metrics that have variants."""
+    """Signatures of the metrics that have variants."""
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +66,8 @@ class Result:
     config_hash: str = ""
     """``settings_hash`` of the configuration."""
     seeds: list[Mapping[str, Any]] = field(default_factory=list)
-    """Of several seeds: each one's ``seed``, ``systems`` and ``routing``; ``systems`` above are then their means."""
+    """For several seeds: ``seed``, ``systems``, ``intervals``, ``routing`` and ``notes`` of each. ``systems`` above
+    then holds their means."""
     spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Standard deviation of the main metrics over seeds, by system and task."""
 
@@ -80,7 +81,7 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file. Raises ``ConfigError`` if it is none, or of another format."""
+    """Read a result file. Raises ``ConfigError`` if it is not a result file, or has another format."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:

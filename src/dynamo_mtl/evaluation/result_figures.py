@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def result_pictures(result: Result) -> list[Picture]:
-    """Everything that a result file holds to look at."""
+    """Draw everything in a result that can be drawn."""
     found = [systems_picture(result)] if "oracle" in result.systems and len(result.systems) > 2 else []
     routing = result.routing
     if "confusion" in routing:
@@ -27,7 +27,7 @@ def result_pictures(result: Result) -> list[Picture]:
 
 
 WIDEST = 1.5
-"""Share of the oracle's score that is still drawn in its place; what is better lies at the edge."""
+"""Largest share of the oracle's score on the axis; better scores are drawn at its end."""
 
 
 def systems_picture(result: Result) -> Picture:
@@ -53,7 +53,7 @@ def systems_picture(result: Result) -> Picture:
         axes.set_xlabel(f"main metric as a share of oracle routing{bars}")
         from matplotlib.transforms import offset_copy
 
-        # Below the axis label, by a distance in points: a share of a low picture would lie on it.
+        # Fixed distance below the axis label. A relative distance would overlap it in a low picture.
         below = offset_copy(axes.transAxes, axes.get_figure(root=True), 0, -34, units="points")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, 0), bbox_transform=below, ncols=3, frameon=False)
 
@@ -65,7 +65,7 @@ INK_GREY = "#8a8a8a"
 
 
 def cross_adapter_picture(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> Picture:
-    """Each row relative to the task's own adapter."""
+    """Draw each task's scores under all adapters, coloured relative to its own adapter."""
     scores = np.array(matrix, dtype=float)
     own = scores.diagonal()[:, None]
     shares = np.divide(scores, own, out=np.zeros_like(scores), where=own > 0)
@@ -86,7 +86,7 @@ def similarity_picture(matrix: Sequence[Sequence[float]], names: Sequence[str]) 
 
 
 def correlation_picture(values: Mapping[str, Mapping[str, float]]) -> Picture:
-    """Of properties of the input (rows) with the routing probability of tasks (columns)."""
+    """Draw the correlation of input properties (rows) with the routing probability of tasks (columns)."""
     rows, columns = list(values), list(next(iter(values.values())))
     matrix = np.array([[values[r][c] for c in columns] for r in rows])
     cells = [[f"{value:+.2f}" for value in row] for row in matrix]
@@ -144,7 +144,7 @@ def map_picture(points: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
 
 
 def usage_picture(usage: Mapping[str, Mapping[str, float]]) -> Picture:
-    """Share of inputs that are a task's own beside the routing weight that its adapter has."""
+    """Draw each task's share of the inputs beside the routing weight of its adapter."""
 
     def fill(axes: Axes) -> None:
         names, places = list(usage), np.arange(len(usage))

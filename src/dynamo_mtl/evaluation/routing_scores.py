@@ -1,4 +1,4 @@
-"""How well a trained router routes: three kinds of input, inputs of no task, and what a wrong route costs."""
+"""Score a trained router: on three kinds of input, on inputs of no task, and by the cost of wrong routes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LENGTH_SAMPLE = 1000
 
 
 def score_routing(predictor: Predictor, examples: Examples, config: PipelineConfig) -> dict[str, Any]:
-    """All that is known of a router.
+    """Compute all scores of a router.
 
     Args:
         predictor: the routed system.
-        examples: of every task, to score on.
-        config: whose training data says what is known; where that is missing, what needs it is left out.
+        examples: examples of every task to score on.
+        config: names the training data. If that is missing, scores that need it are left out.
 
     Returns:
         ``tasks``; ``calibration``; scores of ``bare``, ``instructed`` and ``crossed`` inputs; ``confusion`` of the bare

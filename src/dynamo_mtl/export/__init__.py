@@ -1,1 +1,1 @@
-"""A trained model for other programs: an ONNX graph, or one plain model a task."""
+"""Export a trained model for other programs: as an ONNX graph, or as a plain model of one task."""

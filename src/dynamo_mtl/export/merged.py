@@ -1,4 +1,4 @@
-"""One task as a plain ``transformers`` checkpoint: its adapter merged into the backbone's weights."""
+"""Export one task as a plain ``transformers`` checkpoint, with its adapter merged into the backbone's weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ HEAD = "head.safetensors"
 
 
 def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
-    """Write a folder that ``from_pretrained`` opens.
+    """Write a folder that ``from_pretrained`` can load.
 
-    A task whose type has a ``published_head`` becomes that model of ``transformers``, such as one for question
-    answering. Other tasks become the encoder alone, with our head beside it: one on two pooled vectors, or one that
-    writes text.
-    Padded rows need ``token_type_ids`` of zero, as the tokenizer here gives none.
+    If the task's type has a ``published_head``, the result is that model of ``transformers``, such as one for question
+    answering. Otherwise it is the encoder alone, with our head in a separate file: a head on two pooled vectors, or one
+    that writes text. Padded rows need ``token_type_ids`` of zero, as the exported tokenizer returns none.
 
     Raises:
         ConfigError: no such task.

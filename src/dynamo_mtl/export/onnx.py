@@ -1,8 +1,8 @@
-"""A trained model as one ONNX graph: router, all adapters, and the heads that read labels or spans off hidden states.
+"""Export a trained model as one ONNX graph: router, all adapters, and the heads that predict labels or spans.
 
-The graph takes padded rows, one window each, where the model itself takes packed tokens: attention, pooling and the
-mixing of adapters are written for that here; layers and heads are the model's own. Tasks that write text are not
-exported: their decoding is a loop around a cache, for which ``dynamo serve`` exists.
+The graph takes padded rows of one window each, while the model takes packed tokens. Attention, pooling and the mixing
+of adapters are therefore implemented here for padded rows. Layers and heads are those of the model. Tasks that write
+text are not exported, because they decode in a loop around a cache; use ``dynamo serve`` for them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _buffer(part: str, layer: int, site: str) -> str:
 
 
 class RoutedGraph(nn.Module):
-    """What is exported."""
+    """The module that is exported."""
 
     def __init__(self, system: System, calibration: Calibration) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class RoutedGraph(nn.Module):
         """Route and answer.
 
         Args:
-            ids: ``(rows, length)`` source tokens, framed and padded with anything.
+            ids: ``(rows, length)`` source tokens with their special tokens; any token can be padding.
             mask: ``(rows, length)`` 1 for real tokens, which come first, 0 for padding.
             task: ``(rows,)`` number of the task that must answer, or -1 to let the router choose.
 
@@ -157,19 +157,19 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
     Args:
         checkpoint: a routed model.
         output: the folder.
-        quantize: also write the graph with its matrices in 8 bits (ONNX Runtime's dynamic form: inputs
-            of a product are rounded to 8 bits too, as they come).
+        quantize: also write a graph with 8-bit matrices. This is ONNX Runtime's dynamic quantization, which rounds
+            the inputs of a product to 8 bits as well.
 
     Returns:
         ``output``.
 
     Raises:
-        ConfigError: a model without a router or of another shape of routing, or nothing to export.
+        ConfigError: the model has no router, another kind of routing, or nothing to export.
         CheckpointError: unusable checkpoint.
     """
     output = new_folder(output)
     config = read_system_config(checkpoint / CONFIG)
-    # Weights as they were published, not as this machine would round them: the graph is for others too.
+    # Load full-precision weights, not those rounded for this machine, since the graph may run on others.
     full = config.model.model_copy(update={"precision": "fp32", "quantization": None})
     whole = config.model_copy(update={"model": full})
     system, metadata = load_system(checkpoint, CPU, whole)
@@ -211,7 +211,7 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
 
 
 def make_graph(system: System, calibration: Calibration) -> RoutedGraph:
-    """The graph of a system, in fp32. Raises ``ConfigError`` if there is none."""
+    """Build the graph of a system in fp32. Raises ``ConfigError`` if the system cannot be exported."""
     config = system.config.model
     if config.adapters != "routed" or config.router_input != "trunk" or system.config.router.top_k != 1:
         raise ConfigError("export: only a model whose router reads the trunk and chooses one adapter can be exported")

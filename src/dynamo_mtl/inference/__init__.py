@@ -1,1 +1,1 @@
-"""The one way to run a model."""
+"""Run a trained model: the Python API, routing and decoding."""

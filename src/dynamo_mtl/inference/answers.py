@@ -1,4 +1,4 @@
-"""Answers as callers get them: in the shapes of well-known pipelines, with how each input was routed."""
+"""Format predictions for callers: answers as ``transformers`` pipelines give them, and routing details."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def shown(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
 
 
 def refuse(predictor: Predictor, routed: Prediction | Pending) -> None:
-    """Raise for an input that its task cannot answer, or for a rejected one if the model is configured to."""
+    """Raise an error for an input that must not be answered.
+
+    Raises:
+        InputError: its task cannot answer it.
+        RejectedError: it was rejected, and ``router.on_rejection`` is ``error``.
+    """
     made = isinstance(routed, Prediction)
     problem = routed.problem if made else predictor.problem(routed.question, routed.task)
     if problem is not None:
@@ -49,6 +54,6 @@ def route_info(predictor: Predictor, route: Route) -> dict[str, Any]:
 
 
 def answer_of(prediction: Prediction) -> dict[str, Any]:
-    """The answer, and what was read for it where that was not all."""
+    """Return the answer, with ``truncated`` if the input was not read completely."""
     truncated = {} if prediction.truncated is None else {"truncated": dict(prediction.truncated)}
     return {**prediction.answer, **truncated}

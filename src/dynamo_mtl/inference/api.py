@@ -1,4 +1,4 @@
-"""A trained model as programs use it: ``DynamoInference`` takes texts of any tasks and answers in familiar shapes."""
+"""The Python API: ``DynamoInference`` loads a trained model and answers texts of any task."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class DynamoInference:
 
         Args:
             checkpoint: folder written by training.
-            config: settings to use instead of those stored in the checkpoint; or a configuration file, of which only
-                what can change after training is used: what a model is, its checkpoint says.
-            device: such as ``cpu`` or ``cuda:0``; a GPU if there is one by default.
+            config: settings that replace those stored in the checkpoint; or a configuration file. Of a file, only the
+                settings that can change after training are used. The checkpoint decides all others.
+            device: ``cpu`` or ``cuda:0``, for example. By default a GPU if there is one, else the CPU.
 
         Raises:
             CheckpointError: unusable checkpoint.
@@ -58,7 +58,7 @@ class DynamoInference:
         self._made_from = (self.checkpoint.absolute(), settings, device)
 
     def __reduce__(self) -> tuple[type[DynamoInference], tuple[Path, SystemConfig | None, str | None]]:
-        """A pickle holds the checkpoint's place; whoever reads it loads the model from there."""
+        """Pickle the path of the checkpoint, not the weights. Unpickling loads the model from that path."""
         return type(self), self._made_from
 
     @classmethod
@@ -70,16 +70,16 @@ class DynamoInference:
         Args:
             name: folder, or ``owner/name``.
             revision: branch, tag or commit on the hub.
-            token: for private ones; the one that is logged in, or ``HF_TOKEN``, if None.
+            token: access token for private models; if None, the one that is logged in, or ``HF_TOKEN``.
             device: as for the constructor.
 
         Raises:
-            CheckpointError: neither, or damaged.
+            CheckpointError: ``name`` is neither a checkpoint folder nor a model on the hub, or the model is damaged.
         """
         return cls(fetch(str(name), revision, token), device=device)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Copy the checkpoint that this was loaded from, verified. Raises ``CheckpointError`` if it cannot be."""
+        """Verify and copy the checkpoint that this was loaded from. Raises ``CheckpointError`` if that fails."""
         verify_folder(self.checkpoint)
         return copy_folder(self.checkpoint, Path(folder))
 
@@ -103,26 +103,26 @@ class DynamoInference:
         batch_size: int = 64,
         **generation: Any,
     ) -> Any:
-        """Answer one input or many, of any tasks in any mix, in the shapes that ``transformers``' pipelines made known.
+        """Answer one input or many, of any mix of tasks. Answers look like those of ``transformers`` pipelines.
 
         Args:
-            inputs: a text; a mapping with ``text`` or ``question``, and perhaps ``context``, ``instruction`` and
-                ``task_hint``; or many of them. A list or tuple gives a list, any other iterable an iterator that reads
-                ``batch_size`` inputs ahead.
-            task_hint: the task that must answer inputs that name none.
-            top_k: how many adapters to mix; as configured if None.
-            batch_size: inputs that are answered together.
+            inputs: a text; a mapping with ``text`` or ``question``, and optionally ``context``, ``instruction`` and
+                ``task_hint``; or an iterable of these. A list or tuple returns a list. Any other iterable returns an
+                iterator that reads ``batch_size`` inputs ahead.
+            task_hint: the task that must answer inputs without a ``task_hint`` of their own.
+            top_k: number of adapters to mix; the configured number if None.
+            batch_size: number of inputs to answer together.
             generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
 
         Returns:
-            For every input its answer, such as ``{"label", "score"}``, ``{"answer", "score", "start", "end"}`` or
-            ``{"translation_text", "score"}``, with ``task`` and ``routing`` (see ``predict``) beside it, and
-            ``truncated`` where not all of it was read. Of many inputs, one that cannot be answered has ``error``, a
-            sentence with its number, and ``error_type`` in place of an answer; the others are answered.
+            One answer per input, such as ``{"label", "score"}``, ``{"answer", "score", "start", "end"}`` or
+            ``{"translation_text", "score"}``. Each also has ``task`` and ``routing`` (see ``predict``), and
+            ``truncated`` if the input was not read completely. If one of many inputs cannot be answered, it gets
+            ``error`` (a sentence with its number) and ``error_type`` instead; the others are still answered.
 
         Raises:
-            ConfigError: no such task or setting; a single input that is none.
-            InputError, RejectedError: a single input, as ``predict`` does.
+            ConfigError: a task or setting does not exist, or a single input is not valid.
+            InputError, RejectedError: for a single input, as in ``predict``.
         """
         self.reader.check(task_hint, top_k)
         self.reader.decoding(generation, task_hint)
@@ -162,8 +162,8 @@ class DynamoInference:
             instruction: what to do with the text, in words.
             task_hint: the task that must answer; the router chooses if None.
             top_k: how many adapters to mix; as configured if None.
-            return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and whether the input
-                was ``rejected`` as likely to be one of no task: the router is not sure, or knows nothing like it.
+            return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and ``rejected``:
+                whether the input probably belongs to no task, since the router is unsure or knows no similar input.
             generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
 
         Returns:
@@ -171,8 +171,8 @@ class DynamoInference:
 
         Raises:
             ConfigError: no such task or setting.
-            InputError: the task that is to answer needs a passage and there is none, or cannot decode as asked.
-            RejectedError: a rejected input, where ``router.on_rejection`` is ``error``.
+            InputError: the task that answers needs a passage and there is none, or cannot use the decoding settings.
+            RejectedError: the input was rejected, and ``router.on_rejection`` is ``error``.
         """
         self.reader.check(task_hint, top_k)
         given = {"text": text, "context": context, "instruction": instruction}
@@ -194,14 +194,14 @@ class DynamoInference:
         top_k: int | None = None,
         **generation: Any,
     ) -> Iterator[str]:
-        """Answer one text with a task that writes text, piece by piece; together the pieces are the whole answer.
+        """Stream the answer of a task that writes text, piece by piece. The pieces joined are the whole answer.
 
-        Takes what ``predict`` takes. Decoding is greedy unless ``sampling_temperature`` is given: of several beams, the
-        best is known only at the end.
+        Takes the arguments of ``predict``, except ``return_routing_info``. Decoding is greedy unless
+        ``sampling_temperature`` is given. Beam search cannot stream, since its best beam is known only at the end.
 
         Raises:
-            ConfigError: as ``predict`` does; several beams; or a task that writes no text.
-            InputError, RejectedError: as ``predict`` does.
+            ConfigError: as in ``predict``; also for several beams, or a task that does not write text.
+            InputError, RejectedError: as in ``predict``.
         """
         self.reader.check(task_hint, top_k)
         if generation.setdefault("num_beams", 1) != 1:
@@ -217,12 +217,12 @@ class DynamoInference:
         return self._pieces(pending, decoder)
 
     def route(self, text: str, *, context: str | None = None, instruction: str | None = None) -> dict[str, Any]:
-        """Say where a text belongs, without answering it: only the layers below the adapters run.
+        """Route a text without answering it. Only the layers below the adapters run.
 
         Returns:
-            ``task``, or None if none should answer; ``predicted_task``, the likeliest one in any case; ``confidence``
-            and ``probabilities``, both calibrated; ``familiarity``, the share of known inputs that are at least as
-            unusual; ``thresholds`` of confidence and familiarity, below which an input is rejected.
+            A dictionary with ``task``, None if the text is rejected; ``predicted_task``, the likeliest task in any
+            case; calibrated ``confidence`` and ``probabilities``; ``familiarity``, the share of known inputs that are
+            at least as unusual; and ``thresholds``, the confidence and familiarity below which inputs are rejected.
         """
         for name, value in (("text", text), ("context", context), ("instruction", instruction)):
             if not isinstance(value, str) and (name == "text" or value is not None):
@@ -269,7 +269,7 @@ class DynamoInference:
             self.predictor.step(decoder)
             ids = draft.beams[0][1] if draft.beams else draft.best().ids
             text = self.predictor.written(pending, ids, 0.0)[task.answer_key]
-            # The last characters may still change: one that has only some of its bytes, or a blank that is cut off.
+            # Hold back the end, which may still change: a character with missing bytes, or white space.
             ready = text if not draft.beams else text.rstrip("\ufffd \n\t")
             if ready.startswith(shown) and ready != shown:
                 yield ready[len(shown) :]

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache: greedy, beam search and sampling, answers of any tasks together.
+"""Decode text with a key/value cache: greedy, beam search and sampling, with answers of several tasks in one batch.
 
 Answers join a running decoder between two steps and leave it when their search has ended (iteration-level scheduling,
 Yu et al. 2022, Orca, OSDI '22, section 3).
@@ -20,7 +20,7 @@ from dynamo_mtl.model.heads import Copyable
 from dynamo_mtl.model.mixing import Mix, mix_adapters
 
 COMPACT_SHARE = 0.75
-"""The batch is compacted once at most that share of its drafts is still being written."""
+"""Compact the batch when at most this share of its drafts is still being written."""
 
 
 def make_cache(recorded: Sequence[Tensor], batch: Batch, windows: Sequence[int], extra: int, heads: int) -> Cache:
@@ -43,14 +43,14 @@ class _Group:
 
     rows: list[int]
     drafts: list[tuple[Draft, list[int]]]
-    """Every draft of the head, and which of ``rows``, by place, are its beams."""
+    """Every draft of the head, with the positions of its beams in ``rows``."""
 
 
 class Decoder:
-    """Writes any number of drafts at once, a token a step, whatever their tasks and settings.
+    """Writes any number of drafts at once, one token per step. Their tasks and settings may differ.
 
     Attributes:
-        drafts: those that have rows; some may have ended and wait to be dropped.
+        drafts: drafts that occupy rows; some of them may have ended.
     """
 
     def __init__(self, model: DynamoModel) -> None:
@@ -64,25 +64,25 @@ class Decoder:
     def _forget(self) -> None:
         self.drafts: list[Draft] = []
         self._owners: list[int] = []
-        """Row → which of ``drafts``."""
+        """Row → index in ``drafts``."""
         self._active: list[int] = []
         """Adapters that some draft uses."""
         self._cache: Cache | None = None
         self._room: dict[Draft, int] = {}
-        """Most places that each draft may come to need in the cache."""
+        """The most cache positions that each draft may need."""
         self._sources: dict[str, Copyable] = {}
         """Head → what its rows may copy."""
         self._groups: dict[str, _Group] = {}
         self._mix: Mix | None = None
 
     def add(self, drafts: Sequence[Draft], cache: Cache, active: Sequence[int], source: Copyable | None = None) -> None:
-        """Let drafts of one head join.
+        """Add drafts of one head.
 
         Args:
-            drafts: fresh ones.
-            cache: keys and values of their sources, a row for each, with room for their new tokens.
-            active: adapters with a weight other than zero in any of them.
-            source: what each may copy, where the head copies.
+            drafts: new drafts.
+            cache: keys and values of their sources, one row per draft, with room for the new tokens.
+            active: adapters with a nonzero weight in at least one of the drafts.
+            source: what each draft may copy, if the head can copy.
         """
         if self._cache is not None:
             self._arrange(drop_idle=True)
@@ -99,7 +99,7 @@ class Decoder:
 
     @torch.inference_mode()
     def drop(self, drafts: Sequence[Draft]) -> None:
-        """Give up some of ``self.drafts``: they leave at once."""
+        """Stop writing some of ``self.drafts`` and remove them at once."""
         for draft in drafts:
             draft.beams = []
         if drafts:
@@ -130,7 +130,7 @@ class Decoder:
         return ended
 
     def _arrange(self, drop_idle: bool) -> None:
-        """Give every beam the row of its parent; drafts that have ended keep a row unless they are dropped."""
+        """Move every beam to the row of its parent. Ended drafts keep one row unless ``drop_idle`` removes them."""
         assert self._cache is not None
         first_row: dict[int, int] = {}
         for row, owner in enumerate(self._owners):
@@ -154,11 +154,11 @@ class Decoder:
             self._owners = owners
             self._plan()
         idle = [row for row, owner in enumerate(self._owners) if not self.drafts[owner].beams]
-        if idle:  # they are fed on, and must never outgrow the cache
+        if idle:  # these rows still take part in every step, so keep them from outgrowing the cache
             self._cache.lengths[torch.tensor(idle, device=self._cache.lengths.device)] = 0
 
     def _select(self, rows: list[int], drafts: list[Draft]) -> None:
-        """Keep, drop, repeat or reorder rows, which are then of ``drafts``."""
+        """Select rows, which may drop, repeat or reorder them. ``drafts`` are the owners of the selected rows."""
         assert self._cache is not None
         device = self._cache.lengths.device
         self._room = {draft: self._room[draft] for draft in drafts}

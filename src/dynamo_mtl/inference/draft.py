@@ -1,4 +1,4 @@
-"""An answer that is being written: its beams, and how they go on."""
+"""State of an answer that is being written: its beams, and how a step extends them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Hypothesis:
     """A decoded answer."""
 
     ids: list[int]
-    """Without start and end."""
+    """Tokens without start and end."""
     log_probability: float
-    """Sum over its tokens, the end included if it was predicted."""
+    """Sum over the tokens, with the end token if it was predicted."""
     tokens: int
-    """How many tokens the sum is over."""
+    """Number of tokens in the sum."""
 
     def score(self, length_penalty: float) -> float:
         """Log-probability divided by length to the power of ``length_penalty``."""
@@ -32,18 +32,18 @@ class Draft:
     Attributes:
         head: task whose embeddings and logits are used.
         weights: ``(adapters,)`` mixing weights.
-        beams: log-probability and tokens of every beam; none once the search has ended.
-        parents: for every beam, which of the earlier beams it goes on from.
+        beams: log-probability and tokens of every beam; empty once the search has ended.
+        parents: for every beam, the index of the earlier beam that it continues.
     """
 
     def __init__(self, head: str, weights: Tensor, start: int, end: int, settings: GenerationConfig) -> None:
         """
         Args:
-            head: whose vocabulary the tokens are of.
+            head: task whose vocabulary is used.
             weights: ``(adapters,)`` mixing weights.
             start: the token that is fed first.
             end: the token that ends an answer.
-            settings: of decoding.
+            settings: decoding settings.
         """
         self.head, self.weights, self.start, self.end, self.settings = head, weights, start, end, settings
         self.beams: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -53,7 +53,7 @@ class Draft:
 
     @property
     def candidates(self) -> int:
-        """Continuations that a step needs of every beam: of several beams twice as many, so that ends leave enough."""
+        """Continuations per beam in a step: one for a single beam, else twice the beams, since some may end."""
         return 2 * self.settings.num_beams if self.settings.num_beams > 1 else 1
 
     def banned(self, ids: list[int]) -> list[int]:
@@ -86,9 +86,9 @@ class Draft:
         self.beams = [] if done else beams
 
     def ranked(self) -> list[Hypothesis]:
-        """What was found, the best first, once the search has ended."""
+        """Return the finished answers, best first. The search must have ended."""
         return sorted(self.finished, key=lambda h: -h.score(self.settings.length_penalty))
 
     def best(self) -> Hypothesis:
-        """The best of what was found, once the search has ended."""
+        """Return the best finished answer. The search must have ended."""
         return self.ranked()[0]

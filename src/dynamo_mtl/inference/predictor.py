@@ -1,4 +1,4 @@
-"""The one way to run a model: texts in, routed answers out, mixed tasks in one pass."""
+"""Run a model on texts: route every input and answer it, with mixed tasks in one forward pass."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dynamo_mtl.tasks.task import Answer
 TOKEN_BUDGET = 8192
 """Most source tokens in one forward pass."""
 ONE_THREAD = 48
-"""Source tokens up to which a pass takes one thread (``benchmarks/busy.py``)."""
+"""A pass with at most this many source tokens uses one thread (``benchmarks/busy.py``)."""
 _PREDICTORS: weakref.WeakSet[Predictor] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """In a forked child, OpenMP waits for workers that only the parent has: one thread works, and locks are free."""
+    """In a forked child, use one thread, since OpenMP's workers exist only in the parent, and replace the locks."""
     if _PREDICTORS:
         torch.set_num_threads(1)
     for predictor in _PREDICTORS:
@@ -52,22 +52,22 @@ class Predictor:
         """
         Args:
             system: what is run.
-            calibration: how the router's confidence is read; as it is if None.
+            calibration: calibrates the router's confidence; if None, it is not changed.
         """
         self.system = system
         self.calibration = calibration or Calibration()
-        # Beside what a thread made itself, a pass touches the adapters' packed weights, which the model keeps.
+        # The lock guards the adapters' packed weights, which the model caches. Passes share nothing else.
         self._lock = threading.Lock()
         _PREDICTORS.add(self)
         system.model.eval()
 
     def unlock(self) -> None:
-        """Forget a pass that another process was in the middle of when this one was forked from it."""
+        """Replace the lock, which a thread of the parent process may have held during the fork."""
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def read(self, inputs: Sequence[TextInput], reader: Callable[[Batch, Trunk], Tensor]) -> Tensor:
-        """Run the trunk alone and collect what ``reader`` makes of it, a row for every input, on the CPU.
+        """Run only the trunk and return what ``reader`` computes from it, one row per input, on the CPU.
 
         Args:
             inputs: texts of any tasks.
@@ -84,7 +84,7 @@ class Predictor:
         return torch.stack([rows[index] for index in range(len(inputs))])
 
     def route(self, inputs: Sequence[TextInput]) -> list[Route]:
-        """Where every input belongs; only what the router reads is computed.
+        """Route inputs without answering them. Only the layers that the router reads are computed.
 
         Raises:
             ConfigError: the model has no router.
@@ -103,15 +103,15 @@ class Predictor:
         Args:
             inputs: texts of any tasks, in any mix.
             tasks: for each input the task that must answer, or None to let the router choose.
-            weights: ``(inputs, adapters)`` mixing weights to use instead of one adapter or the router's choice; heads
-                are those of ``tasks``, all of which are then needed.
+            weights: ``(inputs, adapters)`` mixing weights to use instead of one adapter or the router's choice. The
+                heads are then those of ``tasks``, so every input must name a task.
         """
         hints = tasks if tasks is not None else [None] * len(inputs)
         given = weights if weights is not None else [None] * len(inputs)
         return self.answer([Question(self._encode(i), t, w) for i, t, w in zip(inputs, hints, given, strict=True)])
 
     def answer(self, questions: Sequence[Question]) -> list[Prediction]:
-        """Route and answer what has been encoded."""
+        """Route and answer encoded inputs."""
         results: dict[int, Prediction] = {}
         for chunk in _chunks(questions):
             decoder = Decoder(self.system.model)
@@ -123,7 +123,7 @@ class Predictor:
 
     @torch.inference_mode()
     def begin(self, questions: Sequence[Question], decoder: Decoder) -> list[Pending]:
-        """Route inputs in one pass; answer those whose tasks write no text, and let the others join a decoder.
+        """Route inputs in one pass. Inputs of tasks that write text join the decoder; the others are answered.
 
         Raises:
             ConfigError: no task is named, and the model has no router.
@@ -136,7 +136,7 @@ class Predictor:
 
     @contextmanager
     def _threads_for(self, tokens: int) -> Iterator[None]:
-        """One thread for a short pass on a CPU: it is as fast, and waits for nobody on a machine that is busy."""
+        """Use one thread for a short pass on a CPU: it is as fast, and waits for no other thread on a busy one."""
         threads = torch.get_num_threads()
         if tokens > ONE_THREAD or threads == 1 or self.system.device.type != "cpu":
             yield
@@ -162,7 +162,7 @@ class Predictor:
             decoder.drop(drafts)
 
     def finish(self, pending: Pending) -> Prediction:
-        """The answer of an input whose draft, if it has one, has ended."""
+        """Return the answer of an input. Its draft, if it has one, must have ended."""
         answer = pending.answer
         if pending.draft is not None:
             task, found = self.system.tasks[pending.task], pending.draft.ranked()
@@ -184,7 +184,7 @@ class Predictor:
         return question.unusable.get(task)
 
     def written(self, pending: Pending, ids: list[int], score: float) -> Answer:
-        """The answer that tokens say, in the vocabulary of the input's task."""
+        """Decode tokens into an answer, with the vocabulary of the input's task."""
         task = self.system.tasks[pending.task]
         assert isinstance(task, GenerationTask)
         return task.answer(ids, score, pending.question.source)
@@ -208,7 +208,7 @@ class Predictor:
         return to_device(self.system.collate(examples), self.system.device)
 
     def _trunk(self, sources: Sequence[EncodedSource]) -> Trunk:
-        """The layers below the adapters, once for a source that is there several times, as for several tasks."""
+        """Run the layers below the adapters. Equal sources, such as one text for several tasks, are run once."""
         keys = [tuple(tuple(w.ids) for w in source.windows) for source in sources]
         distinct = {
             key: (number, source) for number, (key, source) in enumerate(dict(zip(keys, sources, strict=True)).items())
@@ -236,11 +236,11 @@ class Predictor:
         rejected = [q.task is None and r.is_rejected(self.calibration) for q, r in zip(questions, routes, strict=True)]
         if self.system.config.router.on_rejection == "base":
             weights[torch.tensor(rejected, device=weights.device)] = 0.0
-        # What runs deeper depends on the chosen tasks, so the top is planned after routing; the trunk is not run again.
+        # The upper layers depend on the chosen tasks, so they are planned after routing. The trunk is not run again.
         packed = self._collate(sources, chosen)
         generates = any(isinstance(self.system.tasks[name], GenerationTask) for name in chosen)
         top_k = max(counts) if all(q.weights is None for q in questions) else None
-        # Where all go to one adapter, the others are left out: nothing then depends on which others there are.
+        # If all inputs go to one adapter, leave out the others, so that the result does not depend on them.
         active = [names.index(chosen[0])] if top_k == 1 and len(set(chosen)) == 1 else None
         output = model(packed.batch, weights, active, top_k, record=generates, trunk=trunk)
         pending = [Pending(*parts) for parts in zip(questions, chosen, routes, rejected, strict=True)]
@@ -255,7 +255,7 @@ class Predictor:
         return pending
 
     def _mixtures(self, questions: Sequence[Question], routed: Tensor, counts: Sequence[int]) -> Tensor:
-        """Mixing weights ``(inputs, adapters)``: given ones, the hinted task's, or the router's likeliest."""
+        """Return mixing weights ``(inputs, adapters)``: those given, else the hinted task's, else the router's."""
         model, names = self.system.model, list(self.system.tasks)
         weights = torch.empty_like(routed)
         for count in set(counts):
@@ -271,7 +271,7 @@ class Predictor:
     def _join(
         self, decoder: Decoder, task: GenerationTask, batch: Batch, view: TaskView, output: Output, own: list[Pending]
     ) -> None:
-        """Let the answers of a generation task's examples join a decoder."""
+        """Add drafts for the examples of a generation task to the decoder."""
         model = self.system.model
         settings = [one.question.generation.get(view.task, task.config.generation) for one in own]
         is_first = torch.isin(batch.examples, view.examples) & (batch.top_lengths > 0)

@@ -1,4 +1,4 @@
-"""The one reading of what a caller asks, for programs and for HTTP alike: inputs, tasks and decoding settings."""
+"""Read and check requests, for the Python API and the HTTP server: inputs, tasks and decoding settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
 INPUT_KEYS = (*TEXT_KEYS, "context", "instruction", "task_hint")
-"""What an input says that is a mapping."""
+"""Keys of an input that is a mapping."""
 Given = str | Mapping[str, str | None]
 
 
@@ -24,9 +24,9 @@ class Decoding:
     """Decoding settings that a call asked for."""
 
     settings: dict[str, GenerationConfig]
-    """By the tasks that can decode so."""
+    """Task → its settings, for the tasks that can use them."""
     unusable: dict[str, str]
-    """Why the others cannot."""
+    """Task → why it cannot use them."""
 
 
 class RequestReader:
@@ -49,10 +49,12 @@ class RequestReader:
             )
 
     def decoding(self, overrides: Mapping[str, Any], task: str | None = None) -> Decoding:
-        """Decoding settings with ``overrides``: of one task, or of all tasks that write text if it is None.
+        """Apply ``overrides`` to the decoding settings of a task.
+
+        If ``task`` is None or does not write text, apply them to every task that writes text.
 
         Raises:
-            ConfigError: no task can decode so: no such setting, or a value that it cannot have.
+            ConfigError: no task can use the overrides: a setting does not exist, or its value is not allowed.
         """
         found = Decoding({}, {})
         if not overrides:
@@ -79,10 +81,10 @@ class RequestReader:
     def question(
         self, given: Given, task_hint: str | None, top_k: int | None, generation: Mapping[str, Any]
     ) -> Question:
-        """An input of a call, encoded.
+        """Check and encode one input.
 
         Raises:
-            ConfigError: it is none, or there is no such task or decoding setting.
+            ConfigError: the input is not valid, or the task or a decoding setting does not exist.
             InputError: the named task cannot answer it as it is.
         """
         if not isinstance(given, str | Mapping):

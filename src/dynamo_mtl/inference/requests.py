@@ -1,4 +1,4 @@
-"""What is asked of a model and what it answers."""
+"""Data classes of requests and answers: inputs, routes, questions and predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynamo_mtl.tasks.task import Answer
 
 @dataclass(frozen=True)
 class TextInput:
-    """What a user asks: a text, perhaps with a context or an instruction."""
+    """An input as a user sends it: a text, optionally with a context and an instruction."""
 
     text: str
     context: str | None = None
@@ -38,7 +38,7 @@ class Route:
         return max(self.probabilities)
 
     def is_rejected(self, calibration: Calibration) -> bool:
-        """Whether no task should answer: none is sure enough, or the input is like none that is known."""
+        """Whether no task should answer: the confidence is too low, or the input is unlike all known ones."""
         return self.confidence < calibration.threshold or self.familiarity < calibration.familiarity
 
 
@@ -50,11 +50,11 @@ class Prediction:
     answer: Answer
     route: Route
     rejected: bool = False
-    """Whether the input is likely to be one of no task, so that the answer is a guess."""
+    """Whether the input probably belongs to no task, so that the answer is a guess."""
     problem: str | None = None
-    """Why the task cannot answer the input as it is, so that the answer is none."""
+    """Why the task cannot answer the input, which makes ``answer`` meaningless; None if it can."""
     truncated: Mapping[str, int] | None = None
-    """Characters of the text or passage and how many the answer is made from, where that is not all of it."""
+    """Characters of the text or passage, and how many of them were read; None if all were."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """Of the source, over all windows."""
+        """Source tokens over all windows."""
         return sum(len(window.ids) for window in self.source.windows)
 
 

@@ -1,6 +1,6 @@
-"""Scoring a system on labelled examples: answers and routing, in batches, with progress.
+"""Answer and route many examples for scoring, in batches and with progress.
 
-The processes of a job each work on a share of the examples; all of them get all results.
+Each process of a job works on a share of the examples, and receives the results of all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SILENCE = 5.0
 
 
 class InputProgress:
-    """Tells how far the work on many inputs is, every few seconds and at the end."""
+    """Logs the progress over many inputs, every few seconds and at the end."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
@@ -60,9 +60,9 @@ def predict_examples(
     Args:
         predictor: the system.
         inputs: what to answer.
-        tasks: whose head answers each, and whose adapter where there are no ``weights``.
+        tasks: for each input, the task whose head answers, and whose adapter is used if ``weights`` is None.
         weights: ``(inputs, adapters)`` mixing weights.
-        label: what progress lines call this.
+        label: name of this work in progress lines.
     """
     own = world().share(range(len(inputs)))
     predictions: list[Prediction] = []
@@ -82,7 +82,7 @@ class Routed:
     probabilities: np.ndarray
     """``(n, tasks)``."""
     truth: list[int]
-    """``(n,)`` adapters that they belong to."""
+    """``(n,)`` number of the adapter that each input belongs to."""
     familiarity: np.ndarray
     """``(n,)``."""
     rejected: list[bool]
@@ -90,7 +90,7 @@ class Routed:
 
 
 def route_inputs(predictor: Predictor, inputs: Sequence[RoutedInput], label: str = "routing") -> Routed:
-    """Route many inputs, with progress; ``label`` is what progress lines call this."""
+    """Route many inputs, with progress. ``label`` names this work in progress lines."""
     own = world().share(inputs)
     routes: list[Route] = []
     progress = InputProgress(label, len(own))

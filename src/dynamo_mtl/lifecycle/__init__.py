@@ -1,1 +1,1 @@
-"""A trained model that changes: tasks are added, renamed, removed, adapters are replaced."""
+"""Changes to a trained model: adding, renaming and removing tasks, and replacing adapters."""

@@ -1,6 +1,6 @@
-"""A task more for a trained model: one adapter and head, and a branch of the router. Nothing else changes.
+"""Adds a task to a trained model: one adapter, one head and a branch of the router. No other weights change.
 
-Of the older tasks' data nothing is needed: the checkpoint remembers some of their inputs as features without text.
+The data of the older tasks is not needed: the checkpoint stores features of some of their inputs, without the text.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def add_task(
 ) -> Path:
     """Train the last task of ``config`` and save the model with it.
 
-    Adapters, heads and vocabularies of the tasks before stay as they are, bit by bit, and so do the router's decisions
-    between them.
+    The adapters, heads and vocabularies of the older tasks stay bit-identical, and the router's decisions between these
+    tasks do not change.
 
     Args:
-        checkpoint: a trained model of the tasks before.
-        output: where the model goes, a folder that is not there yet.
-        config: the checkpoint's configuration with the added task as its last one, and a branch for it.
-        start: what the added task's adapter starts from, of the same settings; a fresh one if None.
+        checkpoint: a trained model of the older tasks.
+        output: folder for the new model; it must not exist yet.
+        config: the checkpoint's configuration, with the added task as its last one and a router branch for it.
+        start: adapter with the same settings from which the added task's adapter starts; a fresh one if None.
 
     Returns:
         ``output``.
@@ -150,7 +150,7 @@ def _teach_router(
     accelerator: Accelerator,
     log: MetricsLog,
 ) -> Calibration:
-    """Train the added task's branch, and make its inputs known. Returns the calibration of the router with it."""
+    """Train the added task's branch, and record its inputs as known. Returns the router's new calibration."""
     system, model = source.system, source.system.model
     inputs, added = _branch_inputs(source, name, config)
     router, branch = model.router.eval(), last_branch(model.router)
@@ -178,7 +178,7 @@ def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> 
     plain = [one for row in rows if (one := asking.plain(name, row)) is not None]
     features, _ = trunk_features(system, [asking.encode(one) for one in (*instructed, *plain)], config.token_budget)
     inputs = split_inputs(added, known, route, features)
-    if asking.requires_instruction(name):  # without an instruction its texts are not its own
+    if asking.requires_instruction(name):  # its texts without an instruction do not belong to it
         texts = first_examples(source.tables[name].train, config.router.novelty_examples)
         encoded = [system.encode_for_router(text.text, text.context, None, name) for text in texts]
         inputs = replace(
@@ -189,7 +189,7 @@ def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> 
 
 @torch.no_grad()
 def _covering(calibration: Calibration, system: System, features: torch.Tensor) -> Calibration:
-    """The calibration with thresholds that keep the configured share of an added task's inputs too."""
+    """The calibration with a confidence threshold that also keeps the configured share of the added task's inputs."""
     model = system.model
     share = (1 - calibration.coverage) / 2
     logits = model.router(features).logits / model.router.temperature

@@ -1,4 +1,4 @@
-"""What adding a task has changed: how the older tasks are routed and answered before and after, and how good it is."""
+"""Reports what adding a task changed: the older tasks' routing and answers, and the quality of the added task."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ FORMAT = 1
 
 
 def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: int) -> dict[str, Any]:
-    """Compare a model with the same one that has a task more, its last.
+    """Compare a model before and after a task was added as its last one.
 
     Args:
-        before: checkpoint without it.
-        after: checkpoint with it.
-        config: of the one with it; tasks whose data it does not find are left out, with a warning.
+        before: checkpoint without the task.
+        after: checkpoint with the task.
+        config: configuration of ``after``. Older tasks whose data is not found are left out, with a warning.
         limit: most validation examples of each task.
 
     Returns:
-        ``added``: its scores, routed and with oracle routing; ``routing``: accuracy of each older task ``before`` and
-        ``after``, on bare and instructed inputs, and the ``largest_fall`` in points; ``answers``: how many of the older
-        tasks' answers, under oracle routing, are the same to the bit.
+        ``added``: scores of the task, routed and with oracle routing. ``routing``: accuracy of each older task
+        ``before`` and ``after``, on bare and instructed inputs. ``largest_fall``: largest loss of accuracy, in points.
+        ``answers``: how many answers of the older tasks, under oracle routing, are identical.
     """
     device = torch.device("cpu")
     with_it, metadata = load_system(after, device, config)
@@ -108,7 +108,7 @@ def _accuracies(predictor: Predictor, inputs: Sequence[RoutedInput], label: str)
 
 
 def _same_answers(old: Predictor, new: Predictor, older: Examples) -> dict[str, Any]:
-    """Answers one by one, since rows of a batch may be summed in another order beside other rows."""
+    """Compare the answers, one input at a time: in a batch, other rows may change the order of sums."""
     asked = [(task, task_input(old.system, task, row)) for task, rows in older.items() for row in rows[:ANSWERS]]
     progress = InputProgress("answers of the older tasks", len(asked))
     same = 0

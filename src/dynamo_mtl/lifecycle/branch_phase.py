@@ -1,7 +1,7 @@
-"""How a router learns a task that is added to a trained model: a branch of its own, trained on features.
+"""Trains the router's branch for a task that is added to a trained model, on features alone.
 
-The older tasks are there as remembered features only (``RouterMemory``), which do not belong to the added task. Nor do
-its own texts with another task's instruction or, where the task requires an instruction, without one.
+The older tasks are present only as remembered features (``RouterMemory``), which are negative examples. So are the
+added task's own texts with another task's instruction and, if the task requires an instruction, without one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.phases.phase_2_router import FeatureBatch
 
 HELD_OUT = 5
-"""Every fifth remembered input is not trained on: it says how many the added task takes from the others."""
+"""Every fifth remembered input is held out, to measure how many inputs the added task takes from the others."""
 LOST = 0.0025
 """Share of held-out remembered inputs that the added task may take."""
 
 
 @dataclass(frozen=True)
 class BranchInputs:
-    """Router features of what belongs to an added task and of what does not: ``(n, features)`` each."""
+    """Router features of inputs that belong to an added task and of inputs that do not, ``(n, features)`` each."""
 
     own: Tensor
     other: Tensor
-    """Its own texts that do not belong to it; may be none."""
+    """The added task's texts in forms that do not belong to it; may be empty."""
     remembered: Tensor
     own_validation: Tensor
 
@@ -51,16 +51,16 @@ class BranchInputs:
 
     @property
     def negatives(self) -> Tensor:
-        """All that does not belong to the task, to learn from."""
+        """All training features that do not belong to the task."""
         return torch.cat([self.known, self.other])
 
 
 def split_inputs(added: RouterMemory, remembered: RouterMemory, route: int, validation: Tensor) -> BranchInputs:
-    """What a branch learns from.
+    """Collect the features that a branch learns from.
 
     Args:
-        added: of the added task's texts.
-        remembered: of the tasks before, as the checkpoint kept them.
+        added: features of the added task's texts.
+        remembered: features of the older tasks, as stored in the checkpoint.
         route: the added task's adapter.
         validation: ``(n, features)`` of the added task's validation inputs.
     """
@@ -69,7 +69,7 @@ def split_inputs(added: RouterMemory, remembered: RouterMemory, route: int, vali
 
 
 class BranchPhase(Phase):
-    """Trains one branch on features: each update half of the task, half of everything else."""
+    """Trains one branch on features. Half of every batch belongs to the task, half does not."""
 
     def __init__(self, router: Router, inputs: BranchInputs, config: TrainingConfig) -> None:
         """
@@ -105,7 +105,7 @@ class BranchPhase(Phase):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss on held-out inputs of the task and of those before, each kind with half of the weight."""
+        """Mean loss on held-out inputs of the added task and of the older ones, each with half of the weight."""
         self.router.eval()
         found = branch_odds(self.router, self.inputs.own_validation)
         lost = branch_odds(self.router, self.inputs.held_out)
@@ -121,7 +121,7 @@ def last_branch(router: Router) -> Branch:
 
 
 def branch_odds(router: Router, features: Tensor) -> Tensor:
-    """What the last branch says: ``(n, features)`` → ``(n,)`` log-odds. The tasks before are taken as they are."""
+    """Log-odds of the last branch: ``(n, features)`` → ``(n,)``. The older tasks' shares get no gradient."""
     with torch.no_grad():
         shares = router.shares_before(features, len(router.branches) - 1)
     return last_branch(router)(features, shares)[:, 0]
@@ -129,24 +129,24 @@ def branch_odds(router: Router, features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def limit_losses(router: Router, inputs: BranchInputs) -> None:
-    """Make the last branch so cautious that at most ``LOST`` of the held-out remembered inputs go to the added task."""
+    """Lower the last branch's bias until at most ``LOST`` of the held-out remembered inputs go to the added task."""
     router.eval()
     odds = branch_odds(router, inputs.held_out).sort(descending=True).values
     allowed = math.floor(LOST * len(odds))
     last = last_branch(router).mlp[-1]
     assert isinstance(last, torch.nn.Linear)
     if odds[allowed] >= 0:
-        # The first that must stay is a little below, so that rounding cannot take it back.
+        # Put the first input that must stay slightly below 0, so that rounding cannot bring it back.
         last.bias.sub_(odds[allowed] + 1e-3)
 
 
 @torch.no_grad()
 def set_prototype(branch: Branch, inputs: BranchInputs, ood: OutOfDistribution) -> None:
-    """Give a branch that is a single row the prototype of few examples, without training.
+    """Set a branch that is a single row to a prototype of a few examples, without training.
 
-    Linear discriminant analysis with the covariance within tasks that ``ood`` has measured: the row is the
-    difference of the mean of the task's examples and the mean of everything else, in whitened space. Its scale and bias
-    put the log-odds of the two groups where their spread along the row says (Hastie et al. 2009, The Elements of
+    This is linear discriminant analysis with the within-task covariance that ``ood`` has measured. The row is the
+    difference, in whitened space, between the mean of the task's examples and the mean of everything else. Its scale
+    and bias follow from the means and the spread of the two groups along the row (Hastie et al. 2009, The Elements of
     Statistical Learning, section 4.3).
     """
     row = branch.mlp[-1]

@@ -1,7 +1,4 @@
-"""A trained model without one of its tasks, with a task under another name, or with an adapter of somebody else's.
-
-Nothing is trained.
-"""
+"""Edits a trained model without training: removes a task, renames a task, or imports an adapter for one."""
 
 from __future__ import annotations
 
@@ -34,10 +31,10 @@ CPU = torch.device("cpu")
 
 
 def remove_task(checkpoint: Path, output: Path, name: str) -> Path:
-    """Take a task's adapter, head and routing out. The router's shares of the others keep their proportions.
+    """Remove a task's adapter, head and routing. The tasks of the router's first training keep their proportions.
 
     Raises:
-        ConfigError: no such task, or the only one.
+        ConfigError: no such task, or the only task of the router's first training.
         CheckpointError: unusable checkpoint.
     """
     output = new_folder(output)
@@ -86,15 +83,15 @@ def rename_task(checkpoint: Path, output: Path, name: str, new_name: str) -> Pat
 
 
 def import_for(checkpoint: Path, adapter: Path, strict: bool = True) -> Adapter:
-    """An adapter from a PEFT LoRA folder, for a checkpoint's backbone and tap layer.
+    """Import an adapter from a PEFT LoRA folder, for a checkpoint's backbone and tap layer.
 
     Args:
-        checkpoint: the model that it is for.
-        adapter: the folder.
-        strict: refuse an adapter of which some part cannot be taken over; else the part is left out with a warning.
+        checkpoint: the model that the adapter is for.
+        adapter: the PEFT folder.
+        strict: refuse an adapter if a part of it cannot be imported; otherwise leave that part out with a warning.
 
     Raises:
-        CheckpointError: see ``peft_format.import_adapter``.
+        CheckpointError: see ``peft_import.import_adapter``.
     """
     metadata = open_checkpoint(checkpoint)
     config = read_system_config(checkpoint / CONFIG)
@@ -109,7 +106,7 @@ def import_for(checkpoint: Path, adapter: Path, strict: bool = True) -> Adapter:
 
 
 def replace_adapter(checkpoint: Path, output: Path, task: str, adapter: Path, strict: bool = True) -> Path:
-    """Put an adapter from a PEFT LoRA folder in the place of a task's own; its head stays.
+    """Replace a task's adapter by one from a PEFT LoRA folder, and keep the task's head.
 
     Raises:
         ConfigError: no such task.
@@ -135,7 +132,7 @@ def _check_known(system: System, name: str, option: str) -> None:
 
 
 def _settings(checkpoint: Path, system: System) -> dict[str, Any]:
-    """A checkpoint's settings, those of its tasks as they were resolved for its format."""
+    """A checkpoint's settings, with the settings of its tasks as resolved for its format."""
     return {**read_settings(checkpoint / CONFIG), "tasks": system.config.model_dump()["tasks"]}
 
 
@@ -147,7 +144,7 @@ def _section(raw: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rebuilt(system: System, raw: dict[str, Any], names: Mapping[str, str]) -> System:
-    """A system of the tasks of ``raw``, each with what the task of the old name has; the router is a fresh one."""
+    """Build a system of the tasks in ``raw`` with a fresh router. ``names`` maps new to old names of copied tasks."""
     config = read_system_config(raw)
     changed = reassemble(system, config, {new: system.tasks[names.get(new, new)] for new in config.tasks})
     for new, old in names.items():
@@ -162,7 +159,7 @@ def _keep_routing(system: System, changed: System) -> None:
 
 
 def _forgetting(ood: OutOfDistribution, known: RouterMemory, adapter: int) -> OutOfDistribution:
-    """What is known without one task's inputs: those whose nearest remembered input belongs to it."""
+    """Remove one task's inputs from the known ones: those whose nearest remembered input belongs to it."""
     if not len(ood.references):
         return ood
     nearest = torch.cdist(ood.references, ood.whiten(known.features)).argmin(dim=1)

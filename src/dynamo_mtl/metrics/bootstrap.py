@@ -1,4 +1,4 @@
-"""How far a score would move with other examples."""
+"""Bootstrap intervals: how far a score would move with other examples."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def classification_scores(predictions: Sequence[int | None], references: Sequence[int]) -> dict[str, float]:
-    """Accuracy, and precision, recall and F1 averaged over classes (macro), each in [0, 1].
+    """Accuracy, and precision, recall and F1 averaged over the classes in ``references`` (macro), each in [0, 1].
 
     A prediction of None (no label at all) counts as wrong. A class without any prediction has precision 0.
     """

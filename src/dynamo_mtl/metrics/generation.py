@@ -35,7 +35,7 @@ def _sentence_lines(text: str) -> str:
 
 
 def signatures() -> dict[str, str]:
-    """What makes the figures of these metrics comparable with others': sacrebleu's signatures."""
+    """Sacrebleu's signatures, which say how to get comparable figures."""
     metrics = {"bleu": BLEU(), "sentence_bleu": BLEU(effective_order=True), "chrf": CHRF()}
     for metric in metrics.values():
         metric.corpus_score(["a"], [["a"]])  # the number of references is known only once something was scored
@@ -55,9 +55,9 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def sentence_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Mean over examples of their own BLEU, in percent (sacrebleu's, smoothed, up to the longest n-gram that fits).
+    """Mean BLEU of single examples, in percent (sacrebleu's, smoothed, up to the longest n-gram that fits).
 
-    Every example counts alike, while the longest ones decide a BLEU of the corpus.
+    Every example counts the same, while long examples dominate corpus BLEU.
     """
     scores = [
         sacrebleu.sentence_bleu(prediction, [reference]).score
@@ -78,15 +78,15 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def collapse_blanks(code: str) -> str:
-    """Code with every run of blanks inside a line as one blank, for comparing; line breaks stay."""
+    """Replace every run of blanks inside a line by one blank, for comparison; line breaks stay."""
     return "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in code.strip().splitlines())
 
 
 def parses(code: str) -> bool:
-    """Whether code is syntactically valid Python, alone or as the fragment that it is.
+    """Whether code is syntactically valid Python, as it is or as a fragment.
 
-    After dedenting, a block header gets a ``pass`` (``try`` a ``finally`` too), ``elif/else/except/finally`` a dummy
-    opener, a decorator a dummy definition.
+    Fragments are dedented and completed: a last line that opens a block gets a ``pass`` (``try`` also a ``finally``), a
+    first ``elif``, ``else``, ``except`` or ``finally`` gets an opening block, and a decorator gets a function.
     """
     code = textwrap.dedent(code).strip()
     if not code:

@@ -46,11 +46,11 @@ def brier_score(probabilities: np.ndarray, actual: Sequence[int]) -> float:
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What share of answers is wrong when only the most confident are given.
+    """Share of wrong answers if only the k most confident are given, for every k (El-Yaniv and Wiener 2010, JMLR 11).
 
     Returns:
-        Coverage ``k / n`` and risk ``(n,)``, the share of errors among the k most confident; equally confident ones
-        count as answered in a random order, so the risk is the expected one (El-Yaniv and Wiener 2010, JMLR 11).
+        Coverage ``k / n`` and risk, the share of errors among these k, both ``(n,)``. Equally confident answers are
+        taken in random order, so the risk is an expected value.
     """
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence, wrong = confidence[order], 1.0 - correct[order].astype(float)
@@ -66,9 +66,9 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Probability that an unknown input scores higher than a known one, equal scores counting half.
+    """Probability that an unknown input scores higher than a known one; equal scores count half.
 
-    The area under the ROC curve of telling them apart by the score (Hanley and McNeil 1982, Radiology 143).
+    This is the area under the ROC curve (Hanley and McNeil 1982, Radiology 143).
     """
     _, place, counts = np.unique(np.concatenate([known, unknown]), return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -118,15 +118,16 @@ def routing_scores(
 
 
 def collapse_warnings(probabilities: np.ndarray, actual: Sequence[int], names: Sequence[str]) -> list[str]:
-    """What is wrong with the use of the adapters, in words; nothing if all is well.
+    """Warn, in words, if the router uses the adapters badly; empty if all is well.
+
+    An adapter is nearly dead if its share of the weight is less than a tenth of its share of the inputs. It takes
+    nearly all if it has over nine tenths of the weight but less than half of the inputs. A router that is always
+    certain is at fault only if it is often wrong.
 
     Args:
         probabilities: ``(n, tasks)``.
         actual: ``(n,)`` true tasks.
-        names: of the tasks.
-
-    An adapter is dead if it has less than a tenth of the weight that its own inputs are of all, and takes all if it has
-    nine tenths where less than half of the inputs are its own. Certainty is a fault only where it is wrong.
+        names: names of the tasks.
     """
     truth = np.asarray(actual)
     mix = np.bincount(truth, minlength=len(names)) / len(truth)
@@ -148,14 +149,15 @@ def collapse_warnings(probabilities: np.ndarray, actual: Sequence[int], names: S
 
 
 def length_router(train_lengths: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
-    """Route by input length alone, the floor that a router must beat.
+    """Route by input length alone, a baseline that every router must beat.
 
     Args:
         train_lengths: lengths of each task's training inputs.
         lengths: lengths to route.
 
     Returns:
-        For each the task whose smoothed share of training inputs is largest in its length's bin; bins grow by a tenth.
+        For each length, the task with the largest smoothed share of its training inputs in the bin of that length.
+        Each bin is a tenth wider than the one before.
     """
 
     def place(values: Sequence[int]) -> np.ndarray:

@@ -29,7 +29,7 @@ class LoraConfig(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """What the adapter adds is multiplied by ``alpha / rank``."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of the adapter's input in training."""
+    """In training, of what A gives, before B."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Any of ``query``, ``key``, ``value``, ``attention.output``, ``intermediate`` and ``output``, or all of them."""
     use_rslora: bool = False
@@ -52,7 +52,12 @@ class LoraConfig(BaseModel):
     @property
     def scaling(self) -> float:
         """What ``B A x`` is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+        return self.alpha / self.divisor
+
+    @property
+    def divisor(self) -> float:
+        """What ``alpha`` is divided by: the rank, or its root."""
+        return math.sqrt(self.rank) if self.use_rslora else float(self.rank)
 
 
 def _key(layer: int, site: str) -> str:
@@ -105,17 +110,17 @@ class AdapterBank(nn.Module):
         return adapter
 
     def act_at(self, layer: int, site: str) -> bool:
-        """Whether some adapter sits there."""
+        """Whether any adapter adapts this linear layer."""
         return (layer, site) in self._sites
 
     def train(self, mode: bool = True) -> AdapterBank:
-        """Training mode. What was packed before is forgotten: fused optimizers change parameters without a trace."""
+        """Set the mode. A change drops all packed matrices: fused optimizers change parameters without a trace."""
         if mode != self.training:
             self._packs.clear()
         return super().train(mode)
 
     def packed(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` packs of the adapters; in evaluation it is kept until ``mix`` finds an adapter changed."""
+        """Return what ``make`` packs. In evaluation without gradient it is cached until ``forget_changed`` drops it."""
         if torch.is_grad_enabled() or self.training:
             return make()
         if key not in self._packs:
@@ -123,9 +128,9 @@ class AdapterBank(nn.Module):
         return self._packs[key]
 
     def forget_changed(self) -> None:
-        """Drop what was packed of other values."""
+        """Drop all packed matrices if a parameter has changed since they were packed."""
         parameters = self._parameters_in_order
-        # Tensors that were made in inference mode do not say whether they have changed.
+        # Tensors that were made in inference mode have no version, so a change of theirs cannot be seen.
         known = not any(parameter.is_inference() for parameter in parameters)
         version = sum(parameter._version for parameter in parameters) if known else -1
         if version != self._packed_version or not known:

@@ -1,4 +1,4 @@
-"""Attention over rectangles of queries and keys, and the exchange of rows between a packed batch and them."""
+"""Scaled dot-product attention over padded rectangles, and the contract of attention plans for packed tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dynamo_mtl.model import hardware
 
 CHUNK_SCORES = 2**20
-"""Attention scores that are computed at a time on a CPU, about what fits in a core's cache."""
+"""Number of attention scores that are computed at a time on a CPU; about as many fit in a core's cache."""
 
 
 class _TakeRows(torch.autograd.Function):
@@ -29,14 +29,14 @@ class _TakeRows(torch.autograd.Function):
 
 
 def take_rows(rows: Tensor, source: Tensor, back: Callable[[], Tensor]) -> Tensor:
-    """``rows[source]`` for moves that gather and scatter without adding anything up.
+    """``rows[source]`` with a fast gradient, for moves in which at most one place of each row has a gradient.
 
-    The general gradient of indexing accumulates, which on a CPU is many times slower.
+    The usual gradient of indexing adds up over places, which is many times slower on a CPU.
 
     Args:
         rows: ``(n, width)``.
-        source: ``(m,)`` row numbers. One may be there several times if only one of its places has a gradient.
-        back: ``(n,)`` the place whose gradient is that of each row; negative for a row that has none.
+        source: ``(m,)`` row numbers. A row may occur several times if only one of its places has a gradient.
+        back: makes ``(n,)``: for each row the place whose gradient it gets, negative for none.
     """
     if not (torch.is_grad_enabled() and rows.requires_grad):
         return rows.index_select(0, source)
@@ -47,9 +47,9 @@ def take_rows(rows: Tensor, source: Tensor, back: Callable[[], Tensor]) -> Tenso
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention: ``(rows, heads, length, width)`` each, boolean ``mask`` → like ``query``.
 
-    In bf16 on a CPU plain products are faster than the library's kernel, forwards and backwards
-    (``benchmarks/attention.py``), but without gradient on a CPU with AMX. Without gradient they go over few rows at a
-    time, whose scores stay in the cache.
+    In bf16 on a CPU, plain products are faster than PyTorch's kernel, forwards and backwards
+    (``benchmarks/attention.py``). The exception is a CPU with AMX without gradient. Without gradient, plain products
+    take a few rows at a time, so that the scores stay in the cache.
     """
     is_half_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     if is_half_on_cpu and torch.is_grad_enabled():
@@ -63,11 +63,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 
 def attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Like ``attention``, by plain products without gradient, over few rows at a time."""
+    """Like ``attention``, by plain products without gradient, a few rows at a time."""
     rows, heads, length, width = query.shape
     keys = key.shape[2]
     chunk = min(rows, max(1, CHUNK_SCORES // (heads * length * keys)))
-    # Written again and again: fresh memory of this size costs more than the products.
+    # These are reused for every chunk, because new memory of this size costs more than the products.
     scores, shares = (query.new_empty(chunk * heads, length, keys) for _ in range(2))
     out = query.new_empty(rows * heads, length, width)
     query, key, value = ((query * width**-0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
@@ -83,16 +83,16 @@ def attention_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
 
 
 class AttentionPlan(Protocol):
-    """All that attention over one packed batch needs; the same for every layer."""
+    """Says which tokens of one packed batch attend to which; the same for every layer."""
 
     def reordered(self, order: Tensor, place: Tensor) -> AttentionPlan:
-        """The plan of the same sequences when token t lies at ``place[t]`` and ``order`` is its inverse."""
+        """Return the plan after token t has moved to ``place[t]``; ``order`` is the inverse of ``place``."""
         ...
 
     def attend(self, joint: Tensor, heads: int) -> Tensor:
-        """Tokens among themselves: queries, keys and values ``(tokens, 3 · width)`` → ``(tokens, width)``."""
+        """Self-attention over queries, keys and values side by side: ``(tokens, 3 · width)`` → ``(tokens, width)``."""
         ...
 
     def attend_to(self, query: Tensor, others: Tensor, heads: int) -> Tensor:
-        """Queries ``(q, width)`` to keys and values ``(k, 2 · width)`` of other tokens → ``(q, width)``."""
+        """Attention of queries ``(q, width)`` over other keys and values ``(k, 2 · width)`` → ``(q, width)``."""
         ...

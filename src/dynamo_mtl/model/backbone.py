@@ -79,7 +79,7 @@ def find_backbone(name: str, revision: str | None = None) -> Path:
     """Return the folder with a backbone's files: packaged, local, or fetched from the hub.
 
     Raises:
-        BackboneError: nothing is there, or the hub cannot be reached; the message names the three ways.
+        BackboneError: the backbone is not found, or the hub cannot be reached; the message says how to get one.
     """
     if name == MINILM:
         spec = importlib.util.find_spec(MINILM_PACKAGE)
@@ -102,7 +102,7 @@ def find_backbone(name: str, revision: str | None = None) -> Path:
                 name, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"]
             )
         )
-    except Exception as error:  # the hub's libraries raise many kinds, those of their HTTP client among them
+    except Exception as error:  # the hub's libraries raise many kinds, also those of their HTTP client
         raise BackboneError(
             f"model.base_model_name: '{name}' is neither a local folder nor could it be fetched from the hub "
             f"({type(error).__name__}); three ways to get a backbone: be online (or have it in the hub cache), "
@@ -188,7 +188,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | No
 
 
 def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value of a layer as the one product that ``EncoderLayer`` makes of them."""
+    """Concatenate query, key and value of each layer, which ``EncoderLayer`` computes as one product."""
     joined: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         match = re.fullmatch(r"(layers\.\d+)\.(query|key|value)\.(weight|bias)", name)
@@ -201,7 +201,10 @@ def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_tokenizer(folder: Path) -> SourceTokenizer:
-    """Load the tokenizer of a backbone or checkpoint folder; truncation and padding are off, special tokens inert."""
+    """Load the tokenizer of a backbone or checkpoint folder.
+
+    It neither truncates nor pads, and it encodes special tokens inside a text as plain text.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""A batch as the model sees it: packed token ids, who belongs to whom, and attention plans. Knows no task."""
+"""Packs sequences into a batch: token ids, the window and example of each token, attention plans. Knows no task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Window:
     ids: Sequence[int]
     example: int
     deep: bool = True
-    """Whether it runs through the top layers; the others are read by the router only."""
+    """Whether it also runs through the top layers; if not, only the router reads it."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,22 @@ class Target:
     head: str
     ids: Sequence[int]
     pieces: Sequence[int] | None = None
-    """Backbone token that stands for each copied word, and any for the other ids; None where nothing is copied."""
+    """For each id, the backbone token that stands for the copied word (any token if it is not one); None if the task
+    copies nothing."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Packed inputs of one forward pass.
 
-    Source tokens lie window after window. The top run holds the tokens of deep windows in the same order, then all
-    target tokens, head after head in order of first appearance. Each of these three stretches may end with padding,
-    tokens of no sequence, which nobody sees and from which nothing is read: they make sizes come again (``round_up``).
+    Tokens lie in two runs::
+
+        trunk run:  source tokens, padding
+        top run:    source tokens of deep windows, padding, target tokens, padding
+
+    Source tokens lie window after window. Target tokens lie head after head, in order of first appearance. Padding
+    tokens belong to no sequence: no token sees them, and their states are not read. They round sizes up, so that the
+    same shapes occur again (``round_up``).
     """
 
     ids: Tensor
@@ -73,11 +79,11 @@ class Batch:
     target_pieces: dict[str, Tensor]
     """Name of a head that copies → ``(its target tokens,)`` backbone tokens that stand for copied words."""
     target_positions: Tensor
-    """``(target tokens and padding,)``, going on from each window's real length."""
+    """``(target tokens and padding,)`` rows of the position table; they continue after the last token of the window."""
     target_plan: AttentionPlan | None
     """Queries: target tokens; keys: source tokens, then target tokens. None without targets."""
     target_slices: dict[str, tuple[int, int]]
-    """Head name → its target tokens' place in the top run."""
+    """Head name → first and end place of its target tokens in the top run."""
 
 
 def build_batch(
@@ -86,8 +92,8 @@ def build_batch(
     """Pack windows and targets and plan attention.
 
     Args:
-        windows: all windows, those of an example next to each other.
-        targets: at most one for a window, and only for deep ones; those of one head next to each other.
+        windows: all windows; those of one example must be next to each other.
+        targets: at most one per window, and only for deep windows; those of one head must be next to each other.
         first_position: position of a sequence's first token.
         variable_length: plan attention for the kernels of a GPU instead of padded rectangles.
     """
@@ -98,25 +104,31 @@ def build_batch(
         return plan_padded(queries, keys, query_count, key_count)
 
     def filled(counts: Sequence[int]) -> int:
-        """Tokens and padding of sequences; several of one length are taken to be of a size that comes again."""
+        """Size of a stretch with padding. Several sequences of equal length get none: that size will occur again."""
         total = int(sum(counts))
         is_even = len(counts) > 1 and len(set(counts)) == 1
         return total if variable_length or is_even else round_up(total)
 
+    # 1. Sources: window w has the tokens starts[w] to starts[w] + lengths[w] of the trunk run, all of order 0.
     lengths = np.array([len(w.ids) for w in windows])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     sources = [Span(np.arange(s, s + n), np.zeros(n, dtype=np.int64)) for s, n in zip(starts, lengths, strict=True)]
+    # 2. Deep windows: the same in the top run, where the others have length 0 and start -1.
     deep = [w for w, window in enumerate(windows) if window.deep]
     top_lengths = np.array([n if window.deep else 0 for n, window in zip(lengths, windows, strict=True)])
     top_starts = np.where(top_lengths > 0, np.cumsum(top_lengths) - top_lengths, -1)
+    # 3. Sizes of the three stretches, with padding.
     target_lengths = [len(t.ids) for t in targets]
     source_total, deep_total = filled(lengths.tolist()), filled([n for n in top_lengths.tolist() if n])
     target_total = filled(target_lengths)
+    # 4. Targets: numbered from 0 among themselves, of orders 1, 2, …
     offsets = np.concatenate([[0], np.cumsum(target_lengths)]).astype(np.int64)
     spans = [Span(np.arange(o, o + n), np.arange(1, n + 1)) for o, n in zip(offsets[:-1], target_lengths, strict=True)]
+    # 5. Sequences of the top run: the source of a deep window, then its target, which lies behind all deep sources.
     after = {t.window: _shift(span, deep_total) for t, span in zip(targets, spans, strict=True)}
     top = [_shift(sources[w], int(top_starts[w] - starts[w])) for w in deep]
     top_spans = [Span.join([span, after[w]]) if w in after else span for w, span in zip(deep, top, strict=True)]
+    # 6. What targets see in the trunk: their source, then themselves, where all targets lie behind the trunk run.
     after_source = [
         Span.join([sources[t.window], _shift(span, source_total)]) for t, span in zip(targets, spans, strict=True)
     ]
@@ -157,7 +169,7 @@ def _shift(span: Span, by: int) -> Span:
 
 
 def _fill(values: np.ndarray, count: int) -> np.ndarray:
-    """``values`` and, for padding, its first one again, up to ``count``."""
+    """Pad ``values`` to ``count`` by repeating the first one, or with 0 if there is none."""
     return np.concatenate([values, np.full(count - len(values), values[0] if len(values) else 0)]).astype(np.int64)
 
 
@@ -178,7 +190,7 @@ def _slices(targets: Sequence[Target], heads: Sequence[str], start: int) -> dict
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor inside nested frozen dataclasses, tuples, lists and dictionaries to ``device``."""
     if isinstance(value, Tensor):
-        # Only pinned memory is copied while the host goes on.
+        # Only a copy from pinned memory is asynchronous.
         return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
     if isinstance(value, tuple | list):
         return type(value)(to_device(item, device) for item in value)

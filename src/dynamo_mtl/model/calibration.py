@@ -10,25 +10,25 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of the temperature: where every input is routed right, the likelihood grows without end as it falls."""
+"""Bounds of the temperature. If every input is routed correctly, the likelihood keeps growing as it falls."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns routing logits into a confidence that means what it says. The default changes and rejects nothing."""
+    """Turns routing logits into a confidence that matches the accuracy. The default changes and rejects nothing."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     temperature: float = 1.0
-    """Divides the logits, beside the router's own temperature. It changes no decision."""
+    """Divides the logits, in addition to the router's own temperature. It changes no decision."""
     threshold: float = 0.0
     """An input that is routed with less confidence is rejected."""
     familiarity: float = 0.0
-    """An input that is less familiar (``OutOfDistribution.familiarity``) is one of no task."""
+    """An input with a lower ``OutOfDistribution.familiarity`` is taken for one of no task."""
     coverage: float = 1.0
-    """Share of validation inputs that both thresholds together were chosen to keep at least."""
+    """The two thresholds together keep at least this share of the validation inputs."""
     inputs: int = 0
-    """Validation inputs that it was fitted on."""
+    """Number of validation inputs that it was fitted on."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """``(n, adapters)`` logits under the router's temperature → calibrated probabilities."""
@@ -36,9 +36,9 @@ class Calibration:
 
 
 def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibration:
-    """Fit a temperature by maximum likelihood, then thresholds that together keep a share of the inputs.
+    """Fit a temperature by maximum likelihood, then two thresholds that together keep a share of the inputs.
 
-    Guo et al. 2017, arXiv 1706.04599, section 4.2.
+    The temperature follows Guo et al. 2017, arXiv 1706.04599, section 4.2. Each threshold may reject half of the rest.
 
     Args:
         logits: ``(n, adapters)`` under the router's own temperature.
@@ -46,7 +46,7 @@ def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibrat
         coverage: share of the inputs that must not be rejected.
     """
     logits = logits.detach().double()
-    # The likelihood is concave in 1 / temperature, so that thirds close in on its one maximum.
+    # The likelihood is concave in 1 / temperature, so a ternary search finds its maximum.
     low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
     for _ in range(100):
         left, right = low + (high - low) / 3, high - (high - low) / 3

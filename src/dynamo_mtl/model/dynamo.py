@@ -4,8 +4,8 @@
                    frozen, no grad     │                               │
                                        └──► layers[tap:L] + adapters mixed by weights ──► hidden ──► heads
 
-One pass serves a batch that mixes tasks of any kind: nothing below loops over tasks, only the (few, small) target
-embeddings and heads are looked up by task.
+One pass serves a batch that mixes tasks of any kind. Only target embeddings and heads, which are few and small, are
+looked up by task; nothing else loops over tasks.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from dynamo_mtl.model.router import POOLED, Router, RouterConfig, Routing, plan_
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass gives."""
+    """Result of one forward pass."""
 
     hidden: Tensor
     """``(top tokens, hidden)``: deep source tokens, then target tokens, each with padding; see ``Batch``."""
     routing: Routing | None
-    """What the router said; None where the weights were given."""
+    """Result of the router; None if the weights were given."""
     weights: Tensor
     """``(examples, adapters)``: the mixture that was used."""
     recorded: list[Tensor]
-    """Keys and values of the deep source tokens, ``(tokens, 2 · hidden)`` layer by layer, if they were asked for."""
+    """Keys and values of the deep source tokens, ``(tokens, 2 · hidden)`` for each layer; empty without ``record``."""
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """The frozen lower layers' work on one batch."""
+    """Result of the layers below the tap for one batch."""
 
     hidden: Tensor
     """``(source tokens, hidden)``."""
     features: Tensor
-    """``(examples, router.feature_size)``: what the router reads, of the embeddings and every layer below the tap."""
+    """``(examples, router.feature_size)``: what the router reads, by default of the embeddings and all these layers."""
     recorded: list[Tensor]
     """Keys and values of all source tokens, ``(tokens, 2 · hidden)``, for target tokens and for the cache."""
 
     def repeated(self, tokens: Tensor, examples: Tensor) -> Trunk:
-        """The trunk of a batch that has some inputs several times: which ``tokens`` and ``examples`` of this one."""
+        """The trunk of a batch that repeats inputs of this one, given the numbers of its tokens and examples here."""
         recorded = [pairs.index_select(0, tokens) for pairs in self.recorded]
         return Trunk(self.hidden.index_select(0, tokens), self.features.index_select(0, examples), recorded)
 
@@ -69,7 +69,7 @@ class HeadRows:
     rows: Tensor | None
     """``(n,)`` their numbers; None for all rows."""
     source: Copyable | None
-    """What each of them may copy, where the head copies."""
+    """What each of these rows may copy; None if the head does not copy."""
 
 
 class DynamoModel(nn.Module):
@@ -97,7 +97,7 @@ class DynamoModel(nn.Module):
         self.router = Router(router, POOLED * layers_read * shape.hidden_size, len(loras))
         self.ood = OutOfDistribution(self.router.feature_size)
         self.memory: RouterMemory | None = None
-        """What the router learned from, in part; None before it has learned."""
+        """A part of what the router was trained on; None before it is trained."""
         embeddings, eps = self.encoder.word_embeddings, shape.layer_norm_eps
         self.heads = nn.ModuleList(build_head(heads[n], shape.hidden_size, embeddings, eps) for n in self.task_names)
         if backbone.transform is not None:
@@ -105,7 +105,7 @@ class DynamoModel(nn.Module):
                 if isinstance(head, LanguageModelHead) and not head.own_vocabulary:
                     head.load_state_dict(backbone.transform, strict=False)
         self.dtype = dtype
-        # What is trained keeps fp32 parameters and multiplies in ``dtype`` by autocasting.
+        # Trained parameters stay in fp32, and autocast multiplies them in ``dtype``.
         self.encoder.to(dtype if config.freeze_backbone else torch.float32)
         if config.quantization:
             quantize_layers(self.encoder)
@@ -129,11 +129,11 @@ class DynamoModel(nn.Module):
 
     @property
     def variable_length(self) -> bool:
-        """Whether batches are to be planned for variable-length attention, which has half precision on GPUs only."""
+        """Whether to plan batches for variable-length attention, which needs a GPU and half precision."""
         return self.encoder.word_embeddings.weight.is_cuda and self.dtype != torch.float32
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many numbers each part has; embeddings of own target vocabularies are counted apart from the heads."""
+        """Number of parameters of each part; embeddings of own target vocabularies are counted apart from the heads."""
         modules = {"backbone": self.encoder, "adapters": self.bank, "router": self.router, "heads": self.heads}
         counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
         tables = [head.embeddings for head in self.heads if isinstance(head, LanguageModelHead)]
@@ -141,7 +141,7 @@ class DynamoModel(nn.Module):
         return {**counts, "heads": counts["heads"] - vocabularies, "target_vocabularies": vocabularies}
 
     def trainable_parameters(self) -> int:
-        """How many numbers training changes."""
+        """Number of parameters that training changes."""
         trained = ["heads", "target_vocabularies"]
         trained += ["adapters"] if self.config.adapters != "none" else []
         trained += ["router"] if self.config.adapters == "routed" else []
@@ -193,10 +193,10 @@ class DynamoModel(nn.Module):
         Args:
             batch: packed inputs.
             weights: mixing weights ``(examples, adapters)``; the router's own top-k if None.
-            active: adapters that can have a weight other than zero (all if None).
-            top_k: at most that many weights of a row are not zero, if known.
+            active: adapters that may have a non-zero weight (all if None).
+            top_k: largest number of non-zero weights in a row, if known.
             record: keep keys and values of the source for generation.
-            trunk: this batch's trunk, if it has run already (to choose what goes deeper).
+            trunk: the trunk of this batch, if it was run before (to choose which windows go deeper).
         """
         trunk = trunk or self.trunk(batch, record)
         routing = None
@@ -212,7 +212,7 @@ class DynamoModel(nn.Module):
         mix = mix_adapters(self.bank, weights, batch.top_examples, self.dtype, active, top_k)
         recorded: list[Tensor] = []
         if batch.top_plan is not None:
-            # Tokens of one adapter lie together while the adapters act, and where they were before and after.
+            # While the adapters act, tokens are sorted by adapter; afterwards they return to their places.
             plan = batch.top_plan.reordered(*mix.sorting) if mix.sorting else batch.top_plan
             attention = PackedAttention(plan, self.encoder.config.num_heads, recorded if record else None)
             with self._precision():
@@ -237,10 +237,10 @@ class DynamoModel(nn.Module):
     def decode_step(
         self, groups: Sequence[HeadRows], ids: Tensor, positions: Tensor, cache: Cache, mix: Mix
     ) -> list[Tensor]:
-        """Feed one target token a row and return logits of the next.
+        """Feed one target token per row and return the logits of the next one.
 
         Args:
-            groups: the heads, whose vocabularies the ids are of, and their rows; together all rows.
+            groups: each head with the rows whose ids are of its vocabulary; together they have all rows.
             ids: ``(rows,)``.
             positions: ``(rows,)`` rows of the position table.
             cache: keys and values so far.

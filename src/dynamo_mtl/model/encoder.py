@@ -1,10 +1,9 @@
-"""The frozen backbone, written out: post-norm BERT-family layers over packed tokens.
+"""The backbone: post-norm layers of the BERT family over packed tokens, ``(tokens, hidden)``.
 
-- loads published RoBERTa, XLM-RoBERTa, CamemBERT and BERT weights (see ``backbone.py``), equal to ``transformers``
-- tokens are packed: ``(tokens, hidden)`` without padding; attention is an argument (``PackedAttention``, ``Cache``)
-- query, key and value are one product: ``joint`` has them side by side
-- adapters are handed in as an argument too; nothing here remembers a batch
-- token type 0 everywhere: the source encoding does not tell which fields were given
+- It takes published RoBERTa, XLM-RoBERTa, CamemBERT and BERT weights (``backbone.py``) and equals ``transformers``.
+- Attention (``PackedAttention``, ``Cache``) and adapters are arguments, so no module here keeps anything of a batch.
+- Query, key and value are one product: ``joint`` has them side by side.
+- The token type is always 0, so that it does not tell which fields a source has.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dynamo_mtl.model.fused import gelu_over, linear
 SITES = ("query", "key", "value", "attention.output", "intermediate", "output")
 """The linear layers of a block, under the names by which target modules are chosen."""
 JOINT_SITES = SITES[:3]
-"""Those that share their input and are one product."""
+"""The sites that share their input and are computed as one product."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,17 @@ class EncoderConfig:
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens that a sequence, source and target together, can have."""
+        """Maximum number of tokens in a sequence, source and target together."""
         return self.max_positions - self.first_position
 
     def site_shape(self, site: str) -> tuple[int, int]:
-        """Width of what goes into a linear layer of ``SITES``, and of what comes out."""
+        """Input and output width of a linear layer of ``SITES``."""
         inputs = self.intermediate_size if site == "output" else self.hidden_size
         return inputs, self.intermediate_size if site == "intermediate" else self.hidden_size
 
 
 class Attention(Protocol):
-    """How queries meet keys: packed rectangles, or one step against a cache."""
+    """Attention inside a packed batch, or of one decoding step against a cache."""
 
     def __call__(self, layer: int, joint: Tensor) -> Tensor:
         """Queries, keys and values, ``(tokens, 3 · hidden)`` → ``(tokens, hidden)``."""
@@ -73,13 +72,13 @@ class Adapters(Protocol):
             layer: number of the block.
             sites: names of the linear layers.
             inputs: ``(tokens, in)``.
-            output: ``(tokens, out)`` with the sites side by side, perhaps with the residual; without gradient it may be
-                written over.
+            output: ``(tokens, out)`` with the sites side by side; it may contain the residual already. Without
+                gradient it may be overwritten.
         """
         ...
 
     def act_at(self, layer: int, site: str) -> bool:
-        """Whether it has to be called for a site."""
+        """Whether anything is added at a site."""
         ...
 
 
@@ -99,9 +98,10 @@ NO_ADAPTERS = NoAdapters()
 
 
 class PackedAttention:
-    """Attention inside a packed batch; can record keys and values for a cache or for later target tokens.
+    """Attention inside a packed batch.
 
-    With ``before``, the recorded keys and values of other tokens (the source) are put in front of those given.
+    ``record`` collects keys and values, for a cache or for later target tokens. ``before`` has the recorded keys and
+    values of other tokens (the source), which are put in front of those of the given tokens.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers. ``run`` any stretch of layers: the trunk and the top are two plain calls."""
+    """Embeddings and layers. ``run`` takes any range of layers, so that trunk and top are two calls."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Cache:
         heads = self.storage.shape[3]
         parts = joint.view(len(joint), 3, heads, -1)
         self.storage[layer][:, self.rows, :, self.lengths] = parts[:, 1:]
-        # All places, since products of a part of them would have to copy it.
+        # Use all places and a mask, since products over a part of the storage would copy it.
         keys, values = self.storage[layer]
         return attention(parts[:, 0, :, None], keys, values, self.mask).reshape(len(joint), -1)
 
@@ -209,7 +209,7 @@ class Cache:
         return Cache(torch.cat(wide, dim=2), torch.cat([self.lengths, other.lengths]))
 
     def advance(self) -> None:
-        """Count the token that all layers have seen."""
+        """Count the fed token as stored, once all layers have seen it."""
         self.lengths = self.lengths + 1
         self._update_mask()
 

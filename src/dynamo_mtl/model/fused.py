@@ -1,6 +1,6 @@
-"""Linear layers with what follows them: on a CPU in bf16 bias, activation and residual are part of the product.
+"""Linear layers with fused bias, GELU and residual, for bf16 on a CPU.
 
-oneDNN has such products on some CPUs, and PyTorch calls them for compiled code. Called directly they spare three passes
+oneDNN has such products on some CPUs, and PyTorch uses them in compiled code. Calling them directly saves three passes
 over the output (``benchmarks/race_linear.py``).
 """
 
@@ -25,9 +25,9 @@ def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor
     Returns:
         ``(tokens, out)``.
     """
-    # Compiled code fuses by itself, and cannot take these calls.
+    # Compiled code fuses by itself and cannot contain these calls.
     free = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    # A quantized matrix says it is bf16, and is none.
+    # A quantized matrix reports bf16 as its type but is stored in another one.
     plain = type(layer.weight) is nn.Parameter
     half = inputs.device.type == "cpu" and inputs.dtype == layer.weight.dtype == torch.bfloat16
     if free and plain and half and hardware.fuses_bf16():
@@ -44,8 +44,8 @@ def linear(layer: nn.Linear, inputs: Tensor, *, gelu: bool = False, plus: Tensor
 
 
 def gelu_over(fresh: Tensor) -> Tensor:
-    """GELU of what nobody else holds.
+    """GELU of a tensor that nothing else uses.
 
-    Without gradient it is written over, as sums are above: on a CPU fresh memory costs more than the operation.
+    Without gradient it is computed in place, because on a CPU new memory costs more than the operation.
     """
     return F.gelu(fresh) if torch.is_grad_enabled() else torch.ops.aten.gelu_(fresh)

@@ -1,6 +1,6 @@
-"""What the hardware can do: the one place that asks.
+"""Finds out what the hardware can do, for all other modules.
 
-oneDNN can be set to leave out instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``), so it is asked too.
+oneDNN is asked too, since it can be told not to use instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fuses_bf16() -> bool:
 
 @functools.cache
 def has_amx() -> bool:
-    """Whether products in bf16 run on tiles on this CPU."""
+    """Whether this CPU computes bf16 products with AMX, on tiles."""
     return onednn_multiplies_bf16() and cpu_has("amx_bf16")
 
 

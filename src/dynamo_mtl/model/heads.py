@@ -28,10 +28,10 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class Copyable:
-    """What a language-model head may copy, a row for each source or for each hidden state."""
+    """The words that a language-model head may copy, with a row for each source or for each hidden state."""
 
     keys: Tensor
-    """``(rows, occurrences, width)`` of the places where words begin."""
+    """``(rows, occurrences, width)`` pointer keys of the tokens where words begin."""
     words: Tensor
     """``(rows, occurrences)`` number of the word that begins there; -1 where there is none."""
     pieces: Tensor
@@ -52,7 +52,7 @@ class Copyable:
 
 
 def _stacked(first: Tensor, second: Tensor, fill: int) -> Tensor:
-    """Rows of both, the shorter ones filled up along dimension 1."""
+    """Concatenate rows, after padding the shorter ones along dimension 1."""
     longest = max(first.shape[1], second.shape[1])
 
     def long(part: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _stacked(first: Tensor, second: Tensor, fill: int) -> Tensor:
 
 
 class ClassificationHead(nn.Module):
-    """Two layers on the first token's state beside the mean state of an input."""
+    """Two layers over the state of the first token and the mean state of an input, side by side."""
 
     def __init__(self, hidden: int, labels: int, dropout: float) -> None:
         super().__init__()
@@ -119,9 +119,9 @@ class Pointer(nn.Module):
 class LanguageModelHead(nn.Module):
     """Next-token logits, tied to the embeddings of the target tokens.
 
-    With an own vocabulary the embeddings are trainable parameters of the head. Without, they are the backbone's frozen
-    word embeddings, and the transform has the form of the published masked-language-model head, so that it can start
-    from published weights. With a pointer, ids from ``vocabulary_size`` on are words of the source.
+    With its own vocabulary, the head has trainable embeddings. Otherwise it uses the backbone's frozen word embeddings,
+    and its transform has the form of the published masked-language-model head, so that it can start from published
+    weights. With a pointer, ids from ``vocabulary_size`` on are words of the source.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class LanguageModelHead(nn.Module):
 
     @property
     def vocabulary_size(self) -> int:
-        """Ids of tokens that are not copied."""
+        """Number of ids that are not copied words."""
         return len(self.bias)
 
     @property
@@ -175,14 +175,14 @@ class LanguageModelHead(nn.Module):
         """``(rows, hidden)`` → logits in fp32; the large product is in the input's type.
 
         Returns:
-            ``(rows, vocabulary)``, and behind it ``(rows, words)`` of what may be copied.
+            ``(rows, vocabulary)``, followed by ``(rows, words)`` for the words that may be copied.
         """
         inner = self.dense(hidden.float())
         if not self.own_vocabulary:
             inner = F.gelu(inner)
         rows, states = len(inner), self.norm(inner).to(hidden.dtype)
         padding = round_up(rows) - rows if states.device.type == "cpu" else 0
-        # The sum with the bias is in fp32 already: converting first would be one more pass over the vocabulary.
+        # Adding the fp32 bias gives fp32; converting first would cost one more pass over the vocabulary.
         logits = F.linear(F.pad(states, (0, 0, 0, padding)), self.table.to(hidden.dtype))[:rows] + self.bias
         if self.pointer is None or source is None:
             return logits

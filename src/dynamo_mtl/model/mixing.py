@@ -1,7 +1,9 @@
-"""Many adapters over one batch, mixed per input. It computes packed, and loops over no adapter.
+"""Applies many adapters to one batch of packed tokens, mixed by weights of each input.
+
+``mix_adapters`` chooses between two forms that compute the same:
 
 - ``ConcatenatedMix``: ``z = x A_catᵀ · w``, ``y += z B_catᵀ`` over the concatenated ranks; exact for any soft mixture
-- ``GroupedMix``: for top-k, tokens that share an adapter lie together and meet its matrices in one grouped product
+- ``GroupedMix``: for top-k; sorts tokens by adapter and multiplies each group by the matrices of its adapter
 """
 
 from __future__ import annotations
@@ -19,28 +21,28 @@ from dynamo_mtl.model import hardware
 from dynamo_mtl.model.adapter import AdapterBank
 
 GROUPED_OVERHEAD = 1.5
-"""How much slower a grouped product is taken to be than a plain one of the same work."""
+"""Assumed cost of a grouped product, relative to a plain product with the same number of operations."""
 GROUPED_OVERHEAD_AMX = 20.0
-"""The same on a CPU with AMX, where compiling small products for new sizes takes longer than they do."""
+"""The same on a CPU with AMX, where compiling small products for new sizes takes longer than computing them."""
 GROUP_COST = 512
-"""What a group costs by itself, in tokens times ranks."""
+"""Assumed fixed cost of a group, in tokens times ranks."""
 RANK_MULTIPLE = 8
-"""Grouped products want rows that are multiples of 16 bytes."""
+"""Ranks are padded to a multiple of it: grouped products expect rows whose size is a multiple of 16 bytes."""
 
 
 class Mix(Protocol):
-    """Adapters of one batch, called by the encoder wherever linear layers share an input."""
+    """The adapters of one batch. The encoder calls it once for all linear layers that share an input."""
 
     sorting: tuple[Tensor, Tensor] | None
-    """``(tokens,)`` the order in which the tokens have to be given, and where each token of the batch then lies; None
-    for the batch's own order."""
+    """The order in which tokens must be passed, and the place of each token in that order, both ``(tokens,)``; None for
+    the batch's own order."""
 
     def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
-        """``(tokens, in)``, ``(tokens, out)`` with the sites side by side → output with what the adapters add."""
+        """Add the adapters to ``output``, ``(tokens, out)`` with the sites side by side; inputs: ``(tokens, in)``."""
         ...
 
     def act_at(self, layer: int, site: str) -> bool:
-        """Whether some adapter of the bank sits there."""
+        """Whether any adapter of the bank adapts this linear layer."""
         ...
 
 
@@ -52,15 +54,15 @@ def mix_adapters(
     active: Sequence[int] | None = None,
     top_k: int | None = None,
 ) -> Mix:
-    """Plan one batch: which token gets which adapters with what weight.
+    """Plan the mix of one batch: which adapters each token gets, and with what weights.
 
     Args:
         bank: the adapters.
         weights: ``(examples, adapters)`` mixing weights.
         rows: ``(tokens,)`` example of each token.
-        dtype: type of the products (parameters stay as they are).
-        active: adapters that can have a weight other than zero (all if None); the others cost nothing.
-        top_k: promise that at most that many weights a row are not zero; allows the grouped form.
+        dtype: type of the products; parameters keep their own.
+        active: adapters that may have a non-zero weight (all if None); the others cost nothing.
+        top_k: no row has more non-zero weights than this; needed for the grouped form.
     """
     bank.forget_changed()
     if top_k is not None and top_k < len(bank.adapters if active is None else active):
@@ -74,7 +76,10 @@ def mix_adapters(
 
 
 class ConcatenatedMix:
-    """Soft mixing by concatenated ranks; the per-token, per-rank scales are made once a batch."""
+    """Mixes with any weights, by concatenating the ranks of all adapters.
+
+    The scale of each token and rank is computed once per batch.
+    """
 
     sorting: tuple[Tensor, Tensor] | None = None
 
@@ -112,7 +117,7 @@ class ConcatenatedMix:
         return self.scales[members]
 
     def _pack(self, layer: int, sites: Sequence[str]) -> _Concatenated:
-        """A of all sites and adapters as one matrix, B of each site, and whose ranks they are."""
+        """Concatenate A over sites and adapters, and B over the adapters of each site."""
         downs: list[Tensor] = []
         ups: list[Tensor | None] = []
         members: list[int] = []
@@ -126,7 +131,7 @@ class ConcatenatedMix:
     def __call__(self, layer: int, sites: Sequence[str], inputs: Tensor, output: Tensor) -> Tensor:
         """See ``Mix``."""
         key = ("concatenated", layer, sites, self.chosen, self.dtype)
-        is_usual = len(self.chosen) in (1, len(self.bank.names))  # other choices are too many to keep
+        is_usual = len(self.chosen) in (1, len(self.bank.names))  # there are too many others to cache
         packed = self.bank.packed(key, lambda: self._pack(layer, sites)) if is_usual else self._pack(layer, sites)
         if packed.down is None:
             return output
@@ -150,17 +155,19 @@ class _Concatenated:
     """All adapters of some sites, packed for ``ConcatenatedMix``."""
 
     down: Tensor | None
-    """``(ranks of all sites, in)``; None where no adapter sits."""
+    """``(ranks of all sites, in)``; None if no adapter adapts these sites."""
     ups: list[Tensor | None]
-    """``(out, ranks)`` of each site."""
+    """``(out, ranks)`` of each site; None if no adapter adapts it."""
     members: tuple[int, ...]
-    """The adapter of each stretch of ranks."""
+    """The adapter that each block of ranks belongs to."""
 
 
 class GroupedMix:
-    """Top-k by groups: tokens lie sorted by their adapter, and each group meets its matrices in one grouped product.
+    """Mixes the ``top_k`` adapters of each token in groups: one group for all tokens that use the same adapter.
 
-    With one adapter a token, the model sorts its tokens once (``sorting``), so that no layer gathers anything. Nothing
+    An entry is a pair of a token and one of its adapters. Entries are sorted by adapter, so that a grouped product
+    multiplies each group by the matrices of its adapter. If ``top_k`` is 1, entries are tokens, and the model sorts
+    its tokens once (``sorting``); otherwise every call gathers its inputs and adds up its outputs. On a GPU, nothing
     waits for the device.
     """
 
@@ -169,25 +176,31 @@ class GroupedMix:
     def __init__(self, bank: AdapterBank, weights: Tensor, rows: Tensor, dtype: torch.dtype, top_k: int) -> None:
         self.bank, self.dtype = bank, dtype
         configs = [bank[name].config for name in bank.names]
+        # 1. Sort the entries, (tokens · top_k,), by adapter. If top_k is 1 and three tokens use adapters 1, 0 and 1,
+        #    adapter is [0, 1, 1] and entries is [1, 0, 2].
         value, chosen = weights.topk(top_k, dim=1)
         adapter, entries = chosen[rows].flatten().sort(stable=True)
+        # 2. Find where the group of each adapter ends: [1, 3] in the example.
         counts = torch.zeros(len(configs), dtype=torch.long, device=rows.device)
         counts.scatter_add_(0, adapter, torch.ones_like(adapter))
         self.ends = counts.cumsum(0).to(torch.int32)
+        # 3. Find the token of each entry. If top_k is 1, this is the order in which the model sorts its tokens.
         self.token = entries // top_k
         if top_k == 1:
             numbers = torch.arange(len(entries), device=rows.device)
             self.sorting = self.token, torch.empty_like(entries).scatter_(0, entries, numbers)
+        # 4. Scale each entry by its mixing weight and the scaling of its adapter.
         scaling = torch.tensor([c.scaling for c in configs], device=rows.device)
         self.weight = (value[rows].flatten()[entries] * scaling[adapter]).to(dtype)[:, None]
         keep = torch.tensor([1 - c.dropout for c in configs], device=rows.device)
         drops = bank.training and any(c.dropout > 0 for c in configs)
         self.keep = keep[adapter][:, None] if drops else None
+        # 5. Pad all adapters to one rank, so that their matrices can be stacked.
         widest = max(c.rank for c in configs)
         self.rank = -(-widest // RANK_MULTIPLE) * RANK_MULTIPLE
         self.runs: list[tuple[int, int, int]] = []
         if rows.device.type == "cpu" and not torch.is_grad_enabled():
-            # Here the library's grouped product visits absent adapters too, and nothing waits for a device anyway.
+            # On a CPU, PyTorch's grouped product also visits adapters without tokens, so loop over the others instead.
             ends = self.ends.tolist()
             self.runs = [(n, first, last) for n, (first, last) in enumerate(pairwise([0, *ends])) if last > first]
 
@@ -196,9 +209,9 @@ class GroupedMix:
         return self.bank.act_at(layer, site)
 
     def _pack(self, layer: int, sites: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-        """A of the adapted sites side by side, ``(adapters, in, ranks)``, and B, ``(adapters, ranks, sites · out)``.
+        """Stack A of the adapted sites, ``(adapters, in, ranks)``, and B, ``(adapters, ranks, sites · out)``.
 
-        B has the blocks of the sites on its diagonal, so that it is one product for all of them.
+        B is block-diagonal, with a block for each site, so that one product serves all sites. Missing ranks are zero.
         """
         downs: list[Tensor] = []
         ups: list[Tensor] = []
@@ -236,7 +249,7 @@ class GroupedMix:
         return output
 
     def _product(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """Every row by the matrix of its adapter: ``(rows, in), (adapters, in, out)`` → ``(rows, out)``."""
+        """Multiply each row by the matrix of its adapter: ``(rows, in), (adapters, in, out)`` → ``(rows, out)``."""
         if not self.runs:
             return F.grouped_mm(rows, matrices, offs=self.ends)
         products = rows.new_empty(len(rows), matrices.shape[2])

@@ -22,20 +22,20 @@ class ModelConfig(BaseModel):
     hidden_size: int | None = None
     """Checked against the backbone if given."""
     freeze_backbone: bool = True
-    """``false`` trains the backbone itself, in one phase for all tasks: full fine-tuning, to compare with. Needs
+    """``false`` trains the backbone itself, in one phase for all tasks: full fine-tuning, for comparison. Needs
     ``adapters: none``."""
     adapters: Literal["routed", "shared", "none"] = "routed"
-    """``routed``: an adapter for each task and a router over them. To compare with: ``shared``, all of them act on
-    every input as one LoRA of the summed rank; ``none``. Both train in one phase and are given the task."""
+    """``routed``: an adapter for each task and a router over them. For comparison, ``shared``: all adapters act on
+    every input, as one LoRA of the summed rank; and ``none``. Both train in one phase and are given the task."""
     router_input: Literal["trunk", "last_hidden"] = "trunk"
-    """What the router reads: the layers below the tap. To compare with: the last layer of a first pass without
-    adapters, which makes it two passes (X-LoRA, Buehler and Buehler 2024, arXiv 2402.07148)."""
+    """What the router reads. ``trunk``: the layers below the tap. For comparison, ``last_hidden``: the last layer of a
+    first pass without adapters, so that there are two passes (X-LoRA, Buehler and Buehler 2024, arXiv 2402.07148)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the backbone and of all large products; adapters, heads and router keep fp32 parameters. ``auto`` is bf16
     where the hardware multiplies it fast, else fp32."""
     quantization: Literal["int8"] | None = None
-    """``int8``: the matrices of the frozen layers in 8 bits, a quarter of fp32 (weight-only, by torchao: extra
-    ``quantize``). Adapters may be trained over either."""
+    """``int8`` stores the matrices of the frozen layers in 8 bits, a quarter of fp32 (weight-only, by torchao: extra
+    ``quantize``). Adapters can be trained with and without it."""
     tap_layer: int | None = Field(default=None, ge=0)
     """Layers below it carry no adapter and feed the router; a third of the depth if not given."""
 

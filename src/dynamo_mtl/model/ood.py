@@ -1,9 +1,9 @@
-"""How unlike everything known an input is: what tells an input of no task from a hard one of a known task.
+"""Measures how far an input is from all known ones, to tell an input of no task from a hard one of a known task.
 
-A router is sure of itself far from all it has seen, so its confidence alone says little about inputs of no task. Their
-trunk features lie far from those of known inputs, measured where known inputs of one task differ little: distance to
-the k-th nearest known feature (Sun et al. 2022, arXiv 2204.06507) after whitening by the covariance within tasks
-(as in Lee et al. 2018, arXiv 1807.03888) on principal components.
+A router can be confident far from everything it has seen, so its confidence says little about inputs of no task. But
+their trunk features lie far from known ones. The measure is the distance to the k-th nearest known feature (Sun et al.
+2022, arXiv 2204.06507), on principal components that are whitened by the covariance within tasks (as in Lee et al.
+2018, arXiv 1807.03888). So directions in which the inputs of one task differ little count most.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch import Tensor, nn
 COMPONENTS = 256
 REFERENCES = 10000
 NEIGHBOUR = 2
-"""Which nearest known feature is measured to; the first is at times a near-copy."""
+"""The k of the k-th nearest known feature. The first is sometimes a near-copy of the input."""
 BARE_SHARE = 0.75
-"""Of bare inputs in the covariance. Instructed ones vary along the directions of the instruction too: enough of them
-keep an unseen instruction from being taken for an unseen task, too many hide unseen tasks."""
+"""Weight of bare inputs in the covariance; instructed ones have the rest. These also vary with their instruction: with
+too few of them, an unseen instruction looks like an unseen task; with too many, unseen tasks look known."""
 RIDGE = 1e-2
-"""Of the mean variance, added to every direction."""
+"""Share of the mean variance that is added to the variance of every direction."""
 SMALLEST = 1e-6
-"""Added to every variance, so that inputs that are all alike can be distinguished from others."""
+"""Added to every variance, so that training inputs that are all alike can still be told from others."""
 CALIBRATION = 1000
-"""Known distances that are kept to compare with, as evenly spaced quantiles."""
+"""Number of known distances that are kept for comparison, as evenly spaced quantiles."""
 
 
 class OutOfDistribution(nn.Module):
-    """Distance of router features from known ones. All of it is buffers: they are fitted, not trained.
+    """Distance of router features from known ones. It has only buffers, which are fitted, not trained.
 
     Attributes:
         center: ``(features,)`` mean of normalised features.
         projection: ``(features, components)`` principal directions, scaled to unit variance within tasks.
         references: ``(references, components)`` known features.
-        distances: ``(CALIBRATION,)`` of validation inputs, ascending.
+        distances: ``(CALIBRATION,)`` quantiles of the distances of validation inputs, ascending.
     """
 
     center: Tensor
@@ -58,13 +58,13 @@ class OutOfDistribution(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor, groups: Tensor, is_bare: Tensor, seed: int) -> None:
-        """Learn what is known.
+        """Learn the known features and the scale of every direction.
 
         Args:
             features: ``(n, features)`` of training inputs.
-            groups: ``(n,)`` which of them are alike: inputs of one kind of one task.
+            groups: ``(n,)`` group of each input: one for each kind of input of each task.
             is_bare: ``(n,)`` whether each is a text without an instruction.
-            seed: of the random projections and choices.
+            seed: seed of the random projection and sample.
         """
         # Seeding reaches the generator of a GPU too.
         with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
@@ -86,7 +86,7 @@ class OutOfDistribution(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Note how far inputs of known tasks lie that were not learned from: ``(n, features)``. Needs a fit."""
+        """Store the distances of held-out inputs of known tasks, ``(n, features)``. Does nothing before ``fit``."""
         if not len(self.references):
             return
         levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
@@ -98,14 +98,18 @@ class OutOfDistribution(nn.Module):
 
     @torch.no_grad()
     def extend(self, features: Tensor, held_out: Tensor) -> None:
-        """Make inputs of another task known too: ``(n, features)`` to compare with, and others to calibrate by.
+        """Add the inputs of another task to the known ones.
 
-        Directions and scales stay, so that the distances of what was known before can only become smaller.
+        Directions and scales stay, so the distances of inputs that were known before can only become smaller.
+
+        Args:
+            features: ``(n, features)`` of its training inputs.
+            held_out: ``(m, features)`` of its validation inputs, to calibrate with.
         """
         before = len(self.references)
         self.references = torch.cat([self.references, self.whiten(features)])
         levels = torch.linspace(0, 1, CALIBRATION, device=features.device)
-        # The added task counts for as much as its share of what is known.
+        # The weight of the added task is its share of all known inputs.
         count = max(1, round(len(self.distances) * len(features) / max(1, before)))
         added = torch.quantile(self(held_out), torch.linspace(0, 1, count, device=features.device))
         self.distances = torch.quantile(torch.cat([self.distances, added]), levels)
@@ -119,8 +123,8 @@ class OutOfDistribution(nn.Module):
     def familiarity(self, features: Tensor) -> Tensor:
         """``(n, features)`` → ``(n,)`` share of known inputs that lie at least as far away, in (0, 1].
 
-        An input of a known task has a familiarity below p with probability p at most (a conformal p-value, Vovk et al.
-        2005); one of no task is near 0. 1 before anything was fitted.
+        The familiarity of an input of a known task is below p with probability at most p (a conformal p-value, Vovk et
+        al. 2005). That of an input of no task is near 0. Before ``fit`` and ``calibrate`` it is 1.
         """
         if not self.is_fitted:
             return features.new_ones(len(features))
@@ -128,7 +132,7 @@ class OutOfDistribution(nn.Module):
         return (len(self.distances) - nearer + 1).clamp(max=len(self.distances)) / len(self.distances)
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what was fitted before, whose sizes this decides. Raises ``ValueError`` if it does not fit together."""
+        """Load fitted buffers, in their own sizes. Raises ``ValueError`` if they do not fit together."""
         names = ("center", "projection", "references", "distances")
         if set(tensors) != set(names):
             raise ValueError(f"should hold {', '.join(names)}, found {', '.join(sorted(tensors))}")
@@ -153,22 +157,22 @@ def _covariance(states: Tensor, groups: Tensor, chosen: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RouterMemory:
-    """Training texts, each bare, with an instruction, and with one of another task."""
+    """Router features of training texts: each text bare, with an instruction, and with one of another task."""
 
     features: Tensor
     """``(n, router.feature_size)``."""
     routes: Tensor
-    """``(n,)`` adapters that they belong to."""
+    """``(n,)`` adapter that each input should go to."""
     origins: Tensor
-    """``(n,)`` adapters of the tasks that their texts come from."""
+    """``(n,)`` adapter of the task that its text comes from."""
     is_bare: Tensor
-    """``(n,)``."""
+    """``(n,)`` whether it has no instruction."""
 
     def __len__(self) -> int:
         return len(self.routes)
 
     def select(self, rows: Tensor) -> RouterMemory:
-        """Some of them, by number or mask."""
+        """Select inputs by number or by mask."""
         return RouterMemory(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def to(self, device: torch.device) -> RouterMemory:
@@ -186,24 +190,24 @@ class RouterMemory:
         return self.select(torch.cat(chosen).sort().values) if chosen else self
 
     def without(self, adapter: int) -> RouterMemory:
-        """Those that have nothing to do with an adapter, which is then gone: higher numbers move down."""
+        """Drop all inputs with this route or origin. The numbers of later adapters move down by one."""
         kept = self.select((self.routes != adapter) & (self.origins != adapter))
         routes, origins = (numbers - (numbers > adapter).long() for numbers in (kept.routes, kept.origins))
         return RouterMemory(kept.features, routes, origins, kept.is_bare)
 
     def fit(self, seed: int, unknown: int | None = None) -> OutOfDistribution:
-        """Learn what is known; ``unknown`` is a task of which nothing is: no text, and no instruction."""
+        """Fit ``OutOfDistribution`` to these inputs, without all texts and instructions of the task ``unknown``."""
         ood = OutOfDistribution(self.features.shape[1]).to(self.features.device)
         kept = self
         if unknown is not None:
             kept = self.select((self.routes != unknown) & (self.origins != unknown))
-        # Crossed inputs apart from others of their task: what two kinds of text differ in must not count as noise.
+        # A group for each pair of route and origin: what two kinds of text differ in must not count as noise.
         groups = kept.routes * (1 + int(self.origins.max())) + kept.origins
         ood.fit(kept.features, groups, kept.is_bare, seed)
         return ood
 
     def tensors(self) -> dict[str, Tensor]:
-        """As a file keeps them: half precision is enough for normalised states, and a byte for a number."""
+        """The tensors as files keep them, in small types: half precision is enough for normalised states."""
         return {
             "features": self.features.half(),
             "routes": self.routes.to(torch.int16),
@@ -213,10 +217,10 @@ class RouterMemory:
 
 
 def read_router_memory(tensors: Mapping[str, Tensor], features: int, adapters: int) -> RouterMemory:
-    """What ``RouterMemory.tensors`` gave.
+    """Restore a memory from ``RouterMemory.tensors``.
 
     Raises:
-        ValueError: other tensors, or not of that many features and adapters.
+        ValueError: these are other tensors, or they do not fit that many features and adapters.
     """
     names = [f.name for f in fields(RouterMemory)]
     if sorted(tensors) != sorted(names):

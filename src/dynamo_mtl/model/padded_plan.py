@@ -1,11 +1,12 @@
-"""Packed tokens: a batch of sequences as one flat run of real tokens, and the plans to attend over it.
+"""Plans attention over packed tokens by grouping sequences of similar length into padded rectangles.
 
-Linear layers, norms and adapters work on the flat run, so padding costs nothing there. Attention follows a plan that is
-made once a batch on the host: here one that groups sequences of similar length into padded rectangles, in
-``variable_length.py`` one for the kernels that GPUs have.
+A batch is one flat run of tokens. Linear layers, norms and adapters work on that run, so they spend nothing on padding
+to the longest sequence. Only attention needs a plan, which is made on the host once per batch.
+``variable_length.py`` has the other kind of plan, for kernels that GPUs have.
 
-Who sees whom follows from one rule: token i sees token j iff both belong to one sequence and ``order[j] <= order[i]``.
-Source tokens have order 0 (they see each other), target tokens 1, 2, … (each sees the source and its own past).
+One rule says what a token sees: token i sees token j iff both belong to one sequence and ``order[j] <= order[i]``.
+Source tokens have order 0, so they see each other. Target tokens have orders 1, 2, …, so each sees the source, the
+target tokens before it, and itself.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from dynamo_mtl.model.attention import attention, take_rows
 
 
 def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
-    """The next of few numbers, so that the shapes of products come again.
+    """Round up to one of a few sizes, so that the same shapes of products occur again.
 
-    On a CPU oneDNN compiles a product for every new shape, which can take longer than the product itself
-    (``benchmarks/race_shapes.py``), and keeps those of the last shapes.
+    On a CPU, oneDNN compiles a product for every new shape and caches the most recent ones. Compiling can take longer
+    than the product itself (``benchmarks/race_shapes.py``).
 
     Args:
-        count: what is rounded.
-        finest: all results are multiples of it.
-        steps: how many numbers there are from a power of two to the next: at most ``1 / steps`` is added.
+        count: the number to round.
+        finest: every result is a multiple of it.
+        steps: number of sizes between powers of two. From ``finest * steps`` on, at most ``1 / steps`` is added.
     """
     step = max(finest, (1 << (count.bit_length() - 1)) // steps) if count else 1
     return -(-count // step) * step
@@ -41,27 +42,28 @@ def round_up(count: int, finest: int = 16, steps: int = 16) -> int:
 class Layout:
     """Where each packed token sits in the padded rectangles.
 
-    Rectangles lie one after the other, each head after head: ``(parts, rows, heads, length)`` vectors of a head's
-    width, where parts are queries, keys or values side by side in a token. So products need no copy of their operands.
+    A slot is the place of one token in a rectangle: a sequence is a row of slots. Rectangles lie one after the other,
+    each as ``(parts, rows, heads, length, width)``, so that products need no copy of their operands. Parts are the
+    queries, keys or values that lie side by side in a packed token; width is that of a head.
     """
 
     tokens: Tensor
-    """``(slots,)`` token of each slot. Padding repeats a token: nobody attends to it, and what it gets is dropped."""
+    """``(slots,)`` token of each slot. A padding slot repeats a token: no token sees it, and its output is dropped."""
     owners: Tensor
     """``(slots,)`` the same, but negative for padding."""
     slots: Tensor
-    """``(tokens,)`` slot of each token; negative for one without a slot, which gets what any other token gets."""
+    """``(tokens,)`` slot of each token; negative for a token of no sequence, whose output is arbitrary."""
     geometry: Tensor
-    """``(5, slots)``: slots before a slot's rectangle, before its row in there, before it in the row; slots of a row
-    and of the rectangle."""
+    """``(5, slots)`` for each slot: the number of slots before its rectangle, in the rectangle before its row, and in
+    the row before it; then the number of slots in its row and in its rectangle."""
     shapes: tuple[tuple[int, int], ...]
-    """Rows and length of every rectangle."""
+    """Number and length of the rows of each rectangle."""
     is_plain: bool
-    """Whether it is one rectangle of tokens as they lie, so that nothing has to be moved."""
+    """Whether there is one rectangle without padding and with the tokens in order, so that nothing has to be moved."""
     moves: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, compare=False)
-    """Which vector goes where: made when first needed, the same for every layer."""
+    """Index tensors by kind, parts and heads; made when first needed and used by every layer."""
     places: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
-    """``(slots, parts · heads)`` where the vectors of each slot lie, whatever the order of tokens."""
+    """By parts and heads: ``(slots, parts · heads)`` place of each vector in the rectangles; any order of tokens."""
 
     def pad(self, packed: Tensor, parts: int, heads: int) -> list[Tensor]:
         """``(tokens, parts · heads · width)`` → ``(parts, rows, heads, length, width)`` of every rectangle."""
@@ -83,11 +85,11 @@ class Layout:
         return take_rows(vectors, self._move("to unpad", 1, heads), back).view(len(self.slots), -1)
 
     def reordered(self, order: Tensor, place: Tensor) -> Layout:
-        """The layout of the same tokens when token t lies at ``place[t]`` and ``order`` is its inverse.
+        """Return the layout after token t has moved to ``place[t]``; ``order`` is the inverse of ``place``.
 
-        The tokens of a sequence have to stay together, in their order.
+        The tokens of a sequence must stay together and in order.
         """
-        if self.is_plain:  # rows have changed places, and it does not matter which is which
+        if self.is_plain:  # only whole rows have moved, and every row is treated alike
             return self
         tokens = place[self.tokens]
         owners = torch.where(self.owners < 0, self.owners, tokens)
@@ -100,13 +102,17 @@ class Layout:
         return self.moves[key]
 
     def _make_move(self, kind: str, parts: int, heads: int) -> Tensor:
-        """Numbers of vectors: of each place's token (``to pad``, ``of slots``), or of the place of each token's.
+        """Make an index tensor: for each destination, the number of its source vector.
 
-        Negative for what has none, but for ``to pad`` and ``to unpad``, which read any vector instead.
+        - ``to pad``: place in the rectangles → packed vector; any vector for padding
+        - ``of slots``: the same, but negative for padding; the gradient of ``to unpad``
+        - ``to unpad``: packed vector → place in the rectangles; any place for a token without a slot
+        - ``of tokens``: the same, but negative for a token without a slot; the gradient of ``to pad``
         """
         part = torch.arange(parts, device=self.tokens.device)[:, None]
         head = torch.arange(heads, device=self.tokens.device)
         if (parts, heads) not in self.places:
+            # Vectors that lie before one: whole rectangles, then parts, rows, heads, and places in the row.
             rectangle, row, inside, length, size = self.geometry[:, :, None, None]
             places = heads * (parts * rectangle + row + part * size) + inside + head * length
             self.places[parts, heads] = places.flatten(1)
@@ -128,7 +134,7 @@ class PaddedPlan:
     query_layout: Layout
     key_layout: Layout
     masks: tuple[Tensor | None, ...]
-    """``(rows, 1, queries or 1, keys)`` of every rectangle, true where attention is allowed; None where all is."""
+    """``(rows, 1, queries or 1, keys)`` of each rectangle, true where attention is allowed; None if all is."""
 
     def reordered(self, order: Tensor, place: Tensor) -> PaddedPlan:
         """See ``AttentionPlan``."""
@@ -168,11 +174,12 @@ def plan_padded(queries: Sequence[Span], keys: Sequence[Span], query_count: int,
     """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s, grouped by similar key length.
 
     Args:
-        queries: tokens that ask.
-        keys: tokens that they may see; the very same list if the tokens are among themselves.
-        query_count: how many tokens the run of the queries has; some may be in no sequence.
-        key_count: likewise of the keys.
+        queries: query tokens of each sequence.
+        keys: key tokens of each sequence; the same list object for self-attention.
+        query_count: number of tokens in the run of the queries; some may be in no sequence.
+        key_count: the same for the keys.
     """
+    # Sequences of the same rounded key length share a rectangle, the longest first.
     groups: dict[int, list[int]] = {}
     for sequence in sorted(range(len(keys)), key=lambda s: -len(keys[s].tokens)):
         groups.setdefault(round_up(len(keys[sequence].tokens), 8, 8), []).append(sequence)
@@ -186,7 +193,7 @@ def plan_padded(queries: Sequence[Span], keys: Sequence[Span], query_count: int,
 
 
 def _lengths(rectangles: Sequence[Sequence[Span]]) -> list[int]:
-    """The length of each rectangle's rows: one that comes again, unless all sequences are equally long."""
+    """Row length of each rectangle, rounded up so that shapes occur again, unless all sequences are equally long."""
     longest = [max(len(span.tokens) for span in spans) for spans in rectangles]
     if len({len(span.tokens) for spans in rectangles for span in spans}) == 1:
         return longest
@@ -194,13 +201,14 @@ def _lengths(rectangles: Sequence[Sequence[Span]]) -> list[int]:
 
 
 def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_length: int) -> Tensor | None:
-    """Who sees whom in one rectangle."""
+    """Mask of one rectangle; None if every query sees every key."""
     if not any(span.orders.any() for span in keys):
-        # Everybody sees everybody: only padding is hidden.
+        # All tokens of a sequence see each other; only padding is hidden.
         lengths = np.array([len(span.tokens) for span in keys])
         allowed = (np.arange(key_length) < lengths[:, None])[:, None, None, :]
     else:
-        # Padded queries see every key (a row without any key would give NaN on some kernels), padded keys are hidden.
+        # Padding queries see every real key, since some kernels give NaN for a query that sees none. Padding keys have
+        # the highest order, so no query sees them.
         last = 1 + max(int(s.orders.max(initial=0)) for s in [*queries, *keys])
         query_orders = np.full((len(queries), query_length), last)
         key_orders = np.full((len(keys), key_length), last + 1)
@@ -212,16 +220,18 @@ def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_
 
 
 def _layout(rectangles: Sequence[Sequence[Span]], widths: Sequence[int], count: int) -> Layout:
-    """Lay sequences into rows.
+    """Give each sequence a row in its rectangle.
 
     Args:
-        rectangles: the sequences of each.
-        widths: the length of each rectangle's rows.
-        count: how many tokens there are.
+        rectangles: the sequences of each rectangle.
+        widths: row length of each rectangle.
+        count: number of tokens in the run.
     """
+    # 1. Rows lie one after the other: row r has the slots starts[r] to starts[r + 1].
     shapes = tuple((len(spans), width) for spans, width in zip(rectangles, widths, strict=True))
     lengths = [length for rows, length in shapes for _ in range(rows)]
     starts = np.concatenate([[0], np.cumsum(lengths)])
+    # 2. Which token is in each slot, and which slot each token has.
     spans = [span for own in rectangles for span in own]
     tokens = np.concatenate([span.tokens for span in spans])
     places = np.concatenate([start + np.arange(len(s.tokens)) for start, s in zip(starts[:-1], spans, strict=True)])
@@ -229,6 +239,7 @@ def _layout(rectangles: Sequence[Sequence[Span]], widths: Sequence[int], count: 
     owners[places] = tokens
     slots = np.full(count, -1)
     slots[tokens] = places
+    # 3. The geometry of each slot.
     row_lengths = np.repeat(lengths, lengths)
     starts_of_rows = np.repeat(starts[:-1], lengths)
     inside = np.arange(starts[-1]) - starts_of_rows

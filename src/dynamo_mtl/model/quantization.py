@@ -1,4 +1,4 @@
-"""The frozen backbone's matrices in 8 bits: weight-only, a scale for every row, by torchao."""
+"""Quantizes the matrices of the frozen backbone to 8 bits: weight-only, with a scale for every row, by torchao."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dynamo_mtl.model.encoder import Encoder
 
 
 def quantize_layers(encoder: Encoder) -> None:
-    """Keep the layers' matrices as integers of 8 bits, in place; those that are kept so already stay as they are.
+    """Quantize the layers' matrices to 8-bit integers, in place. Matrices that are quantized already stay as they are.
 
-    Embeddings, biases and norms keep their type, in which inputs and outputs are too: a matrix is multiplied out as it
-    is used. Gradient flows through to the inputs, not to the matrices.
+    Embeddings, biases and norms keep their type, and inputs and outputs have that type too: a matrix is converted back
+    when it is used. Gradient flows to the inputs, not to the matrices.
 
     Raises:
         ConfigError: torchao is not installed.
     """
-    # It warns of every kernel for other hardware that it cannot load.
+    # torchao warns about every kernel for other hardware that it cannot load.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -32,7 +32,7 @@ def quantize_layers(encoder: Encoder) -> None:
 
 
 def stored_bytes(encoder: Encoder) -> int:
-    """What the parameters of a backbone take in memory."""
+    """Memory that the parameters of a backbone take, in bytes."""
     total = 0
     for parameter in encoder.parameters():
         flatten = getattr(parameter, "__tensor_flatten__", None)

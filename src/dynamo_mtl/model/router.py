@@ -1,7 +1,7 @@
 """The router: an MLP on pooled trunk features that says which adapter an input needs.
 
-A task that is added to a trained model gets a branch of its own beside the MLP, which says only whether an input
-belongs to that task or to any before it. Whatever the branch says, the older tasks keep their shares among themselves.
+A task that is added to a trained model gets its own branch beside the MLP. The branch only decides between the added
+task and all tasks before it, so the proportions among the earlier tasks do not change.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from dynamo_mtl.model.batch import Batch
 
 PREFIXES = (8, 16)
-"""Tokens at the start of an input in which an instruction is looked for, a short one and a long one."""
+"""Lengths in tokens of the prefixes of an input that are pooled, for a short and for a long instruction."""
 UNLIKELY = 1e-3
-"""Added to what an added task's inputs look like, since none of some hundred inputs is no proof of never."""
+"""Added to every value of ``Branch.looks_like``: what some hundred inputs do not show may still be possible."""
 POOLED = 3 + len(PREFIXES)
-"""Vectors of the encoder's width that ``pool`` gives for every layer: the first token and the means."""
+"""Number of vectors of the encoder's width that ``pool`` gives for each layer: the first token and the means."""
 
 
 class RouterConfig(BaseModel):
@@ -31,7 +31,7 @@ class RouterConfig(BaseModel):
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = [768, 512, 256]
     """Layers of the router between the features and one output for each adapter."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Behind each of them."""
+    """Dropout after each of these layers."""
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature at the start of training."""
     final_temperature: float | None = Field(default=None, gt=0)
@@ -39,17 +39,17 @@ class RouterConfig(BaseModel):
     learn_temperature: bool = False
     """Learn the temperature around its schedule (``temperature_weight`` pulls it back)."""
     min_temperature: float = Field(default=0.05, gt=0)
-    """Where a learned temperature ends."""
+    """Lowest temperature, scheduled or learned."""
     max_temperature: float = Field(default=10.0, gt=0)
-    """The same above."""
+    """Highest temperature."""
     branches: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Of each task that was added to a trained model, the last ones: the hidden size of its branch; 0 for a single row,
-    a prototype. Written by ``dynamo add-task``."""
+    """Hidden size of the branch of each task that was added to a trained model (the last tasks); 0 for a single row, a
+    prototype. Written by ``dynamo add-task``."""
     top_k: int = Field(default=1, ge=1)
-    """Adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
+    """Number of adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
     coverage: float = Field(default=0.99, gt=0, le=1)
-    """Share of validation inputs that are to be answered. Half of the others may be rejected because the router is less
-    sure of them than of the rest, half because they are less like what is known."""
+    """Share of validation inputs that must be answered. Of the others, half may be rejected for low confidence, and
+    half because they are unlike known inputs."""
     on_rejection: Literal["best_guess", "base", "error"] = "best_guess"
     """What is done with a rejected input: answer it by the likeliest task and mark it, answer it by the likeliest
     task's head without an adapter and mark it, or refuse it."""
@@ -70,20 +70,20 @@ class PoolingPlan:
     """Which source tokens the router features are made of."""
 
     segments: Tensor
-    """``(tokens,)`` twice the example of each token, and 1 more for those of its question segment."""
+    """``(tokens,)`` segment of each token: ``2 · example``, plus 1 in the question segment."""
     counts: Tensor
-    """``(examples, 2, 1)`` tokens of each example outside and inside of its question segment."""
+    """``(examples, 2, 1)`` number of tokens of each example outside and inside its question segment."""
     prefix: Tensor
-    """``(examples, longest prefix)`` tokens at the start of each example's first window."""
+    """``(examples, longest prefix)`` numbers of the tokens at the start of each example's first window."""
     prefix_masks: list[Tensor]
-    """``(examples, longest prefix)`` for every length of a prefix, 1 for its tokens, else 0."""
+    """For each of ``PREFIXES`` a mask ``(examples, longest prefix)``, 1 for tokens of that prefix, else 0."""
 
 
 def plan_pooling(batch: Batch, separator: int) -> PoolingPlan:
-    """Which tokens each part of the features is the mean of.
+    """Plan which tokens each part of the features averages.
 
-    All tokens; the question segment, the tokens before or at the first separator of a window, which a text by itself
-    is as a whole; and the prefixes of the first window, where an instruction stands.
+    The parts are all tokens, the question segment, and the prefixes of the first window, where an instruction stands.
+    The question segment of a window ends with its first separator. For a text without a context it is the whole window.
     """
     separators = (batch.ids[: len(batch.windows)] == separator).long()
     before = separators.cumsum(0) - separators
@@ -92,7 +92,7 @@ def plan_pooling(batch: Batch, separator: int) -> PoolingPlan:
     first_windows = torch.searchsorted(batch.examples, numbers)  # windows lie example after example
     place = torch.arange(max(PREFIXES), device=batch.ids.device)
     prefix = (batch.starts.index_select(0, first_windows)[:, None] + place).clamp_max(len(batch.windows) - 1)
-    # Counted from the window's start, so that the last token, which stands for all beyond it, counts once.
+    # Places beyond the end of the window point at other tokens; the masks leave them out.
     real = place < torch.bincount(batch.windows, minlength=len(batch.starts)).index_select(0, first_windows)[:, None]
     prefix_masks = [(real & (place < length)).float() for length in PREFIXES]
     segments = 2 * batch.examples.index_select(0, batch.windows) + question
@@ -101,10 +101,10 @@ def plan_pooling(batch: Batch, separator: int) -> PoolingPlan:
 
 
 def pool(hidden: Tensor, plan: PoolingPlan) -> Tensor:
-    """Router features: the first token beside means of all tokens, of the question segment and of the prefixes.
+    """Compute router features: the first token, and the means of all tokens, the question segment and the prefixes.
 
     A mean over 450 words drowns a six-word instruction; the first token and the prefixes keep it. The question segment
-    distinguishes a question that has a context from one long text, however alike their words are.
+    tells a question with a context from one long text, even if their words are the same.
 
     Args:
         hidden: ``(tokens and padding, hidden)`` states of the source tokens in one layer.
@@ -137,14 +137,14 @@ def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
 
 
 class Branch(nn.Module):
-    """Log-odds that an input belongs to a task that was added later, and to none before it.
+    """Log-odds that an input belongs to an added task rather than to any task before it.
 
-    What the tasks before make of an input counts too: with p their shares and q those that the added task's own inputs
-    have on average, ``log Σ_k p_k q_k`` is added. An input that is surely a question is none to be translated, whatever
-    words it has, if no input of the added task looks like a question.
+    They are the output of the MLP plus ``log Σ_k p_k q_k``. Here p are the shares of the tasks before for this input,
+    and q their mean shares for the added task's own inputs. For example, if no input of an added translation task looks
+    like a question, then an input that surely is a question is not sent to it, whatever its words are.
 
     Attributes:
-        mlp: one hidden layer over normalised features, or, with a size of 0, a row alone.
+        mlp: one hidden layer over normalised features; with a size of 0 only a linear layer with one output.
         looks_like: ``(tasks before,)`` q.
     """
 
@@ -161,7 +161,7 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def learn_looks(self, shares: Tensor) -> None:
-        """Note what the tasks before make of the added task's own inputs: ``(inputs, tasks before)``."""
+        """Set ``looks_like`` from the shares of the tasks before for the added task's inputs: ``(inputs, tasks)``."""
         mean = shares.mean(dim=0) + UNLIKELY
         self.looks_like.copy_(mean / mean.sum())
 
@@ -173,9 +173,9 @@ class Branch(nn.Module):
 class Router(nn.Module):
     """MLP over normalised features; the softmax is taken in fp32 with a bounded temperature.
 
-    With the logits z of the tasks so far and the log-odds d of an added task's branch, the added task has the logit
-    ``T · (log Σ_k exp(z_k / T) + d)`` under the temperature T: its share is ``sigmoid(d)``, and the shares of the
-    others are what they were, times ``1 - sigmoid(d)``.
+    Let z be the logits of the tasks so far, T the temperature, and d the log-odds of an added task's branch. The added
+    task gets the logit ``T · (log Σ_k exp(z_k / T) + d)``. So its share is ``sigmoid(d)``, and the shares of the other
+    tasks are multiplied by ``1 - sigmoid(d)``.
     """
 
     def __init__(self, config: RouterConfig, features: int, adapters: int) -> None:
@@ -197,10 +197,10 @@ class Router(nn.Module):
         self.register_buffer("scheduled_log_temperature", start.clone())
 
     def without(self, adapter: int) -> Router:
-        """A router without one of the outputs.
+        """Return a router without one of the outputs.
 
-        Those of the first training keep their proportions; an added task keeps what its branch says, so that it may
-        now be preferred to another one, or no longer.
+        The tasks of the first training keep their proportions. An added task keeps its branch, but may now win or lose
+        against other tasks.
         """
         linear = self.mlp[-1]
         assert isinstance(linear, nn.Linear)
@@ -221,7 +221,7 @@ class Router(nn.Module):
                     tensors[f"branches.{int(number) - (int(number) > gone)}.{rest}"] = tensor
         for number in range(len(sizes)):
             name, before = f"branches.{number}.looks_like", base + number
-            if len(tensors[name]) > before:  # the task that is gone was before it
+            if len(tensors[name]) > before:  # the removed task was before this branch
                 left = torch.cat([tensors[name][:adapter], tensors[name][adapter + 1 :]]) + UNLIKELY
                 tensors[name] = left / left.sum()
         config = self.config.model_copy(update={"branches": sizes})
@@ -236,7 +236,7 @@ class Router(nn.Module):
         return self.log_temperature.exp().clamp(low, high)
 
     def schedule_temperature(self, progress: float) -> None:
-        """Set the schedule's temperature at ``progress`` in [0, 1]: geometric from first to final."""
+        """Set the scheduled temperature at ``progress`` in [0, 1], geometric from the first to the final one."""
         config = self.config
         ratio = (config.final_temperature or config.temperature) / config.temperature
         target = torch.tensor(config.temperature * ratio**progress).log()
@@ -251,7 +251,7 @@ class Router(nn.Module):
         return Routing(logits, torch.softmax(logits / self.temperature, dim=-1))
 
     def shares_before(self, features: Tensor, branch: int) -> Tensor:
-        """Of the tasks that were there before a branch's: ``(examples, features)`` → ``(examples, tasks)``."""
+        """Shares of the tasks before that of a branch: ``(examples, features)`` → ``(examples, tasks)``."""
         return torch.softmax(self._logits(features, branch) / self.temperature, dim=-1)
 
     def _logits(self, features: Tensor, branches: int) -> Tensor:

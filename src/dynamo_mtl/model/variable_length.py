@@ -1,9 +1,9 @@
-"""Attention over packed tokens by variable-length kernels, as GPUs have them: nothing is padded.
+"""Plans attention over packed tokens for the variable-length kernels of GPUs: nothing is padded.
 
-Those kernels know two cases, everybody sees everybody and a causal order. That is enough: source tokens see all of
-their source; target tokens see the source and the target up to themselves, which is the causal case with the source as
-past. So a plan has one stretch for each of the two. On other devices a plain loop over sequences stands in, so that the
-same plans are tested everywhere.
+These kernels have two modes: every query sees every key, or attention is causal. That is enough. Source tokens see all
+of their source. Target tokens see the source and the target up to themselves, which is the causal mode with the source
+as past. So a plan has at most one stretch for each mode. On other devices a loop over sequences computes the same, so
+that plans can be tested everywhere.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from dynamo_mtl.model.padded_plan import Span
 
 @dataclass(frozen=True)
 class Stretch:
-    """Sequences whose queries see their keys in the same manner."""
+    """Sequences that are attended over in the same mode."""
 
     queries: Tensor
-    """``(q,)`` tokens that ask, sequence after sequence."""
+    """``(q,)`` query tokens, sequence after sequence."""
     keys: Tensor
-    """``(k,)`` tokens that they may see, sequence after sequence."""
+    """``(k,)`` key tokens, sequence after sequence."""
     query_ends: Tensor
-    """``(sequences + 1,)`` int32, 0 and where each sequence's queries end."""
+    """``(sequences + 1,)`` int32: 0, then where the queries of each sequence end."""
     key_ends: Tensor
-    """``(sequences + 1,)`` int32, likewise of keys."""
+    """``(sequences + 1,)`` int32: the same for keys."""
     most_queries: int
-    """Of one sequence."""
+    """Largest number of queries in a sequence."""
     most_keys: int
+    """Largest number of keys in a sequence."""
     is_causal: bool
-    """Whether the last query sees all keys, the one before it all but one, and so on; else all see all."""
+    """Whether the last query sees all keys, the one before it all but the last, and so on; else all see all keys."""
 
 
 @dataclass(frozen=True)
 class VariableLengthPlan:
-    """All that attention over one packed batch needs; the same for every layer. See ``packing.AttentionPlan``."""
+    """Attention without padding, as at most two stretches. See ``AttentionPlan``."""
 
     stretches: tuple[Stretch, ...]
     place: Tensor
-    """``(queries,)`` where each query stands in the stretches, one after the other."""
+    """``(queries,)`` place of each query in the concatenated stretches."""
 
     def reordered(self, order: Tensor, place: Tensor) -> VariableLengthPlan:
         """See ``AttentionPlan``."""
@@ -70,7 +71,10 @@ class VariableLengthPlan:
 
 
 def variable_length_attention(query: Tensor, key: Tensor, value: Tensor, stretch: Stretch) -> Tensor:
-    """Scaled dot-product attention in sequences: ``(q, heads, width)``, twice ``(k, heads, width)`` → like query."""
+    """Scaled dot-product attention inside each sequence of a stretch.
+
+    ``query`` ``(q, heads, width)``, ``key`` and ``value`` ``(k, heads, width)`` → like ``query``.
+    """
     if query.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
 
@@ -88,16 +92,20 @@ def variable_length_attention(query: Tensor, key: Tensor, value: Tensor, stretch
 
 
 def _causality(kernel: Any, is_causal: bool) -> dict[str, Any]:
-    """Torch 2.10 and 2.11 call it ``is_causal``, later ones ``window_size``."""
+    """The kernel's argument for causality: ``is_causal`` in torch 2.10 and 2.11, ``window_size`` in later versions."""
     if "is_causal" in inspect.signature(kernel).parameters:
         return {"is_causal": is_causal}
     return {"window_size": (-1, 0) if is_causal else (-1, -1)}
 
 
 def plan_variable_length(queries: Sequence[Span], keys: Sequence[Span]) -> VariableLengthPlan:
-    """Plan attention of ``queries[s]`` over ``keys[s]``; see ``packing.plan_padded``.
+    """Plan attention of ``queries[s]`` over ``keys[s]`` for every sequence s; see ``padded_plan.plan_padded``.
 
-    In every span the source, of order 0, lies before the target, of order 1, 2 and so on.
+    In every span the source, of order 0, must lie before the target, of orders 1, 2, …
+
+    1. The first stretch has the source tokens as queries, which see all of the source.
+    2. The second has the target tokens as queries, which see all keys up to themselves (causal).
+    3. ``place`` puts the outputs of both stretches back into the order of the query tokens.
     """
     stretches: list[Stretch] = []
     asked: list[np.ndarray] = []

@@ -1,1 +1,1 @@
-"""Answers over HTTP: one engine that runs the model, and the application around it. Needs the extra ``serve``."""
+"""Serve a model over HTTP: one engine that runs it, and a web application. Needs the extra ``serve``."""

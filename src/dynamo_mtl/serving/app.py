@@ -1,4 +1,4 @@
-"""The application: routes, and how a request becomes inputs of the engine."""
+"""Build the web application: routes, middleware and error handlers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
     """The application of a server.
 
     Args:
-        server: what answers. Its engine is started and stopped by whoever runs the application.
-        key: what clients must send as ``Authorization: Bearer KEY``; nothing if None.
+        server: answers the requests. The caller starts and stops its engine.
+        key: key that clients must send as ``Authorization: Bearer KEY``; no key is needed if None.
     """
     origins = server.config.cors_origins
     headers = ["Authorization", "Content-Type", REQUEST_ID]
-    # In front of the guard: a browser asks whether it may, without a key.
+    # CORS comes before the guard, because a browser sends its preflight request without a key.
     cross_origin = (
         [
             Middleware(

@@ -1,4 +1,4 @@
-"""A connection that does not wait for ever: what uvicorn's own lacks, a limit for the head of a request."""
+"""HTTP connections with a time limit for the head of a request, which uvicorn's own do not have."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Connection(H11Protocol):
-    """Closes a connection on which no whole head of a request arrived for ``header_seconds``.
+    """A connection that closes if the complete head of a request does not arrive within ``header_seconds``.
 
-    It reads HTTP by h11, under which a request that offers an upgrade (``h2c``, as Java's client does) keeps its body.
+    It reads HTTP with h11, which keeps the body of a request that offers an upgrade (``h2c``, as Java's client does).
     """
 
     header_seconds = 10.0
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """The first head is waited for from here on."""
+        """Start waiting for the first head."""
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """A head that begins after an answer is waited for as well; a whole one is waited for no longer."""
+        """Start waiting when the next head begins, and stop when it is complete."""
         if self._waiting is None and self.conn.their_state is h11.IDLE:
             self._wait()
         super().data_received(data)
@@ -33,13 +33,13 @@ class Connection(H11Protocol):
             self._wait_no_longer()
 
     def on_response_complete(self) -> None:
-        """Half a head may have come together with the request before it."""
+        """Start waiting if a part of the next head has arrived together with this request."""
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Stop waiting."""
         self._wait_no_longer()
         super().connection_lost(exc)
 
@@ -58,12 +58,12 @@ class Connection(H11Protocol):
 
 
 def connections(header_seconds: float) -> type[Connection]:
-    """The class of connections with that limit."""
+    """Create a ``Connection`` class with this time limit."""
     return type("Connection", (Connection,), {"header_seconds": header_seconds})
 
 
 def listener_config(app: Any, header_seconds: float, keep_alive_seconds: int, **others: Any) -> uvicorn.Config:
-    """How uvicorn listens for an application, with all limits."""
+    """Create uvicorn's configuration for an application, with all limits."""
     return uvicorn.Config(
         app, http=connections(header_seconds), ws="none", log_config=None, access_log=False, lifespan="off",
         timeout_keep_alive=keep_alive_seconds, **others,

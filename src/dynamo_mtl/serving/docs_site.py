@@ -1,4 +1,4 @@
-"""The page that explains the interface, from its own description: no script, and nothing from elsewhere."""
+"""Render the documentation page from the OpenAPI description, without scripts or anything from other sites."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The engine: one thread that runs the model for everybody who asks.
+"""Run the model for all requests in one thread.
 
-Inputs that wait are routed together, up to a budget of tokens; what writes text joins the running decoder between two
-steps and leaves it when it is done. Whoever gave up is dropped before the next pass or step.
+Waiting inputs are routed together, up to a token budget. Answers that are written as text join the running decoder
+between two steps and leave it when they are done. Abandoned and late inputs are dropped before the next pass or step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Engine:
     """Runs a model, in the thread that calls ``run`` or in one of its own.
 
     Attributes:
-        failure: what it died of, if it did.
+        failure: the error that ended the engine, if one did.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Engine:
         Args:
             predictor: what is run.
             config: limits.
-            observe: called after every pass with how many inputs joined it and how many are being written.
+            observe: called before every pass with the number of its inputs and of answers being written.
             on_death: called when the engine fails for good.
         """
         self.predictor, self.config = predictor, config
@@ -58,12 +58,12 @@ class Engine:
         """Draft → its job."""
         self._begun, self._ended = threading.Event(), threading.Event()
         self._threads = torch.get_num_threads()
-        """Of a pass: a thread that comes later begins with what some other thread set last."""
+        """Threads of a pass. It is stored because a new thread starts with the number that any thread set last."""
         self.progressed = time.monotonic()
         """When a pass or a step last ended, on the clock of ``time.monotonic``."""
 
     def start(self) -> None:
-        """Begin to work, in a thread of its own."""
+        """Start ``run`` in a thread of its own."""
         self._begun.set()
         threading.Thread(target=self.run, name="engine", daemon=True).start()
 
@@ -79,11 +79,11 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it works, and takes inputs."""
+        """Whether the engine is running and accepts inputs."""
         return self._begun.is_set() and not self._ended.is_set() and self.failure is None and not self._stopping
 
     def check_room(self, inputs: int) -> None:
-        """See whether that many inputs would be taken, before they are read.
+        """Check that there is room for this many inputs, before they are read.
 
         Raises:
             Overloaded: there is no room for them.
@@ -95,7 +95,7 @@ class Engine:
             raise Overloaded(self._rate.seconds(len(self._inside)))
 
     def submit(self, questions: Sequence[Question], seconds: float | None = None) -> list[Job]:
-        """Take the inputs of one request, all or none.
+        """Accept the inputs of one request, either all or none.
 
         Args:
             questions: encoded inputs.
@@ -109,7 +109,7 @@ class Engine:
         tokens = sum(question.tokens for question in questions)
         with self._changed:
             self.check_room(len(questions))
-            # An empty engine takes whatever the other limits let through.
+            # An empty engine accepts everything that passed the other limits.
             if not self._inside:
                 self.progressed = time.monotonic()  # it had nothing to do
             elif self._tokens + tokens > self.config.max_queued_tokens:
@@ -122,7 +122,7 @@ class Engine:
         return jobs
 
     def stop(self, seconds: float) -> None:
-        """Take nothing more, finish what is there within ``seconds``, and end."""
+        """Stop accepting inputs, wait up to ``seconds`` for those in flight, and fail the rest."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -137,7 +137,7 @@ class Engine:
         return self._ended.is_set()
 
     def run(self) -> None:
-        """Work until it is stopped."""
+        """Process inputs until the engine is stopped."""
         self._begun.set()
         torch.set_num_threads(self._threads)
         try:
@@ -157,7 +157,7 @@ class Engine:
             self._ended.set()
 
     def _take(self) -> list[Job] | None:
-        """Inputs of the next pass; None once the engine is to stop and nothing is left."""
+        """Return the inputs of the next pass, or None if the engine is stopping and nothing is left."""
         config = self.config
         with self._changed:
             while not self._waiting and not self._writing:
@@ -220,7 +220,7 @@ class Engine:
             self._finish(self._writing.pop(draft))
 
     def _drop_lost(self) -> None:
-        """Stop writing what nobody waits for."""
+        """Stop writing answers that were abandoned or are late."""
         lost = {draft: (job, reason) for draft, job in self._writing.items() if (reason := job.lost) is not None}
         if lost:
             self.predictor.drop([draft for draft in self._decoder.drafts if draft in lost], self._decoder)
@@ -229,7 +229,7 @@ class Engine:
                 self._fail(job, reason)
 
     def _try_alone(self, jobs: Sequence[Job]) -> None:
-        """Answer inputs one by one, so that one that cannot be answered fails by itself."""
+        """Answer inputs one by one, so that an input that fails does not affect the others."""
         for job in jobs:
             if (reason := job.lost) is not None:
                 self._fail(job, reason)
@@ -269,17 +269,17 @@ class Engine:
 
 
 class _Rate:
-    """Answers a second, over the last ones."""
+    """The rate of answers, measured over the latest ones."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=200)
 
     def count(self) -> None:
-        """An answer was given."""
+        """Record an answer."""
         self._times.append(time.monotonic())
 
     def seconds(self, inputs: int) -> int:
-        """Whole seconds until that many inputs are answered: at least 1, at most 60."""
+        """Estimate the seconds until this many inputs are answered, from 1 to 60."""
         if len(self._times) < 2:
             return 1
         span = max(self._times[-1] - self._times[0], 1e-3)

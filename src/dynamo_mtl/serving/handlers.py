@@ -1,4 +1,4 @@
-"""What each address of the server does."""
+"""Handle the requests to each route of the server."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 READY_SECONDS = 1.0
-"""How long a forward pass that worked is taken as a proof that the next one will."""
+"""For how long a successful forward pass counts as proof that the model is ready."""
 PROBE_SECONDS = 0.1
-"""How long a pass that was only made to see is waited for; one that takes longer is judged the next time."""
+"""How long a readiness check waits for its test pass; the next check judges a slower one."""
 GRACE_SECONDS = 1.0
-"""Past its deadline, how long an answer is waited for that may just be on its way."""
+"""How long to wait past the deadline for an answer that may be about to arrive."""
 T = TypeVar("T")
 
 
 class Server:
-    """A model, the engine that runs it, and what its routes do.
+    """A model, the engine that runs it, and the handlers of the routes.
 
     Attributes:
-        is_draining: asked to stop: what was accepted is finished, anything else refused.
+        is_draining: whether the server is stopping. It then finishes accepted inputs and refuses new ones.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Server:
         self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
         self.engine = Engine(model.predictor, config, self.metrics.observe_pass, on_death)
         self._routing = 0
-        """Requests for routes alone that are worked on."""
+        """Number of routing requests in progress."""
         self._worked = float("-inf")
         self._probe: asyncio.Future[bool] | None = None
         self._probed = float("-inf")
         """When the probe began."""
-        # Passes beside the engine's get one thread each. With more, there would be more threads than cores, and OpenMP
-        # would put all of them to sleep between two operations, which takes the engine's passes twice as long.
+        # Passes outside the engine get one thread each. With more threads than cores, OpenMP would put all of them to
+        # sleep between two operations, and the engine's passes would take twice as long.
         self._beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
 
     async def predict(self, request: Request) -> Response:
@@ -89,7 +89,7 @@ class Server:
         seconds = min(limit, asked.deadline_seconds or limit)
         jobs = self.engine.submit(questions, seconds)
         try:
-            # The engine looks at deadlines between its passes; it is not waited for if one of them hangs.
+            # The engine checks deadlines only between passes, so this timeout covers a pass that hangs.
             async with asyncio.timeout(seconds + GRACE_SECONDS):
                 await self._unless_gone(request, _settled(jobs))
         except TimeoutError:
@@ -156,7 +156,7 @@ class Server:
         return JSONResponse({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether the model answers. A pass that ended lately proves it, else one is made, at most one a second."""
+        """Whether the model answers. A recent pass proves it; otherwise one is run, at most once a second."""
         self._refuse_if_draining()
         if not self.engine.is_alive:
             raise Unavailable("the engine died")
@@ -179,7 +179,7 @@ class Server:
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def count(self, route: str, status: int, seconds: float) -> None:
-        """Take a request into the metrics."""
+        """Record a request in the metrics."""
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
 
@@ -231,7 +231,7 @@ class Server:
             gone.cancel()
 
     def _shown(self, job: Job, request_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-        """What a client reads of one input: content, status, headers."""
+        """Return the content, status and headers of the response to one input."""
         reason = job.future.exception()
         if reason is None:
             prediction: Prediction = job.future.result()

@@ -1,4 +1,4 @@
-"""What clients are answered when something is wrong: a status, a word for programs, a sentence for people."""
+"""Error responses: an HTTP status, an error type for programs, and a sentence for people."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RequestError(Exception):
 
 
 class Failure(BaseModel):
-    """What every error looks like."""
+    """The body of every error response."""
 
     error: str = Field(description="A sentence for people. It never repeats what was sent.")
     error_type: Literal[
@@ -38,11 +38,11 @@ class Failure(BaseModel):
 
 
 CLIENT_GONE = 499
-"""Written to the log and the metrics, never sent: nobody is there to read it."""
+"""Status in the log and the metrics. It is never sent, because the client has gone."""
 
 
 def as_failure(reason: BaseException) -> RequestError:
-    """What a client learns of what went wrong."""
+    """Convert an exception to the error that the client receives."""
     match reason:
         case RequestError():
             found = reason

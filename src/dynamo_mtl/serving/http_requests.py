@@ -1,6 +1,6 @@
-"""What clients send: bodies read with limits, JSON read strictly, every fault said in a sentence that quotes nothing.
+"""Read and validate requests: bodies within limits, strict JSON, and one sentence for every error.
 
-An error never repeats what was sent: it may be somebody's private text, or made to hurt whoever reads the log.
+An error never repeats what was sent, which may be private, or crafted to attack readers of the log.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Input(BaseModel):
 
     @property
     def characters(self) -> int:
-        """Of everything that is read."""
+        """Number of characters in all parts of the input."""
         return sum(len(part or "") for part in (self.text, self.question, self.context, self.instruction))
 
 
@@ -54,7 +54,7 @@ class Parameters(BaseModel):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What the client said."""
+        """The settings that the client set."""
         return self.model_dump(exclude_none=True)
 
 
@@ -87,10 +87,11 @@ class PredictRequest(RouteRequest):
 
 
 async def read_body(request: Request, config: ServingConfig) -> bytes:
-    """The body, counted while it arrives.
+    """Read the body, and count its bytes as they arrive.
 
     Raises:
-        RequestError: it is not plain JSON by its headers (415), too long (413), or does not arrive in time (408).
+        RequestError: the headers do not announce plain JSON (415), or the body is too long (413), too late (408) or
+            incomplete (400).
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -110,7 +111,7 @@ async def read_body(request: Request, config: ServingConfig) -> bytes:
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        # The rest may still come: the connection cannot be used again.
+        # The rest may still arrive, so the connection cannot be reused.
         message = f"the body did not arrive within {config.body_seconds:g} seconds"
         raise RequestError(408, "too_slow", message, {"Connection": "close"}) from None
     except ClientDisconnect:
@@ -119,10 +120,10 @@ async def read_body(request: Request, config: ServingConfig) -> bytes:
 
 
 def read_json(body: bytes) -> Any:
-    """JSON as the standard has it: no repeated keys, no numbers beyond floats, no half characters.
+    """Parse strict JSON: valid UTF-8, no ``NaN`` or ``Infinity``, no repeated keys, no numbers that are too large.
 
     Raises:
-        RequestError: anything else (400), or what it holds cannot be used (422).
+        RequestError: the body is not such JSON (400), or has repeated keys or numbers that are too large (422).
     """
     try:
         return json.loads(
@@ -166,10 +167,10 @@ def _int(digits: str) -> int:
 
 
 def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> RouteRequest:
-    """A request, within the limits.
+    """Validate a request and check its limits.
 
     Raises:
-        RequestError: 422, naming the place and what would be right.
+        RequestError: 422, with the place of the error and what is expected there.
     """
     try:
         found = model.model_validate(value)
@@ -211,8 +212,8 @@ def _encodes(text: str) -> bool:
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault, by its place among the known names, without what was sent."""
-    # Of a union, the fault that lies deepest belongs to the kind that was meant.
+    """Describe the most relevant error and its place, in known names only, without quoting what was sent."""
+    # In a union, the deepest error belongs to the type that the client meant.
     errors = error.errors(include_input=False, include_url=False)
     found = max(errors, key=lambda e: (len(e["loc"]), e["type"] in ("value_error", "extra_forbidden")))
     known = {*model.model_fields, *Input.model_fields, *Parameters.model_fields}

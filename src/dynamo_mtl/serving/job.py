@@ -1,4 +1,4 @@
-"""A job of the engine, and how it can fail."""
+"""Jobs of the engine, and the errors that they can end with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynamo_mtl.inference.requests import Pending, Prediction, Question
 
 
 class Overloaded(Exception):  # noqa: N818 (what it is called)
-    """There is no room; worth another try after ``retry_after`` seconds."""
+    """The server is full. Clients may retry after ``retry_after`` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("the server is full")
@@ -22,11 +22,11 @@ class Unavailable(Exception):  # noqa: N818
 
 
 class DeadlineExceeded(Exception):  # noqa: N818
-    """The answer was not there in time."""
+    """The answer was not ready before the deadline."""
 
 
 class Abandoned(Exception):  # noqa: N818
-    """Nobody waits for the answer any more."""
+    """The client no longer waits for the answer."""
 
 
 @dataclass(eq=False)
@@ -39,20 +39,20 @@ class Job:
     future: Future[Prediction] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
     pending: Pending | None = None
-    """What it has become, once it was routed."""
+    """The routed input, once it has been routed."""
     is_abandoned: bool = False
 
     def __post_init__(self) -> None:
-        """Whoever waits in an event loop and stops must not cancel what the engine is about to settle."""
+        """Mark the future as running, so that a caller who stops waiting cannot cancel it."""
         self.future.set_running_or_notify_cancel()
 
     def give_up(self) -> None:
-        """Say that nobody waits any more; may be called from any thread, also when it is done."""
+        """Mark the job as abandoned. May be called from any thread, even after the job has ended."""
         self.is_abandoned = True
 
     @property
     def lost(self) -> Exception | None:
-        """Why it must not be worked on any more, if so."""
+        """Why the job must be dropped: it was abandoned, or its deadline has passed. None otherwise."""
         if self.is_abandoned:
             return Abandoned()
         if time.monotonic() > self.deadline:

@@ -1,4 +1,4 @@
-"""What Prometheus reads. Every label is one of a fixed set, whatever clients send."""
+"""Collect metrics for Prometheus. Every label comes from a fixed set, whatever clients send."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Metrics:
     def __init__(self, tasks: Sequence[str], in_flight: Callable[[], float], tokens: Callable[[], float]) -> None:
         """
         Args:
-            tasks: their names.
-            in_flight: gives the number of inputs that wait or are worked on.
-            tokens: gives the tokens of these.
+            tasks: names of the tasks.
+            in_flight: returns the number of inputs that wait or are processed.
+            tokens: returns the number of their source tokens.
         """
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -50,10 +50,10 @@ class Metrics:
             self.answers.labels(task)
 
     def observe_pass(self, inputs: int, writing: int) -> None:
-        """A pass begins, with inputs that join and answers that are being written."""
+        """Record the start of a pass: inputs that join it, and answers that are being written."""
         self.pass_inputs.observe(inputs)
         self.writing.set(writing)
 
     def text(self) -> bytes:
-        """In the format that Prometheus reads."""
+        """Return the metrics in the format that Prometheus reads."""
         return generate_latest(self.registry)

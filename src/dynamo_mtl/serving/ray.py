@@ -1,4 +1,4 @@
-"""The same application on a Ray cluster: replicas, autoscaling and back-pressure are Ray Serve's.
+"""Run the web application on a Ray cluster. Ray Serve provides replicas, autoscaling and back-pressure.
 
 serve run dynamo_mtl.serving.ray:application checkpoint=PATH num_replicas=2
 """
@@ -27,7 +27,7 @@ from dynamo_mtl.serving.security import KEY_VARIABLE, check_key
 
 
 class Arguments(BaseModel):
-    """What is deployed. A name with a dot in it is a setting of the checkpoint, such as ``serving.max_items``."""
+    """Deployment arguments. A name with a dot in it is a setting of the checkpoint, such as ``serving.max_items``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -43,7 +43,7 @@ class Arguments(BaseModel):
     """Cores of a replica; its forward pass has as many threads."""
     num_gpus: float = Field(default=0.0, ge=0)
     insecure: bool = False
-    """Serve without a key: where Ray listens is Ray's setting, so nothing here can tell who might ask."""
+    """Serve without a key. Ray decides where it listens, so this code cannot check who can reach it."""
 
 
 class Replica:
@@ -70,7 +70,7 @@ class Replica:
             raise RuntimeError("the engine died")
 
     def __del__(self) -> None:
-        """Called by Ray once every accepted request has been answered, and where the constructor failed."""
+        """Called by Ray once every accepted request has been answered, or if the constructor has failed."""
         if hasattr(self, "server"):
             self.server.engine.stop(0.0)
 

@@ -1,4 +1,4 @@
-"""What stands around every route: the key, the headers, the log line, and the last resort for errors."""
+"""Protect every route: check the key, set headers, write the log line, and catch unexpected errors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dynamo_mtl.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 LIVE = "/health/live"
-"""The one route without a key: it says nothing but that the process answers."""
+"""The only route that needs no key. It says only that the process answers."""
 KEY_VARIABLE = "DYNAMO_API_KEY"
 REQUEST_ID = "X-Request-ID"
-"""Header of a request's name in the log: the caller's own if it can be one, else a fresh one."""
+"""Header with the id of a request in the log: the caller's own if it is valid, else a new one."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 SHORTEST_KEY = 16
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -39,20 +39,20 @@ SECURITY_HEADERS = {
 
 
 def check_key(key: str | None) -> None:
-    """See that a key can be one.
+    """Check that a key is valid.
 
     Raises:
-        ConfigError: it is too short to be one, or cannot stand in a header.
+        ConfigError: the key is too short, or has characters that a header cannot hold.
     """
     if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
         raise ConfigError(f"{KEY_VARIABLE}: should be {SHORTEST_KEY} printable ASCII characters or more")
 
 
 def check_exposure(host: str, key: str | None, insecure: bool) -> None:
-    """See that nobody else can ask without a key.
+    """Check that other machines cannot use the server without a key, unless ``insecure`` allows it.
 
     Raises:
-        ConfigError: the address can be reached from outside and there is no key, or the key cannot be one.
+        ConfigError: the address can be reached from other machines and there is no key, or the key is not valid.
     """
     check_key(key)
     if key is None and host not in LOOPBACK and not insecure:
@@ -64,19 +64,19 @@ def check_exposure(host: str, key: str | None, insecure: bool) -> None:
 def failure(
     status: int, error_type: str, message: str, request_id: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """The one shape of an error."""
+    """Build the response of an error."""
     content = {"error": message, "error_type": error_type, "request_id": request_id}
     return JSONResponse(content, status, headers)
 
 
 class Guard:
-    """Middleware: key first, then the application; whatever escapes it is said without details."""
+    """Middleware that checks the key before the application runs, and hides the details of uncaught errors."""
 
     def __init__(self, app: ASGIApp, key: str | None, done: Callable[[str, int, float], None]) -> None:
         """
         Args:
-            app: what is guarded.
-            key: that a request must bring, if any.
+            app: application to guard.
+            key: key that requests must have; none is needed if None.
             done: called with route, status and seconds of every request.
         """
         self.app, self.key, self.done = app, key, done
@@ -114,7 +114,7 @@ class Guard:
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:
-                raise  # the answer is half sent: all that is left is to cut it off
+                raise  # a part of the response was sent, so it can only be cut off
             await failure(500, "internal", "the server made a mistake; its log has more under this id", request_id)(
                 scope, receive, send_on
             )
@@ -132,7 +132,7 @@ class Guard:
 
 
 def _credentials(header: str) -> str:
-    """The key of a header: a bearer's, or the password of a browser's dialogue, under any name."""
+    """Return the key in a header: a bearer token, or the password of basic authentication with any user name."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

@@ -1,4 +1,4 @@
-"""One process that serves a checkpoint until it is asked to stop."""
+"""Serve a checkpoint from one process until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1024
-"""Beyond them, uvicorn itself answers 503."""
+"""Most open connections. Beyond them, uvicorn itself answers 503."""
 DEAD = 1
 """Exit code when the engine died."""
 
 
 class _Listener(uvicorn.Server):
-    """uvicorn that goes on listening while it drains, so that new clients get an answer instead of being cut off."""
+    """A uvicorn server that keeps listening while it drains, so that new clients still get a response."""
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self.server = server
         self.signals: socket.socket | None = None
-        """Where the numbers of signals arrive, as bytes."""
+        """Socket on which the numbers of signals arrive as bytes."""
         self.exit_code = 0
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Note the loop that runs it, and let it watch for signals."""
+        """Store the running event loop, and let it watch for signals."""
         self._loop = asyncio.get_running_loop()
         if self.signals is not None:
             self._loop.add_reader(self.signals, self._read_signals, self.signals)
@@ -62,7 +62,7 @@ class _Listener(uvicorn.Server):
             self._start_draining()
 
     def die(self) -> None:
-        """The engine died: answer what still comes with an error for a moment, then leave."""
+        """Stop because the engine died. For a moment, new requests still get an error response."""
         self.exit_code = DEAD
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._start_draining)
@@ -74,7 +74,7 @@ class _Listener(uvicorn.Server):
         end = asyncio.get_running_loop().time() + self.server.config.drain_seconds
         while self.server.engine.in_flight and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
-        await asyncio.sleep(0.1)  # answers that are done are still on their way out
+        await asyncio.sleep(0.1)  # time to send the answers that are done
         self.should_exit = True
 
 
@@ -87,7 +87,7 @@ def serve(
         The exit code: 0, or 1 if the engine died.
 
     Raises:
-        ConfigError: an address that others can reach without a key, or one that cannot be listened on.
+        ConfigError: others can reach the address without a key, or the server cannot listen on it.
         DynamoError: the checkpoint cannot be loaded.
     """
     key = os.environ.get(KEY_VARIABLE) or None
@@ -108,8 +108,8 @@ def serve(
         listener = _Listener(settings, server)
         host, port = listening.getsockname()[:2]
         try:
-            listening.listen(CONNECTIONS)  # who comes once the address is printed waits for the listener
-        except OSError as error:  # somebody else was bound to it too, and was faster
+            listening.listen(CONNECTIONS)  # clients that connect from now on wait for the listener to start
+        except OSError as error:  # another process has bound the same address and listened first
             raise _taken(host, port, error) from error
         shown = f"[{host}]" if ":" in host else host
         logger.info("serving %s on http://%s:%d", checkpoint, shown, port)
@@ -120,10 +120,10 @@ def serve(
 
 
 def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
-    """The engine in this thread, which must be the main one, and the listener in another.
+    """Run the engine in this thread, which must be the main thread, and the listener in another.
 
-    OpenMP lets the workers of the main thread wait in a loop for the next operation. Once there are more threads than
-    cores, as with workers of another thread, it puts them to sleep in between: a pass then takes twice as long.
+    OpenMP keeps the workers of the main thread in a busy loop between two operations. With more threads than cores,
+    such as the workers of a second thread, it puts them to sleep instead, and a pass takes twice as long.
     """
 
     def listen() -> None:
@@ -147,10 +147,10 @@ def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """Where SIGTERM and Ctrl-C arrive as bytes, from whichever thread the system gives them to.
+    """Yield a socket on which SIGTERM and Ctrl-C arrive as bytes, whichever thread receives them.
 
-    Handlers run in the main thread only, which does not wake up for a signal that another thread got: it would wait for
-    the next input.
+    Handlers run only in the main thread, and a signal to another thread does not wake it. Without the socket, it would
+    notice the signal only at the next input.
     """
     reading, writing = socket.socketpair()
     for end in (reading, writing):

@@ -1,1 +1,1 @@
-"""The first hour: what tables are for, a starter configuration, and what is wrong with data or machine."""
+"""Help with the first steps: guess the tasks of tables, write a configuration, check data and machine."""

@@ -1,4 +1,4 @@
-"""What is in the data before any of it is trained on: unusable rows, leaks between splits, labels, lengths, cuts."""
+"""Check the data before training: unusable rows, leaks between splits, labels, lengths and cuts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fault:
 
     rows: int
     first: str
-    """The whole sentence about the first one."""
+    """Error message of the first such row."""
 
 
 @dataclass
@@ -43,9 +43,9 @@ class SplitProfile:
     empty_texts: int = 0
     """Usable rows whose text is empty or blank."""
     duplicates: int = 0
-    """Usable rows whose input stood in the split before."""
+    """Usable rows whose input occurs earlier in the split."""
     contradictions: int = 0
-    """Duplicates that expect something else than the first of them."""
+    """Duplicates whose target differs from that of the first occurrence."""
     seen_in_train: int = 0
     """Rows of the validation data whose input is in the training data too."""
     labels: dict[str, int] = field(default_factory=dict)
@@ -53,13 +53,14 @@ class SplitProfile:
     labels_never_trained: list[str] = field(default_factory=list)
     """Labels of the validation data that the training data lacks."""
     source_tokens: dict[str, float] = field(default_factory=dict)
-    """Median, 95th percentile and maximum over a sample, with special tokens, of what the model reads."""
+    """Tokens that the model reads of an input, special tokens included: median, 95th percentile and maximum of a
+    sample."""
     cut_sources: float = 0.0
     """Share of the sample whose source does not fit into the windows."""
     cut_questions: float = 0.0
     """Share of the sample whose question is longer than the third of a window that it gets."""
     lost_targets: float = 0.0
-    """Share of the sample whose target training cannot reach as it stands."""
+    """Share of the sample whose target cannot be learned as it stands."""
     lost_reasons: dict[str, int] = field(default_factory=dict)
     """Why → how many of the sample."""
     reading_notes: dict[str, int] = field(default_factory=dict)
@@ -119,9 +120,9 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
 def _read_split(
     task: Task, split: str, config: SystemConfig, sample: int, contexts: set[bytes]
 ) -> tuple[SplitProfile, dict[bytes, str], list[Example]]:
-    """The profile of a split but for lengths, its inputs by hash with their targets, and a sample of its examples.
+    """Read a split. Returns its profile without lengths, its inputs (hash → target), and a sample of its examples.
 
-    Hashes of its passages are added to ``contexts``.
+    Adds the hashes of its passages to ``contexts``.
     """
     found = SplitProfile()
     inputs: dict[bytes, str] = {}
@@ -178,7 +179,7 @@ def _digest(value: Any) -> bytes:
 def _measure(
     found: SplitProfile, task: Task, examples: Sequence[Example], tokenizer: SourceTokenizer, config: SystemConfig
 ) -> None:
-    """Lengths and cuts over a sample."""
+    """Measure lengths and cuts over a sample."""
     if not examples:
         return
     data = config.data
@@ -203,11 +204,11 @@ def _measure(
     found.lost_targets = sum(found.lost_reasons.values()) / len(examples)
 
 
-def refuse_faults(profile: Profile) -> None:
+def refuse_faults(profile: Profile, bad_rows: str) -> None:
     """Raise ``DataError`` if there is a row that training would refuse, or a split without a usable row."""
     for name, splits in profile.items():
         for split, found in splits.items():
-            if found.faults:
+            if found.faults and (bad_rows == "refuse" or not found.usable):
                 rows = found.rows - found.usable
                 first = next(iter(found.faults.values())).first
                 raise DataError(f"{name}, {split}: {rows} of {found.rows} rows cannot be used; {first}")
@@ -218,9 +219,8 @@ def refuse_faults(profile: Profile) -> None:
 def profile_rows(profile: Profile) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table, one row a split.
 
-    Columns: rows that cannot be used, rows that stood there before, validation rows that are in the training data,
-    tokens that the model reads (median/95th percentile/most), sources that do not fit, targets that are cut or outside
-    of all windows.
+    Columns: unusable rows, repeated inputs, validation rows that are also in the training data, tokens that the model
+    reads (median/95th percentile/maximum), sources that do not fit, targets that are cut or outside all windows.
     """
     header = ["task", "split", "rows", "bad", "twice", "leaked", "tokens", "cut", "lost"]
     rows: list[list[str]] = []

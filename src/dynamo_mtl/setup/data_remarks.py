@@ -1,4 +1,4 @@
-"""What a user should know of the data before training, one sentence each."""
+"""List what a user should know about the data before training, one sentence each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW = 50
 
 
 def remarks(profile: Profile) -> list[str]:
-    """All that is worth saying of the splits of all tasks."""
+    """Return the remarks on all splits of all tasks."""
     return [
         sentence
         for name, splits in profile.items()

@@ -1,4 +1,4 @@
-"""What could keep a configuration or a checkpoint from working on this machine, and what to do about it."""
+"""Find problems that keep a configuration or checkpoint from working on this machine, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     is_well: bool | None
-    """None for what is only good to know."""
+    """None for information that is neither good nor bad."""
     said: str
     todo: str = ""
 
@@ -122,7 +122,8 @@ def _configuration(config: SystemConfig, name: str) -> Iterator[Finding]:
         faults = sum(found.rows - found.usable for found in splits.values())
         shown = ", ".join(f"{count} {split}" for split, count in rows.items())
         todo = f"see: dynamo data check {name}" if faults else ""
-        yield Finding(f"data of {task}", not faults, f"{shown}, {faults} unusable rows", todo)
+        is_well = not faults or config.data.bad_rows == "skip"
+        yield Finding(f"data of {task}", is_well, f"{shown}, {faults} unusable rows", todo)
 
 
 def _checkpoint(folder: Path) -> str:

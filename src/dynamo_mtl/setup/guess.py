@@ -1,4 +1,4 @@
-"""What task a table is for, by the values of its columns; names only decide between what the values leave open."""
+"""Guess the task of a table from the values of its columns. Column names decide only what values leave open."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dynamo_mtl.tasks.registry import task_types
 
 
 def guess_task(path: Path, chosen: Mapping[str, str] | None = None, reading: Reading | None = None) -> Guess:
-    """Look at all rows of a file.
+    """Guess the task of a file from all its rows.
 
     Args:
         path: a file, or a folder with splits.
-        chosen: our column → the file's, where the user said so.
+        chosen: our column → the file's column, where the user has chosen one.
         reading: how the file is written.
 
     Raises:
         DataError: it cannot be read, or has no rows.
-        ConfigError: no task is found, or several; the message is a question that names them.
+        ConfigError: no task fits, or several do; the message is a question that names them.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().name.partition(".")[0])[:50] or "task"
     name = name if name[0].isalpha() else f"task_{name}"  # not a number, which no key can be

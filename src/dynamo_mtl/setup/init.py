@@ -1,4 +1,4 @@
-"""A starter configuration for somebody's own tables, with what each file is taken for, and why."""
+"""Write a starter configuration for a user's own tables, with the task of each file and the reason for it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.tasks.recognition import Guess
 from dynamo_mtl.tasks.registry import task_types
 
-WRITES = (500, 16)
 WANTED = 50
-"""Validation rows of a small file, if they are no more than ``MOST_SHARE`` of it."""
+"""Validation rows to hold out of a small file, within the limits of ``SHARES``."""
 SHARES = (0.1, 0.3)
-"""Least and most that is held out of a file."""
+"""Smallest and largest share of a file that is held out."""
 
 
 def guess_tasks(files: Sequence[Path], columns: Sequence[str] = (), reading: Reading | None = None) -> list[Guess]:
-    """What each file is taken for.
+    """Guess the task of each file.
 
     Args:
         files: tables, one for each task.
-        columns: ``NAME.text=COLUMN`` of users who know better.
+        columns: columns that the user has chosen, as ``NAME.text=COLUMN``.
         reading: how the files are written.
 
     Raises:
@@ -120,5 +119,5 @@ def _share(rows: int) -> float:
 
 
 def _never_sample(path: str) -> str:
-    """A folder that is called like the built-in corpus is not taken for it."""
+    """Return a path that is not taken for the built-in corpus, even if its folder has the same name."""
     return f"./{path}" if path == SAMPLE else path

@@ -70,7 +70,7 @@ class Classification(Task):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """A text, and one of few labels."""
+        """Recognise a column of texts beside one with few different values."""
         _refuse_kinds_to_come(table)
         labels = [column for column in table.columns.values() if column.is_label]
         if not labels and "label" not in table.chosen:
@@ -115,7 +115,7 @@ class Classification(Task):
 
     @classmethod
     def fits(cls, labels: Sequence[str], is_numbers: bool, name: str) -> bool:
-        """Whether labels are of this type: any, unless a subclass knows its own."""
+        """Whether labels suit this type. Any do, unless a subclass says otherwise."""
         return True
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
@@ -133,7 +133,7 @@ class Classification(Task):
         return Example(self.text_column(row, "text", where), None, str(number))
 
     def _number(self, label: Any) -> int | None:
-        """The number of a label that is written as its name, in another case, or as a whole number."""
+        """Number of a label, written as its name (in any case), as a number, or as true or false if there are two."""
         names = self.config.labels
         written = number_as_written(label)
         if written in names:  # a number may be a name too, such as one of five stars
@@ -156,7 +156,7 @@ class Classification(Task):
 
     @property
     def subject(self) -> str:
-        """Also its labels, where they are few words."""
+        """As for every task, with the labels added if they are short and there is no description."""
         labels = ", ".join(self.config.labels)
         return super().subject if self.config.description or len(labels) > 60 else f"{super().subject}: {labels}"
 
@@ -204,7 +204,7 @@ def _only(columns: Sequence[Column]) -> str | None:
 
 
 def _text(table: Table, label: str, name: str) -> str:
-    """The column of texts beside a label."""
+    """Find the column of texts beside a label."""
     rest = [c for c in table.columns.values() if c.name != label and not c.is_nested and c.filled]
     texts = [column for column in rest if column.is_text]
     if len(texts) > 1:
@@ -223,7 +223,7 @@ def _text(table: Table, label: str, name: str) -> str:
 
 
 def _refuse_kinds_to_come(table: Table) -> None:
-    """Say what a table is where no task type fits it."""
+    """Raise ``ConfigError`` if a table is of a kind that no task type supports yet, and say which."""
     if "label" in table.chosen:
         return
     columns = table.columns.values()

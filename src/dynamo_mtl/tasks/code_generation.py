@@ -13,9 +13,9 @@ from dynamo_mtl.tasks.task import Answer, Example
 
 
 class CodeGeneration(GenerationTask):
-    """Python code; indentation and line breaks survive exactly, scoring collapses runs of blanks.
+    """Writes Python code. Indentation and line breaks are kept exactly; scoring collapses runs of blanks.
 
-    Of several beams, the likeliest that is valid Python is the answer.
+    With several beams, the answer is the likeliest one that is valid Python.
     """
 
     type = "code_generation"
@@ -37,7 +37,7 @@ class CodeGeneration(GenerationTask):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """A description, and Python."""
+        """Recognise a column of descriptions beside one of Python code."""
         code = [c for c in table.columns.values() if c.is_code]
         texts = [c for c in table.columns.values() if c.is_text and c not in code]
         names = cls.column_names

@@ -1,8 +1,8 @@
 """Words of a source that a target may copy (after CopyNet, Gu et al. 2016, arXiv 1603.06393).
 
-Names and quotations of a source come back in its target unchanged, capitals and all, also where the backbone's
-tokenizer has lost them and no vocabulary holds them. A copied word is one target token: the size of the vocabulary
-plus the number of the word in its source.
+So a target can repeat names and quotations of its source exactly, with capitals, even if the backbone's tokenizer
+drops them and no vocabulary has them. A copied word is one target token: its id is the size of the vocabulary plus the
+number of the word in its source.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class SourceWords:
     occurrences: list[tuple[int, int]]
     """First token of every occurrence of a word in the window, and the word's number."""
     pieces: list[int]
-    """For every word, by number, its longest token of the backbone, which stands for it when it is fed."""
+    """For each word, by number, the longest of its backbone tokens, which stands for it when it is fed."""
 
 
 def units(text: str) -> Iterator[re.Match[str]]:
-    """All words of a text, and all its quotations as wholes beside the words in them."""
+    """Yield all quotations of a text, each as a whole, then all words, also those inside quotations."""
     yield from _QUOTATION.finditer(text)
     yield from _WORD.finditer(text)
 
 
 def source_words(source: EncodedSource) -> SourceWords:
-    """Words that lie in the first window of a source as a whole."""
+    """Find the words and quotations that lie completely in the first window of a source."""
     window = source.windows[0]
     starts = [start for start, _ in window.offsets]
     end = window.offsets[-1][1] if window.offsets else 0
@@ -59,7 +59,7 @@ def source_words(source: EncodedSource) -> SourceWords:
 
 
 def split_copied(text: str, words: Mapping[str, int]) -> Iterator[str | int]:
-    """Cut a target into numbers of source words and the stretches of text between them."""
+    """Split a target into words of the source, as numbers, and the texts between them."""
     done = place = 0
     while match := _UNIT.search(text, place):
         number = words.get(match[0])

@@ -1,8 +1,8 @@
-"""From text to token ids: one source encoding for every task, and the collation of encoded examples.
+"""Encodes texts as token ids, in the same way for every task, and collates encoded examples.
 
-The source encoding is task-neutral: text, an optional context, an optional instruction. The instruction is put in front
-of the text as if the user had typed it there, so that the router cannot tell who asked for what by the fields alone.
-A long input becomes overlapping windows.
+A source is a text with an optional context and an optional instruction. The instruction is put in front of the text as
+if the user had typed it there, so that the router cannot tell the task from the fields alone. A long input becomes
+overlapping windows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynamo_mtl.model.backbone import SourceTokenizer
 from dynamo_mtl.model.batch import Batch, Target, Window, build_batch
 
 CHARACTERS_PER_TOKEN = 12
-"""Characters a token is taken to have when a text is cut before tokenisation, far above the mean of any language."""
+"""Assumed characters per token when a text is cut before tokenisation; far above the mean of any language."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -51,10 +51,10 @@ class EncodedSource:
     instruction_length: int = 0
     """Characters of an instruction, and the blank behind it, in front of the text in ``body``."""
     question_cut: bool = False
-    """Whether a question, beside its context, is longer than what is read of it."""
+    """Whether a question with a context was cut."""
     has_context: bool = False
     characters: int = 0
-    """Of the text that was windowed, before anything was cut."""
+    """Length of the windowed text before anything was cut."""
 
 
 class SourceEncoder:
@@ -113,11 +113,11 @@ class EncodedExample:
     target_ids: list[int] | None = None
     """Target tokens that are fed, in the task's vocabulary."""
     target_pieces: list[int] | None = None
-    """Of a task that copies: the backbone token that stands for each copied word among them, 0 for the others."""
+    """For a task that copies: backbone token that stands for each copied word in ``target_ids``, 0 for other ids."""
     occurrences: list[tuple[int, int]] | None = None
-    """Of a task that copies: token of the first window where a word begins, and the number of the word."""
+    """For a task that copies: each token of the first window where a word begins, and the number of the word."""
     pieces: list[int] = field(default_factory=list)
-    """By number of the word, the backbone token that stands for it."""
+    """The backbone token that stands for each word, by its number."""
     labels: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -135,7 +135,7 @@ class CopyView:
     """What the examples of a task may copy."""
 
     tokens: Tensor
-    """``(n, occurrences)`` place in the top run of each token where a word begins; 0 where there is none."""
+    """``(n, occurrences)`` place in the top run of each token where a word begins; padding is the first token."""
     words: Tensor
     """``(n, occurrences)`` number of the word; -1 where there is none."""
     pieces: Tensor
@@ -161,7 +161,7 @@ class TaskView:
     label_rows: Tensor
     """``(labels,)`` which of its n examples each label belongs to."""
     copying: CopyView | None
-    """Of a task that copies."""
+    """None if the task does not copy."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What the tasks that write text share: target vocabulary, prefix language modelling, decoding settings, metrics.
+"""The base of all tasks that write text: target vocabulary, prefix language modelling, decoding settings, metrics.
 
-A target follows its source in the same stack (prefix language model, causal shift): the start token and the target's
-tokens are fed, each predicts the next one, the last predicts the end.
+A target follows its source in the same stack, as in a prefix language model. The start token and the target's tokens
+are fed. Each predicts the next one, and the last predicts the end.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class GenerationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_new_tokens: int = Field(default=64, ge=1)
-    """Most tokens of an answer."""
+    """Maximum number of tokens in an answer."""
     min_new_tokens: int = Field(default=0, ge=0)
-    """Fewest tokens of an answer."""
+    """Minimum number of tokens in an answer."""
     num_beams: int = Field(default=1, ge=1)
     """Beams of the search; 1 takes the likeliest token each time."""
     sampling_temperature: float | None = Field(default=None, ge=1e-3, le=100)
@@ -107,7 +107,7 @@ class GenerationTask(Task):
         return None if choice == "backbone" else choice
 
     def vocabulary_texts(self, examples: Iterable[Example]) -> Iterator[str]:
-        """What an own vocabulary has to spell: targets, without the words that are copied."""
+        """The texts to train an own vocabulary on: targets, without the words that are copied."""
         for example in examples:
             if not self.wants_copies:
                 yield example.target
@@ -171,7 +171,7 @@ class GenerationTask(Task):
         smoothing = self.config.label_smoothing if head.training else 0.0
         if not smoothing:
             return losses
-        # Smoothing is over the vocabulary alone: what may be copied differs from row to row.
+        # Smooth over the vocabulary only, since the words that may be copied differ from row to row.
         spread = logits.logsumexp(dim=1) - logits[:, : head.vocabulary_size].mean(dim=1)
         return (1 - smoothing) * losses + smoothing * spread
 
@@ -185,10 +185,10 @@ class GenerationTask(Task):
         return True
 
     def choose(self, found: Iterable[Answer]) -> Answer:
-        """The best of several answers to one input that is well-formed; the best of all if none is.
+        """Choose the best well-formed answer to one input, or the best of all if none is well-formed.
 
         Args:
-            found: at least one, the best first; read only as far as needed.
+            found: at least one answer, best first; read only as far as needed.
         """
         remaining = iter(found)
         best = next(remaining)
@@ -224,9 +224,9 @@ class GenerationTask(Task):
 
 
 def nearest_examples(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
-    """For each example the training example whose text shares most words with it (Jaccard index), the first of equals.
+    """Find for each example the training example with the most similar words (Jaccard index), the first in a tie.
 
-    Candidates are found through an index from words to training examples, rarest words first.
+    Candidates are the training examples that share a word with it, rarest words first, until there are over 2,000.
     """
     index: dict[str, list[int]] = {}
     bags = [frozenset(example.text.lower().split()) for example in train]

@@ -1,4 +1,4 @@
-"""Instructions that say the same in many ways, from a few lines of patterns."""
+"""Makes many wordings of an instruction from a few lines of patterns."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from importlib import resources
 
 
 def expand(*patterns: str) -> tuple[str, ...]:
-    """All instructions that patterns stand for, in order.
+    """Return all instructions that the patterns describe, in order and each once.
 
-    ``(a|b)`` is a choice, an empty choice leaves the place out, and choices may hold choices.
+    ``(a|b)`` is a choice between a and b. A choice may be empty, and choices may contain choices.
 
     >>> expand("(Write|Say) it(| now(| please)):")
     ('Write it:', 'Write it now:', 'Write it now please:', 'Say it:', 'Say it now:', 'Say it now please:')
@@ -21,12 +21,12 @@ def expand(*patterns: str) -> tuple[str, ...]:
 
 
 def _tokens(pattern: str) -> list[str]:
-    """The pattern's marks and what is between them, the next one last."""
+    """Split a pattern into marks and the text between them, in reverse, so that ``pop`` gives the next one."""
     return re.findall(r"[()|]|[^()|]+", pattern)[::-1]
 
 
 def _sequence(tokens: list[str]) -> list[str]:
-    """The instructions of a sequence of texts and choices, taken from ``tokens`` up to the mark that ends it."""
+    """Expand a sequence of texts and choices, removing it from ``tokens`` up to the mark that ends it."""
     parts: list[list[str]] = []
     while tokens and tokens[-1] not in ("|", ")"):
         piece = tokens.pop()
@@ -42,19 +42,19 @@ def _sequence(tokens: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class InstructionTemplates:
-    """Instructions that ask for a task. No instruction is in two of them, so that each is new to what it judges."""
+    """Three sets of instructions for a task. No two share one, so that a model is judged on instructions new to it."""
 
     training: tuple[str, ...]
     validation: tuple[str, ...] = ()
-    """What the router is selected and its confidence calibrated on; those of training if empty."""
+    """Used to select the router and to calibrate its confidence; if empty, the training set is used."""
     evaluation: tuple[str, ...] = ()
-    """What scores are measured on; those of training if empty."""
+    """Used to measure scores; if empty, the training set is used."""
 
 
 def read_instruction_templates(task: str) -> InstructionTemplates:
     """The instructions of a built-in task: the patterns in ``instructions/*/TASK.txt``.
 
-    Those of evaluation were written by somebody who had not seen the others.
+    The evaluation set was written by somebody who had not seen the other two.
     """
     folder = resources.files("dynamo_mtl.tasks").joinpath("instructions")
     evaluation, validation, training = (
@@ -66,13 +66,13 @@ def read_instruction_templates(task: str) -> InstructionTemplates:
 
 
 def _without(instructions: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """Those whose words are not those of one of the others."""
+    """Drop instructions that have the same words as one of ``others``; case and punctuation do not count."""
     words = {tuple(re.findall(r"\w+", other.lower())) for other in others}
     return tuple(w for w in instructions if tuple(re.findall(r"\w+", w.lower())) not in words)
 
 
 def __getattr__(name: str) -> type[InstructionTemplates]:
-    """``Wordings``, as version 0.1.0 called them; goes with the next release."""
+    """Accept ``Wordings``, the name in version 0.1.0; to be removed in the next release."""
     if name == "Wordings":
         warnings.warn("Wordings is now InstructionTemplates", DeprecationWarning, stacklevel=2)
         return InstructionTemplates

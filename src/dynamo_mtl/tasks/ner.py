@@ -24,7 +24,7 @@ from dynamo_mtl.tasks.task import Answer, Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 OUTSIDE = 0
-"""Class of tokens that belong to no entity; a kind has two more, for its first token and for the others (BIO)."""
+"""Class of tokens outside all entities. Each kind has two more classes: for its first token and for others (BIO)."""
 
 
 class EntityConfig(TaskConfig):
@@ -35,7 +35,7 @@ class EntityConfig(TaskConfig):
 
 
 class NamedEntities(Task):
-    """A class for every token of the text; the entities are what the classes spell, as characters of the text."""
+    """Classifies every token of a text and reads entities off the classes, as characters of the text."""
 
     type = "ner"
     Config = EntityConfig
@@ -59,7 +59,7 @@ class NamedEntities(Task):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """Spans with a kind, or words with a tag each."""
+        """Recognise a column of spans with a kind, or one of words beside one of tags."""
         for column in table.columns.values():
             first = [
                 one for value in column.sample if isinstance(value, list) for one in value if isinstance(one, Mapping)
@@ -97,7 +97,7 @@ class NamedEntities(Task):
         return Example(text, None, json.dumps(sorted(entities)))
 
     def _from_spans(self, given: Any, text: str, where: str) -> list[Entity]:
-        """``[{"start", "end", "label"}]``, or that as JSON, as in a cell of a table."""
+        """Read entities from ``[{"start", "end", "label"}]``, or from that as JSON in a cell of a table."""
         try:
             spans = json.loads(given) if isinstance(given, str) else given
             found = [(s["start"], s["end"], s.get("label", s.get("type"))) for s in spans]
@@ -118,7 +118,10 @@ class NamedEntities(Task):
         return [(start, end, kind) for start, end, kind in trimmed if start < end]
 
     def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
-        """Words and a BIO tag for each, as a name or as the number of CoNLL-2003: O, B-PER, I-PER, B-ORG, …"""
+        """Read text and entities from words with BIO tags, given as names or as the numbers of CoNLL-2003.
+
+        The numbers stand for O, B-PER, I-PER, B-ORG, …
+        """
         words, tags = self.column(row, "tokens", where), self.column(row, "tags", where)
         kinds, names = self.config.kinds, self.output_names()
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
@@ -132,7 +135,7 @@ class NamedEntities(Task):
                     f"{where}: tag {tag!r} of task '{self.name}' is none of {', '.join(names)}", "an unknown tag"
                 )
             if not word.strip():
-                continue  # nothing stands there that could be named
+                continue  # an empty word is part of no entity
             text += " " if text else ""
             start, text = len(text), text + clean(word)
             kind, begins = kinds[(number - 1) // 2], number % 2 == 1
@@ -170,7 +173,7 @@ class NamedEntities(Task):
         return replace(self.unanswered(source, route), labels=labels)
 
     def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
-        """An entity that even a perfect tagger could not spell: its tokens' classes give back another one, or none."""
+        """Why an entity is lost even for a perfect tagger: the classes of its tokens do not give it back."""
         offsets = [offset for window in source.windows for offset in window.offsets]
         tagged = {offset: (1.0, number) for offset, number in zip(offsets, example.labels["class"], strict=True)}
         found = {(e["start"], e["end"], e["entity_group"]) for e in self._entities(tagged, source)}
@@ -209,14 +212,14 @@ class NamedEntities(Task):
             region = slice(window.body_start, window.body_start + len(window.offsets))
             tagged = zip(window.offsets, scores[place, region].tolist(), classes[place, region].tolist(), strict=True)
             for offsets, score, number in tagged:
-                # Where windows overlap, the surer one says what a token is.
+                # Where windows overlap, the more confident one decides.
                 found[row][offsets] = max(found[row].get(offsets, (0.0, 0)), (score, number))
         return [{"entities": self._entities(own, source)} for own, source in zip(found, sources, strict=True)]
 
     def _entities(
         self, tagged: Mapping[tuple[int, int], tuple[float, int]], source: EncodedSource
     ) -> list[dict[str, Any]]:
-        """What the classes spell; an instruction in front of the text names nothing."""
+        """Read entities off the classes of tokens; an instruction in front of the text has none."""
         body, before = source.body, source.instruction_length
         entities: list[dict[str, Any]] = []
         last = OUTSIDE

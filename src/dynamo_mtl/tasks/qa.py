@@ -28,11 +28,11 @@ class QuestionAnsweringConfig(TaskConfig):
     """Extractive question answering."""
 
     max_answer_tokens: int = Field(default=30, ge=1)
-    """A longer span is no answer."""
+    """Maximum number of tokens in an answer."""
 
 
 class QuestionAnswering(Task):
-    """The best span over all windows of the context, given as characters of the original text."""
+    """Answers with the best span over all windows of the context, as characters of the original text."""
 
     type = "qa"
     Config = QuestionAnsweringConfig
@@ -48,7 +48,6 @@ class QuestionAnswering(Task):
     answer_key = "answer"
     answer_form = "span"
     published_head = PublishedHead("AutoModelForQuestionAnswering", "qa_outputs", names_labels=False)
-    starter_training = {"max_steps": 500, "batch_size": 16}
     recognition_rank = 2
     config: QuestionAnsweringConfig
 
@@ -79,7 +78,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """A question, a passage, and an answer that stands in it."""
+        """Recognise columns of questions, passages, and answers that occur in the passages."""
         given = {own: table.chosen.get(own) or table.named(names) for own, names in cls.column_names.items()}
         if not all(given.values()):
             given = next(_answered_columns(table), {})
@@ -121,7 +120,7 @@ class QuestionAnswering(Task):
         return None
 
     def _token_span(self, window: EncodedWindow, start: int, end: int) -> tuple[int, int]:
-        """First and last token of a character span; twice the window's first (no answer) if it is not all inside."""
+        """First and last token of a character span; ``(0, 0)`` (no answer) if the window does not have all of it."""
         inside = [i for i, (s, e) in enumerate(window.offsets) if s < end and e > start]
         if not inside or window.offsets[inside[0]][0] > start or window.offsets[inside[-1]][1] < end:
             return 0, 0
@@ -156,7 +155,7 @@ class QuestionAnswering(Task):
         return [answer for _, answer in best]
 
     def best_span(self, logits: Tensor, window: EncodedWindow, body: str) -> tuple[float, Answer] | None:
-        """Best span of one window with its margin over "no answer here", by which windows are compared."""
+        """Best span of one window, after its margin over "no answer here". Windows are compared by this margin."""
         count = len(window.offsets)
         if count == 0:
             return None
@@ -188,12 +187,12 @@ class QuestionAnswering(Task):
 
 
 def _answer_pairs(answers: Any, start: Any, context: str) -> list[tuple[str, int]] | None:
-    """``(text, first character)`` of every accepted answer, from any published form; None if it is none of them.
+    """Read ``(text, first character)`` of every accepted answer from any published form; None for another form.
 
     Args:
         answers: a text, a list of texts or of ``{"text", "answer_start"}``, lists of both, or one of these as JSON.
-        start: first character of the answer, or a list of one for each, where that is a column of its own.
-        context: where a plain text is looked for if nothing says where it stands: its first place counts.
+        start: first character of the answer, or a list with one for each, if that is a separate column.
+        context: searched for the first occurrence of an answer without a position.
     """
     if isinstance(answers, str):  # a cell of a table
         return _from_text(clean(answers), start, context)
@@ -232,7 +231,7 @@ def _from_text(text: str, start: Any, context: str) -> list[tuple[str, int]] | N
 
 
 def _numbers(given: Any) -> list[int] | None:
-    """Places of characters: whole numbers, also as the text or the float that a table makes of them."""
+    """Parse positions: whole numbers, also written as texts or floats, as tables do; None if one is neither."""
     values = given if isinstance(given, list) else [given]
     written = [str(value).strip() for value in values]
     if not all(re.fullmatch(r"-?\d{1,15}(\.0)?", text) for text in written):
@@ -241,7 +240,7 @@ def _numbers(given: Any) -> list[int] | None:
 
 
 def _answered_columns(table: Table) -> Iterator[dict[str, str | None]]:
-    """Columns of which one's values stand in another's, beside one of questions."""
+    """Yield columns of questions, contexts and answers in which the answers occur in their contexts."""
     longest = max(len(column.sample) for column in table.columns.values())
     texts = [c for c in table.columns.values() if not c.is_nested and c.sample and len(c.sample) == longest]
     for context in texts:

@@ -1,4 +1,4 @@
-"""What a table of a user's own is taken for: each task type looks at a table and says whether it is its kind."""
+"""Guesses what a user's own table is: each task type looks at a ``Table`` and returns a ``Guess`` if it fits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynamo_mtl.errors import ConfigError
 
 @dataclass
 class Guess:
-    """What a file is taken for."""
+    """The task that a file seems to hold, and why."""
 
     name: str
     type: str
@@ -21,9 +21,9 @@ class Guess:
     rows: int
     why: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the task, beside its type."""
+    """Settings of the task, apart from its type."""
     notes: list[str] = field(default_factory=list)
-    """What else a user should know: other readings, values that were taken as one, rows that will be left out."""
+    """What else a user should know: other possible columns, merged values, rows that are left out."""
     missing: int = 0
     """Rows without a label."""
     held_out: bool = True
@@ -41,10 +41,10 @@ class Table:
     """Our column → the file's."""
 
     def named(self, names: Sequence[str]) -> str | None:
-        """The only column with one of some names, without case."""
+        """The only column with one of ``names``, ignoring case; None if there are none or several."""
         found = [name for name in self.columns if name.strip().casefold() in names]
         return found[0] if len(found) == 1 else None
 
     def ask(self, question: str) -> ConfigError:
-        """A question that only the user can answer."""
+        """An error to raise, with a question that only the user can answer."""
         return ConfigError(f"{self.path}: {question}")

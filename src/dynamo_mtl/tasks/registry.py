@@ -1,4 +1,4 @@
-"""Which task types there are, and the tasks that a configuration makes of them."""
+"""Discovers task types, of this package and of others, and makes the tasks of a configuration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dynamo_mtl.tasks.task import Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 ENTRY_POINTS = "dynamo_mtl.tasks"
-"""Group of the entry points by which other packages bring task types."""
+"""Group of the entry points by which other packages add task types."""
 
 
 @functools.cache
 def task_types() -> dict[str, type[Task]]:
-    """All task types: of every module of this package, and of installed packages.
+    """Return all task types by name, from the modules of this package and from installed packages.
 
-    A package brings one by an entry point of the group ``dynamo_mtl.tasks``.
+    A package adds one by an entry point of the group ``dynamo_mtl.tasks``.
 
     Raises:
-        ConfigError: what a package brings is no task type, or one that there is already.
+        ConfigError: an entry point cannot be loaded, is not a task type, or has the name of another one.
     """
     found: dict[str, type[Task]] = {}
     for module in pkgutil.iter_modules(dynamo_mtl.tasks.__path__):
@@ -59,9 +59,9 @@ def task_type(name: str, key: str) -> type[Task]:
 
 
 def make_tasks(settings: Mapping[str, TaskConfig]) -> dict[str, Task]:
-    """Instances of all configured tasks, in order.
+    """Make all configured tasks, in order.
 
-    Tasks that would be asked for in the same words say in their instructions which of them is meant.
+    If two tasks share an instruction, both name themselves in their instructions.
     """
     tasks = {name: task_types()[own.type](name, own) for name, own in settings.items()}
     twins = {name for pair in _alike(tasks) for name in pair}
@@ -77,7 +77,7 @@ def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:
 
 
 def alike_instructions(tasks: Mapping[str, Task]) -> list[str]:
-    """A sentence about each pair of tasks that no instruction could tell apart."""
+    """A warning for each pair of tasks that share instructions."""
     return [
         f"{one} and {other} share instructions, which then say nothing about which is meant; give them others with "
         f"tasks.{one}.instructions, or describe them with tasks.{one}.description"

@@ -58,7 +58,7 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
 
 @functools.cache
 def _reader_revision(kind: type[Task]) -> str:
-    """Of the source files that say how a type reads rows: prepared rows are read anew when one of them changes."""
+    """Hash of the source files that say how a type reads rows. If one changes, prepared rows are read again."""
     digest = hashlib.sha256()
     for module in dict.fromkeys(base.__module__ for base in kind.__mro__ if issubclass(base, Task)):
         with suppress(OSError, TypeError, KeyError):  # typed into an interpreter, or without its source
@@ -85,7 +85,7 @@ def _is_one_file(task: Task, config: DataConfig) -> bool:
 
 
 def _lacks_validation(task: Task, config: DataConfig, folder: str) -> bool:
-    """Whether a share is held out of the training files of a folder, which has no others."""
+    """Whether a folder has no validation files, so that a share of its training files is held out."""
     if task.config.validation_share is None or task.config.validation_file or task.config.train_file:
         return False
     try:
@@ -96,10 +96,10 @@ def _lacks_validation(task: Task, config: DataConfig, folder: str) -> bool:
 
 
 class FileSplit:
-    """Which rows of a single file are held out for validation: the share of every label, and the same rows every time.
+    """Chooses which rows of a single file are held out for validation: a share of every label, always the same rows.
 
-    Rows are asked about in the order of the file. Rows that are added at its end change nothing for those before them.
-    What must not be on both sides, copies of a text or the questions about one passage, goes where its first row went.
+    ``is_held_out`` must be called in the order of the file. Rows that are appended later do not change the choice for
+    earlier ones. Rows of one ``Task.split_group`` (copies of a text, questions about one passage) follow the first.
     """
 
     def __init__(self, task: Task, share: float) -> None:
@@ -117,7 +117,7 @@ class FileSplit:
         return self._sides[group]
 
     def _is_chosen(self, label: str, number: int) -> bool:
-        """One of every ``1 / share`` rows of a label, at a place that its hash decides; the first time the second."""
+        """Choose one of every ``1 / share`` rows of a label: the second of the first block, later by a hash."""
         block = math.floor(number * self._share + 1e-9)
         first, end = (math.ceil(edge / self._share - 1e-9) for edge in (block, block + 1))
         digest = hashlib.sha256(f"{block} {label}".encode()).digest()
@@ -126,18 +126,18 @@ class FileSplit:
 
 
 def split_of_file(task: Task, config: DataConfig) -> FileSplit | None:
-    """How a single file of which a share is held out is split; None where there is no such."""
+    """The split of a single file of which a share is held out; None if the data is not such a file."""
     share = task.config.validation_share
     return FileSplit(task, share) if share is not None and _is_one_file(task, config) else None
 
 
 def source_split(task: Task, split: str, config: DataConfig) -> str:
-    """The split whose files hold the rows of ``split``: that of training, where validation data is held out of it."""
+    """The split whose files hold the rows of ``split``: ``train`` if validation data is held out of the same file."""
     return TRAIN if split != TRAIN and split_of_file(task, config) is not None else split
 
 
 def data_revision(task: Task, config: DataConfig) -> str | None:
-    """The commit of a task's data set on the hub; None where the data lies here."""
+    """The commit of a task's data set on the hub; None for local data."""
     location = task_location(task, TRAIN, config)
     return None if is_sample(location) or Path(location).exists() else hub_commit(location, config)
 

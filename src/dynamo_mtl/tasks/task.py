@@ -1,7 +1,8 @@
-"""What a task is: the contract that every task type fulfils, and the discovery of types.
+"""Defines ``Task``, the contract of every task type.
 
 A task owns its data columns, target encoding, head, loss, decoding and post-processing, its choice of metrics and its
-instructions. A new type is one new file in this folder with a subclass of ``Task`` that sets ``type``.
+instructions. A new type is one new file in this folder with a subclass of ``Task`` that sets ``type``; ``registry.py``
+discovers it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from dynamo_mtl.tasks.task_config import TaskConfig
 
 @dataclass(frozen=True)
 class Example:
-    """A validated row: what a source and its expected answer are, before any encoding."""
+    """A validated row of data: a source and its expected answer, before any encoding."""
 
     text: str
     context: str | None
     target: str
-    """What the task expects, as text; JSON where it has parts."""
+    """The expected answer as text; JSON if it has several parts."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,30 @@ class Task(abc.ABC):
     """The adapter that suits the type where none is configured."""
     needs_context: ClassVar[bool] = False
     all_windows: ClassVar[bool] = False
-    """Whether all windows of a long input are answered from, or only the first."""
+    """Whether an answer uses all windows of a long input, or only the first."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Our column → the names it is known to have in published data; the first is ours."""
+    """Our column → the names that it has in published data; messages use the first."""
     optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """The same of columns that a row need not have."""
+    """The same for columns that a row may lack."""
     instruction_templates: ClassVar[InstructionTemplates]
     main_metric: ClassVar[str]
     trivial_name: ClassVar[str]
-    """What ``trivial_answers`` does, for tables."""
+    """What ``trivial_answers`` does, in a few words, for tables of results."""
     hub_task: ClassVar[str] = "other"
-    """The hub's name of what the type does, for model cards."""
+    """The hub's name of this kind of task, for model cards."""
     answer_key: ClassVar[str] = "label"
-    """Key of an answer whose value people read first."""
+    """Key of the main value of an answer."""
     answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
-    """How that is shown: as text, as code, or as places in the passage or the text."""
+    """How the main value is shown: as text, as code, or as places in the passage or the text."""
     published_head: ClassVar[PublishedHead | None] = None
     """The head of ``transformers`` that computes the same, if there is one."""
-    starter_training: ClassVar[Mapping[str, int]] = {"max_steps": 1000, "batch_size": 16}
-    """Training of phase 1 that ``dynamo init`` writes for a table of the type."""
+    starter_training: ClassVar[Mapping[str, int]] = {"max_steps": 500, "batch_size": 16}
+    """Settings of phase 1 that ``dynamo init`` writes for a table of this type."""
     recognition_rank: ClassVar[int] = 100
-    """Types with lower ranks are asked first what a table is."""
+    """``dynamo init`` tries types with lower ranks first."""
 
     def __init_subclass__(cls) -> None:
-        """Take instructions under the name that version 0.1.0 had for them; goes with the next release."""
+        """Accept the name that version 0.1.0 used for instructions; to be removed in the next release."""
         super().__init_subclass__()
         if "wordings" in vars(cls):
             warnings.warn(f"{cls.__name__}.wordings is now instruction_templates", DeprecationWarning, stacklevel=2)
@@ -93,7 +94,7 @@ class Task(abc.ABC):
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
         self.is_specific = False
-        """Whether instructions say which task of its type is meant: set where there is another one."""
+        """Whether the type's instructions name this task; set if another task shares them."""
         self._columns = {**self.column_names, **self.optional_columns}
         for key in config.columns:
             if key not in self._columns:
@@ -106,7 +107,7 @@ class Task(abc.ABC):
 
     @functools.cached_property
     def validation_instructions(self) -> list[str]:
-        """Instructions for selecting and calibrating the router: configured ones for training, else the type's."""
+        """Instructions to select and calibrate the router: the configured training instructions, else the type's."""
         return self._worded(
             self.config.instructions, self.instruction_templates.validation or self.instruction_templates.training
         )
@@ -120,7 +121,7 @@ class Task(abc.ABC):
         )
 
     def name_itself(self) -> None:
-        """Say in instructions from here on which task of its type is meant."""
+        """Name this task in the type's instructions from now on."""
         self.is_specific = True
         for name in ("instructions", "validation_instructions", "evaluation_instructions"):
             vars(self).pop(name, None)
@@ -132,7 +133,7 @@ class Task(abc.ABC):
         return [f"{text.rstrip(' .:')} ({self.subject})." for text in written] if self.is_specific else written
 
     def wording(self, pattern: str) -> str:
-        """An instruction of this very task from one of its type."""
+        """Turn an instruction of the type into one of this task."""
         return pattern
 
     @property
@@ -144,14 +145,14 @@ class Task(abc.ABC):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """What ``dynamo init`` takes a table for, by the values of its columns; None if it is of another type.
+        """Guess the settings of a task from a table, by the values of its columns; None if it is of another type.
 
         Args:
             table: the columns.
-            name: of the task.
+            name: name of the task.
 
         Raises:
-            ConfigError: a question that only the user can answer.
+            ConfigError: only the user can decide; the message is a question.
         """
         return None
 
@@ -209,32 +210,32 @@ class Task(abc.ABC):
         return clean(value)
 
     def output_names(self) -> list[str]:
-        """What the outputs of a head with classes are called, by their numbers; for other programs."""
+        """Names of the head's outputs, by number, for other programs."""
         return [str(number) for number in range(self.head_config().labels)]
 
     def label(self, example: Example) -> str | None:
-        """The class that is expected, for types with classes."""
+        """The expected class; None for types without classes."""
         return None
 
     def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
-        """Why training on the encoded example misses something of ``target``, in a few words; None if it does not."""
+        """What part of ``target`` the encoded example has lost, in a few words; None if it has lost nothing."""
         return None
 
     def read_characters(self, source: EncodedSource) -> int:
-        """How many characters of what was windowed the task answers from."""
+        """Number of characters of the windowed text that the task reads."""
         windows = source.windows if self.all_windows else source.windows[:1]
         return max((window.offsets[-1][1] for window in windows if window.offsets), default=0)
 
     def is_cut(self, source: EncodedSource) -> bool:
-        """Whether the task does not see all of a source."""
+        """Whether the task does not read all of a source."""
         return source.cut or source.question_cut or (not self.all_windows and len(source.windows) > 1)
 
     def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
-        """What was changed or assumed as a row was read, in a few words, if anything was."""
+        """What was changed or assumed when a row was read, in a few words; None if nothing was."""
         return None
 
     def split_group(self, example: Example) -> str:
-        """What must not be in the training and the validation data both: the passage, else the text."""
+        """A text that must not occur in both training and validation data: the passage, else the text."""
         return example.text if example.context is None else example.context
 
     # --- model --------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class Task(abc.ABC):
         """The head that this task needs."""
 
     def unanswered(self, source: EncodedSource, route: int) -> EncodedExample:
-        """A source as this task's part of a batch, for the adapter ``route``, without target and labels."""
+        """Encode a source without target and labels, for the adapter ``route``."""
         windows = [w.ids for w in source.windows]
         return EncodedExample(route, windows, self.name, deep=len(windows) if self.all_windows else 1)
 
@@ -262,7 +263,7 @@ class Task(abc.ABC):
             view: where the task's tokens are in it, and its labels.
 
         Returns:
-            ``(labels,)`` in the order of ``view.label_rows``; sums over them add up over micro-batches.
+            ``(labels,)`` in the order of ``view.label_rows``, not averaged, so that micro-batches can be summed.
         """
 
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
@@ -292,4 +293,4 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
-        """Answers of a system without learning, to compare with."""
+        """Answers of a trivial baseline, which learns nothing."""

@@ -15,9 +15,9 @@ class TaskTraining(BaseModel):
     num_epochs: float | None = Field(default=None, gt=0)
     """Passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Most updates."""
+    """Maximum number of updates."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Examples of one update."""
+    """Number of examples per update."""
     lora_lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the adapter."""
     head_lr: float | None = Field(default=None, gt=0)
@@ -32,7 +32,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     type: str
-    """The task's type; its name says it if not given."""
+    """The task's type; taken from its name if not given."""
     description: str | None = Field(default=None, min_length=1, max_length=200)
     """What the task is about, in a few words. Instructions name it where another task has the same type."""
     train_file: str | None = None
@@ -57,7 +57,7 @@ class TaskConfig(BaseModel):
     """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
     of the checkpoint, so nothing is taken from the data by itself."""
     requires_instruction: bool = False
-    """Bare inputs of this task cannot be distinguished from another's, so it is judged on instructed ones only."""
+    """Plain inputs of this task cannot be told from those of another, so it is judged on instructed inputs only."""
     loss_weight: float = Field(default=1.0, gt=0)
-    """Of the task's loss where tasks are mixed, in phases 2 and 3."""
+    """Weight of the task's loss when tasks are mixed, in phases 2 and 3."""
     training: TaskTraining = TaskTraining()

@@ -17,7 +17,7 @@ LANGUAGES = {
     "pl": "Polish", "cs": "Czech", "ru": "Russian", "uk": "Ukrainian", "ro": "Romanian", "sv": "Swedish",
     "da": "Danish", "fi": "Finnish", "tr": "Turkish", "zh": "Chinese", "ja": "Japanese", "ar": "Arabic",
 }  # fmt: skip
-"""Codes of languages, as columns of translations are called."""
+"""Language codes, which are the usual names of the columns in translation data."""
 
 
 class TranslationConfig(GenerationTaskConfig):
@@ -47,7 +47,7 @@ class Translation(GenerationTask):
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
-        """Columns called by the codes of English and another language, or two columns of texts by their names."""
+        """Recognise columns named by the codes of English and another language, or two columns of texts by name."""
         codes = {c.strip().casefold(): c for c in table.columns if c.strip().casefold() in (*LANGUAGES, "en")}
         if len(codes) == 2 and "en" in codes:
             target = next(code for code in codes if code != "en")

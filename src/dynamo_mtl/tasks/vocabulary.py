@@ -43,7 +43,7 @@ class TargetVocabulary:
 
         Args:
             text: any text.
-            limit: most ids.
+            limit: maximum number of ids.
             words: words that are copied instead of spelled; their ids are ``size`` plus their number.
         """
         ids: list[int] = []
@@ -76,9 +76,9 @@ def train_vocabulary(texts: Iterable[str], size: int, across_words: bool = False
     """Train a byte-level BPE.
 
     Args:
-        texts: what it will spell.
-        size: most ids, at least 258: bytes, start and end.
-        across_words: tokens may hold several words of a line, not only one: for the stretches between copied words.
+        texts: texts like those that it will encode.
+        size: maximum number of ids, at least 258: bytes, start and end.
+        across_words: whether a token may span several words of a line; used for the text between copied words.
     """
     backend = Tokenizer(models.BPE())
     lines = pre_tokenizers.Split(Regex(r"\n\s*"), behavior="isolated")
@@ -110,7 +110,7 @@ def backbone_vocabulary(tokenizer: SourceTokenizer) -> TargetVocabulary:
 
 
 def mean_embeddings(vocabulary: TargetVocabulary, tokenizer: SourceTokenizer, table: Tensor) -> Tensor:
-    """Start embeddings of an own vocabulary: each the mean of the backbone's embeddings of the token's text.
+    """Initial embeddings of an own vocabulary: for each token, the mean of the backbone's embeddings of its text.
 
     Args:
         vocabulary: an own vocabulary.

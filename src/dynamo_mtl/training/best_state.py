@@ -1,4 +1,4 @@
-"""The best validated state of what is trained."""
+"""Keeps the trained parameters of the best validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dynamo_mtl.training.phases.phase import SCORE
 
 BEST = ("score", "loss", "last", "worse", "step")
-"""What a state keeps of the best validation, beside its parameters."""
+"""Attributes of ``BestState`` that a saved state stores beside the parameters."""
 
 
 class BestState:
@@ -21,11 +21,11 @@ class BestState:
         self.parameters, self.patience = parameters, patience
         self.score = self.last = -math.inf
         self.loss = math.inf
-        """Decides between states of the same score."""
+        """Breaks ties between states with the same score."""
         self.worse, self.step, self.state = 0, 0, [p.detach().clone() for p in parameters]
 
     def update(self, values: Mapping[str, float], step: int) -> None:
-        """Take the validation values of a step, and keep the parameters if no earlier step was as good."""
+        """Record the validation values of a step, and keep its parameters if it is better than all earlier steps."""
         score, loss = values[SCORE], values.get("loss", 0.0)
         self.last = score
         if (score, -loss) > (self.score, -self.loss):

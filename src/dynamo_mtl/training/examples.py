@@ -16,7 +16,7 @@ from dynamo_mtl.tasks.task import Example
 
 @dataclass(frozen=True)
 class TaskTables:
-    """A task's validated rows."""
+    """A task's training and validation rows, already checked."""
 
     train: datasets.Dataset
     validation: datasets.Dataset
@@ -24,7 +24,7 @@ class TaskTables:
 
 @dataclass(frozen=True)
 class ValidationRows:
-    """Labelled examples that a task is judged on, as rows, as what is read of them, and as what the model gets."""
+    """The labelled examples that validate a task: as rows, as encoded sources, and as model inputs."""
 
     examples: list[Example]
     sources: list[EncodedSource]
@@ -33,16 +33,16 @@ class ValidationRows:
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """Draws encoded examples. Everything random comes from the generator that is passed in."""
+    """Encodes training and validation examples. ``inputs`` draws only from the generator that is passed to it."""
 
     system: System
     tables: dict[str, TaskTables]
     rank: Rank = field(default_factory=world)
-    """Of the process that draws; kept here, since the workers that it starts cannot find out."""
+    """Rank of the process that draws. It is stored, because data-loading workers cannot ask for it."""
 
     @property
     def inputs(self) -> RouterInputs:
-        """Builds what the router learns from."""
+        """Builder of the inputs that the router learns from."""
         return RouterInputs(self.system)
 
     def example(self, task: str, row: int, instruction: str | None) -> EncodedExample:
@@ -54,7 +54,7 @@ class ExampleSource:
         return example_at(self.tables[task].train, row)
 
     def validation(self, task: str, count: int) -> ValidationRows:
-        """The first ``count`` validation examples, bare unless the task requires an instruction."""
+        """The first ``count`` validation examples, without an instruction unless the task requires one."""
         needs = self.system.config.tasks[task].requires_instruction
         instruction = self.system.tasks[task].validation_instructions[0] if needs else None
         rows = first_examples(self.tables[task].validation, count)

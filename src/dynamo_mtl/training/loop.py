@@ -58,10 +58,10 @@ def run_phase(
     *,
     ahead: Ahead = NOTHING_AHEAD,
 ) -> float:
-    """Train one phase, leave the model in its best validated state or its last one, and return that state's score.
+    """Train one phase and return the score of its final state, which is the best validated one or the last one.
 
-    The state before the first step takes part in the choice of the best, so such a phase cannot make a validated model
-    worse.
+    The state before the first step is a candidate for the best. So a phase that ends in its best state never lowers the
+    validation score.
 
     Args:
         phase: what is trained, on what, and how it is judged.
@@ -71,8 +71,8 @@ def run_phase(
         accelerator: device, mixed precision and trackers.
         log: where values go.
         checkpointer: saves the run as it goes on, if given.
-        start: go on from here instead of from the first step.
-        ahead: what follows in the same phase, for the time that is left.
+        start: saved state to resume from; None starts at the first step.
+        ahead: training that follows in the same phase, to estimate the remaining time.
     """
     loop = TrainingLoop(phase, system, config, accelerator)
     if start is None:
@@ -97,7 +97,7 @@ def run_phase(
             if checkpointer is not None:
                 checkpointer.stop.wanted = (
                     int(all_reduce_max(checkpointer.stop.wanted or 0)) or None
-                )  # one process may have had the signal
+                )  # the signal may have reached only one process
                 checkpointer.after_step(loop.step, loop.numbers, loop.tensors)
     if phase.best_at_end:
         loop.best.restore()
@@ -113,7 +113,7 @@ def run_phase(
 
 
 class TrainingLoop:
-    """What changes from step to step, beside the model."""
+    """The state of training that changes from step to step, apart from the model."""
 
     def __init__(self, phase: Phase, system: System, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.phase, self.system, self.config, self.accelerator = phase, system, config, accelerator
@@ -125,7 +125,7 @@ class TrainingLoop:
         self.optimizer = accelerator.prepare_optimizer(self.plain)
         self.scale = accelerator.scaler.scale if accelerator.scaler is not None else _unscaled
         router = system.model.router
-        # The temperature follows its schedule without being trained; it is part of the validated state all the same.
+        # Even a temperature that is not trained follows its schedule, so it belongs to the validated state.
         kept = [*self.parameters, router.log_temperature, router.get_buffer("scheduled_log_temperature")]
         self.best = BestState(kept, config.patience)
         self.step = 0
@@ -133,7 +133,7 @@ class TrainingLoop:
         self.recent: list[dict[str, Tensor]] = []
         self.skipped = 0
         self.budget: int | None = None
-        """Most tokens in a micro-batch, once memory ran out."""
+        """Maximum tokens of a micro-batch; set once memory has run out."""
 
     def update(self, batch: PhaseBatch) -> None:
         """One optimizer step, unless the loss or the gradient is not finite."""
@@ -144,7 +144,7 @@ class TrainingLoop:
         self.accelerator.unscale_gradients(self.optimizer)
         present = [p for p in self.parameters if p.grad is not None]
         self.norm = float(torch.nn.utils.clip_grad_norm_(present, self.config.max_grad_norm))
-        # Under fp16 a gradient may overflow: the scaler then leaves the step out by itself and scales less.
+        # Under fp16 a gradient may overflow. The scaler then skips the step itself and lowers its scale.
         overflow = self.accelerator.scaler is not None and bool(terms[LOSS].isfinite())
         if math.isfinite(self.norm + float(terms[LOSS])) or overflow:
             self.recent.append(terms)
@@ -155,9 +155,9 @@ class TrainingLoop:
         self.step += 1
 
     def _backward(self, batch: PhaseBatch) -> dict[str, Tensor]:
-        """Own gradients and the terms of the whole batch.
+        """Compute this process's gradients, and return the loss terms of the whole batch.
 
-        Where memory runs out, the micro-batches get smaller: the update is the same but for its dropout masks.
+        If memory runs out, try again with smaller micro-batches. This changes only the dropout masks of the update.
         """
         while True:
             batch = batch if self.budget is None else batch.within(self.budget)
@@ -170,7 +170,7 @@ class TrainingLoop:
                 )
             except OutOfMemory as shortage:
                 limit = batch.largest // 2 if shortage.own else math.inf
-            # The lowest limit of all processes; the cleaning up waits for the end of the handler, which keeps tensors.
+            # All processes take the lowest limit. Memory is freed only here: the handler above still holds tensors.
             self.budget = int(-all_reduce_max(-limit))
             free_memory()
             if self.budget == 0:
@@ -185,7 +185,7 @@ class TrainingLoop:
             )
 
     def _refuse(self, loss: float) -> None:
-        """Stop before a bad update, or count that it is left out."""
+        """Stop before an update that is not finite, or skip and count it."""
         members = "; ".join(f"{task} rows {rows}" for task, rows in self.phase.members(self.step).items())
         found = f"{self.phase.name}, step {self.step + 1}: loss {loss}, gradient norm {self.norm}, on {members}"
         if self.config.on_nonfinite == "stop":
@@ -232,7 +232,7 @@ class TrainingLoop:
         self.schedule.last_epoch, self.schedule._step_count = state.step, state.step + 1
         for i, parameter in enumerate(self.parameters):
             moments = groups.get(f"moments.{i}", {})
-            # The step count of the fused kernel lives beside the parameter; all else has the parameter's shape.
+            # The fused kernel keeps its step count on the parameter's device; the other moments have its shape.
             self.plain.state[parameter] = {n: t.to(parameter.device) for n, t in moments.items()}
         for i, tensor in enumerate(self.best.state):
             tensor.copy_(state.tensors[f"best.{i}"])
@@ -257,7 +257,7 @@ def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _batches(phase: Phase, first: int, workers: int) -> DataLoader[Any]:
-    # A generator of its own: the loader would else take a number from the one that dropout uses.
+    # The loader gets its own generator; otherwise it would draw a number from the one that dropout uses.
     draws = Subset(_Draws(phase), range(first, phase.steps))
     generator = torch.Generator()
     return DataLoader(
@@ -275,7 +275,7 @@ def _unscaled(loss: Tensor) -> Tensor:
 
 
 def _validate(phase: Phase, step: int, log: MetricsLog) -> dict[str, float]:
-    values = gather(phase.validate())[0]  # of the first process: machines may round differently, and all must agree
+    values = gather(phase.validate())[0]  # the first process's values: others may round differently, but all must agree
     shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name != SCORE)
     logger.info("%s  validation after %d steps: %s", phase.name, step, shown)
     log.write(phase.name, step, {f"validation_{name}": value for name, value in values.items()})

@@ -1,8 +1,8 @@
-"""The state of a run between two optimizer steps, so that a killed run goes on as if nothing had happened.
+"""Saves the state of a run between two optimizer steps, so that a killed run resumes as if nothing had happened.
 
 A state is a checkpoint of the model with two more files: ``loop.safetensors`` (AdamW's moments, the best validated
-parameters, random state, terms that are not logged yet) and ``loop.json`` (where the run is). What a step trains on
-needs no state: it is a pure function of the seed and the step.
+parameters, random state, terms that are not logged yet) and ``loop.json`` (how far the run is). The training data of a
+step needs no state, because it is a pure function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ PREFIX = "state-"
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where a run is."""
+    """How far a run is, and everything that it needs to continue from there."""
 
     stage: int
-    """Stretches of training that are complete."""
+    """Number of completed stages."""
     step: int
-    """Steps that are done of the stage after them."""
+    """Number of completed steps of the current stage."""
     phases: list[int]
     """The phases that the run was started for."""
     seconds: float
     """Training time so far."""
     log_end: tuple[int, int]
-    """Bytes and lines of the metrics log."""
+    """Length of the metrics log, in bytes and in lines."""
     threads: int = 1
-    """Of a forward pass on a CPU: another number would round sums otherwise."""
+    """CPU threads of a forward pass. Another number would round sums differently."""
     numbers: dict[str, Any] = field(default_factory=dict)
-    """Of the loop and of the phase, as JSON."""
+    """State of the loop and of the phase, as JSON."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def folder_name(self) -> str:
-        """Sorts by age."""
+        """Name of the state's folder; names sort by age."""
         return f"{PREFIX}{self.stage:03d}-{self.step:08d}"
 
     def write(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class LoopState:
         numbers = {**self.__dict__, "format": FORMAT}
         del numbers["tensors"]
         (folder / NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-        # Copies, since the format refuses two names for one piece of memory.
+        # Clone, because safetensors refuses two names for the same memory.
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}, folder / TENSORS)
 
 
@@ -75,7 +75,7 @@ def read_state(folder: Path) -> LoopState:
 
 
 def newest_state(parent: Path) -> Path | None:
-    """The newest state that verifies; damaged ones are passed over with a warning. None if there is none.
+    """Return the newest intact state, or None if there are no states. Damaged ones are skipped with a warning.
 
     Raises:
         CheckpointError: there are states, and all of them are damaged.
@@ -94,7 +94,7 @@ def newest_state(parent: Path) -> Path | None:
 
 
 def rotate(parent: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` states; call it when the newest has just been written."""
+    """Remove all but the newest ``keep`` states; call it after writing one."""
     for folder in sorted(parent.glob(f"{PREFIX}*"))[:-keep]:
         remove_folder(folder)
 
@@ -108,7 +108,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(tensors: dict[str, Tensor]) -> None:
-    """Put the random generators of this process into the state that was saved, where as many processes are at work."""
+    """Restore the random generators of this process, if the run was saved by the same number of processes."""
     rank = world()
     if f"random.{rank.size - 1}.cpu" not in tensors or f"random.{rank.size}.cpu" in tensors:
         logger.warning("the run was saved by another number of processes: it goes on with other dropout masks")

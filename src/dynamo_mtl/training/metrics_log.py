@@ -1,4 +1,4 @@
-"""What a run leaves to read: JSON lines always, trackers if asked for, a line on the console now and then."""
+"""Logs the values of a run: always as JSON lines, to trackers if configured, and now and then on the console."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class MetricsLog:
         """Open the log.
 
         Args:
-            folder: where it is.
-            accelerator: whose trackers are written to as well.
-            end: bytes and lines after which a resumed run goes on; what was logged later, by itself or by another run
-                in the same folder, is moved to ``metrics.cut.jsonl``.
+            folder: folder of the log.
+            accelerator: its trackers get the values too.
+            end: bytes and lines of the log at the point where a resumed run continues. Whatever was logged later, by
+                this run or by another one in the same folder, is moved to ``metrics.cut.jsonl``.
         """
         self.accelerator = accelerator
         self.path = folder / "metrics.jsonl" if world().is_main else Path(os.devnull)
         self.count = 0
         self.failed: set[str] = set()
-        """Names of trackers that get nothing more."""
+        """Names of trackers that failed; they get no more values."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
@@ -73,17 +73,17 @@ class MetricsLog:
         self.file.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
         self.file.flush()
         numbers = {f"{phase}/{name}": value for name, value in values.items()}
-        # Phases count their own steps; trackers want one that only grows.
+        # Each phase counts its own steps, but trackers need a step that only grows.
         self._tell(lambda tracker: tracker.log(numbers, step=self.count))
         self.count += 1
 
     @property
     def has_trackers(self) -> bool:
-        """Whether somebody wants more than numbers."""
+        """Whether any tracker is active."""
         return any(tracker.name not in self.failed for tracker in self.accelerator.trackers)
 
     def show(self, picture: Picture) -> None:
-        """Give a picture to the trackers that take some; called once in a while."""
+        """Send a picture to the trackers that take pictures; called rarely."""
         image = _pixels(picture)
 
         def tell(tracker: Any) -> None:
@@ -97,7 +97,7 @@ class MetricsLog:
         self._tell(tell)
 
     def table(self, name: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Give a table of texts to the trackers: as a table, or as Markdown where they have none."""
+        """Send a table of texts to the trackers; those without tables get it as Markdown."""
         text = markdown_table(list(map(_cell, columns)), [list(map(_cell, row)) for row in rows])
 
         def tell(tracker: Any) -> None:
@@ -111,13 +111,13 @@ class MetricsLog:
         self._tell(tell)
 
     def close(self) -> None:
-        """Finish the file and the trackers, those too that failed before."""
+        """Close the file and finish all trackers, including those that failed."""
         self.file.close()
         self.failed.clear()
         self._tell(lambda tracker: tracker.finish())
 
     def _tell(self, action: Callable[[Any], None]) -> None:
-        """Talk to every tracker. One that fails never stops the training nor the others: it gets nothing more."""
+        """Call ``action`` on every tracker. One that fails is dropped; training and the other trackers continue."""
         for tracker in self.accelerator.trackers:
             if tracker.name in self.failed:
                 continue
@@ -132,7 +132,7 @@ class MetricsLog:
 
 
 def _mlflow() -> Any:
-    """The package itself: Accelerate's tracker only holds the run, and MLflow logs to the one that is active."""
+    """Return the ``mlflow`` package, which logs to the active run. Accelerate's tracker only holds that run."""
     return importlib.import_module("mlflow")
 
 
@@ -149,7 +149,7 @@ def _cell(text: str) -> str:
 
 
 def start_text_log(folder: Path) -> logging.Handler | None:
-    """Write what the console says to ``train.log`` too, behind what an earlier run wrote; by the first process."""
+    """Append the console output to ``train.log`` too. Only the first process does."""
     if not world().is_main:
         return None
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
@@ -167,12 +167,12 @@ def stop_text_log(handler: logging.Handler | None) -> None:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What follows a stretch of training."""
+    """The training that follows a stage in the same phase."""
 
     place: str = ""
-    """Which of several stretches it is, such as "task 2 of 5"."""
+    """Position of the stage in its phase, such as "task 2 of 5"."""
     updates: float = 0.0
-    """How long the others of its phase take after it, in its own updates."""
+    """Time that the later stages of the phase take, in updates of this one."""
 
 
 NOTHING_AHEAD = Ahead()

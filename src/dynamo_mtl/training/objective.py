@@ -1,6 +1,6 @@
-"""The objective: ``Σ weight_i · term_i``, every term a named function, logged under its name.
+"""The training objective ``Σ weight_i · term_i``. Every term is a named function, logged under its name.
 
-A term of one's own is registered and given a weight under ``training.term_weights``::
+To add a term, register it and give it a weight under ``training.term_weights``::
 
     @register_term("sharpness")
     def sharpness(inputs: RoutingTerms) -> Tensor:
@@ -20,7 +20,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.messages import did_you_mean
 
 TASK = "task"
-"""The term that the model's answers give; all others are functions of routing alone."""
+"""Name of the loss on the model's answers. All other terms depend on the routing alone."""
 
 
 LOSS = "loss"
@@ -29,7 +29,7 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class RoutingTerms:
-    """What a term can read: the routing of the whole batch of one update."""
+    """The inputs of a routing term: the routing of the whole batch of one update."""
 
     logits: Tensor
     """``(examples, adapters)`` before the temperature."""
@@ -40,7 +40,7 @@ class RoutingTerms:
     second: Tensor
     """``(examples, adapters)`` routing of the same inputs under another dropout mask."""
     twins: Tensor
-    """``(pairs, 2)`` examples that are one input under two instructions."""
+    """``(pairs, 2)`` pairs of examples that are the same input under two instructions."""
     temperature: Tensor
     scheduled_log_temperature: Tensor
 
@@ -80,17 +80,18 @@ def routing(inputs: RoutingTerms) -> Tensor:
 def smoothing(inputs: RoutingTerms) -> Tensor:
     """Mean cross entropy of the routing with the uniform distribution, ``-(Σ_k log w_k) / K``.
 
-    Beside ``routing``, a weight of ``ε / (1 - ε)`` is label smoothing of ε, but for the size of the sum (Szegedy et al.
-    2016, arXiv 1512.00567, section 7).
+    Together with ``routing`` at weight 1, a weight of ``ε / (1 - ε)`` is label smoothing of ε up to a constant factor
+    (Szegedy et al. 2016, arXiv 1512.00567, section 7).
     """
     return -inputs.weights.clamp_min(1e-9).log().mean()
 
 
 @register_term("load_balance")
 def load_balance(inputs: RoutingTerms) -> Tensor:
-    """``Σ_k m_k log(m_k / p_k)`` of the batch's true task mix m and its mean routing p.
+    """Divergence ``Σ_k m_k log(m_k / p_k)`` between the batch's true task mix m and its mean routing p.
 
-    Towards uniform it would fight an unequal mix. In this direction it is finite for tasks that the batch lacks.
+    A uniform target would work against an unequal mix. In this direction, the divergence is finite even for tasks that
+    are not in the batch.
     """
     mix = torch.bincount(inputs.routes, minlength=inputs.weights.shape[1]).to(inputs.weights) / len(inputs.routes)
     mean = inputs.weights.mean(dim=0).clamp_min(1e-9)
@@ -99,7 +100,7 @@ def load_balance(inputs: RoutingTerms) -> Tensor:
 
 @register_term("efficiency")
 def efficiency(inputs: RoutingTerms) -> Tensor:
-    """Mean effective number of adapters in use, ``1 / Σ_k w_k²``, less the one that is needed."""
+    """Mean effective number of adapters in use, ``1 / Σ_k w_k²``, minus the one that is needed."""
     return (1 / inputs.weights.square().sum(dim=1)).mean() - 1
 
 

@@ -33,12 +33,12 @@ def task_groups(model: DynamoModel, task: str, config: TrainingConfig, lora_lr: 
 
 
 def shared_groups(model: DynamoModel, tasks: Mapping[str, TaskConfig], config: TrainingConfig) -> list[Group]:
-    """Parameter groups of what all tasks share, the adapters as one or the backbone, and of every head."""
+    """Parameter groups of every head and of what all tasks share: the adapters as one, or the backbone."""
     groups: list[Group] = []
     for task, settings in tasks.items():
         lora_lr, head_lr = config.lora_lr, settings.training.head_lr or config.head_lr
         down, up, head = task_groups(model, task, config, lora_lr, head_lr)
-        # An update of any task moves all adapters: they act as one.
+        # Shared adapters act as one: an update of any task changes all of them.
         groups += [{**down, "task": None}, {**up, "task": None}, head] if model.config.adapters == "shared" else [head]
     if not model.config.freeze_backbone:
         parameters = list(model.encoder.parameters())
@@ -63,7 +63,7 @@ def make_optimizer(groups: list[Group], device: torch.device) -> torch.optim.Ada
 
 
 def warmup_and_decay(steps: int, warmup_ratio: float, schedule: str = "cosine") -> Callable[[int], float]:
-    """Factor on the learning rate: linear from 0 over the warm-up, then a cosine or a line down to 0, or constant."""
+    """Factor on the learning rate: a linear rise over the warm-up, then a cosine or linear fall to 0, or constant."""
     warmup = max(1, round(steps * warmup_ratio))
 
     def factor(step: int) -> float:
@@ -83,7 +83,7 @@ def freeze_all_but(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None
 
 
 def drop_idle_gradients(groups: Iterable[Group], tasks: set[str]) -> None:
-    """Take away the gradients of tasks without a row in the batch: no decay and no moment update for them."""
+    """Remove the gradients of tasks without a row in the batch, which skips their weight decay and moment updates."""
     for group in groups:
         if group["task"] is not None and group["task"] not in tasks:
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of where it comes from: its data and the revision of the code."""
+"""Records where a checkpoint comes from: its data and the revision of the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynamo_mtl.training.examples import TaskTables
 
 
 def described_data(config: PipelineConfig, tables: Mapping[str, TaskTables]) -> dict[str, dict[str, Any]]:
-    """What metadata says of the data of some tasks: how many rows, which ones, and of which commit on the hub."""
+    """Metadata of the tasks' data: number of rows, hash of the rows, and commit if the data is from the hub."""
     tasks = make_tasks(config.tasks)
     found = {name: data_revision(tasks[name], config.data) for name in tables}
     return {
@@ -28,7 +28,7 @@ def source_revision() -> str | None:
     """The git commit of the running source tree, ``-dirty`` if it has uncommitted changes; None outside of git."""
     place = Path(__file__).parent
     try:
-        # A package installed into another project's folder is not of that project's revision.
+        # If the package is installed inside another project, that project's commit does not apply to it.
         subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=place, capture_output=True, check=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
         changes = subprocess.run(

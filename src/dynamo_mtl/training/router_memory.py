@@ -1,4 +1,4 @@
-"""Router features of training inputs, and the sample of them that says what is known."""
+"""Computes router features of training inputs, and samples those that define which inputs are known."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def trunk_features(system: System, examples: list[EncodedExample], budget: int) 
         progress.advance(len(group))
 
     run_in_groups([examples[i].tokens for i in own], budget, run)
-    # Every row is zero but in the process that worked on it.
+    # Each row is zero except in the process that computed it, so the sum collects all rows.
     return all_reduce_sum(features), torch.tensor([e.route for e in examples], device=system.device)
 
 
 def collect_router_memory(
     source: ExampleSource, config: TrainingConfig, tasks: Sequence[str] | None = None
 ) -> RouterMemory:
-    """Draw ``router.novelty_examples`` training texts of each task, or of some tasks, and compute their features."""
+    """Draw ``router.novelty_examples`` training texts of each task, or of each in ``tasks``; compute their features."""
     rng = np.random.default_rng([config.seed, 4])
     system = source.system
     drawn: list[RouterInput] = []

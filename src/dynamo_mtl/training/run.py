@@ -1,11 +1,11 @@
-"""The three phases in order, with a checkpoint after each."""
+"""Runs the three phases in order, and writes a checkpoint after each."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -32,6 +32,7 @@ from dynamo_mtl.training.loop_state import LoopState
 from dynamo_mtl.training.metrics_log import MetricsLog, start_text_log, stop_text_log
 from dynamo_mtl.training.objective import Objective
 from dynamo_mtl.training.phases.phase_2_router import (
+    HeldOut,
     calibrate,
     validation_features,
 )
@@ -60,7 +61,7 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
 
 
 def shared_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:
-    """``load_tables`` in all processes of a job: the first one prepares what the others then read."""
+    """Call ``load_tables`` in all processes of a job. The first one prepares the data that the others then read."""
 
     def prepare() -> None:
         load_tables(config, tasks)
@@ -75,15 +76,15 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
 
     Args:
         config: what is trained, and how.
-        phases: any of 1, 2 and 3; a model without routed adapters has one phase, whatever is given.
-        resume: go on with a run that did not end: ``latest``, or the folder of one of its states.
+        phases: any of 1, 2 and 3. Ignored for a model without routed adapters, which has a single phase.
+        resume: continue an unfinished run: ``latest``, or the folder of one of its states.
 
     Returns:
         The folder of the last checkpoint.
 
     Raises:
-        DynamoError: bad configuration, data or backbone, or the checkpoint of an earlier phase is missing; before any
-            training starts.
+        DynamoError: before training, bad configuration, data or backbone, or a missing checkpoint of an earlier phase;
+            during training, a loss that is not finite or too little memory.
         Stopped: SIGTERM or Ctrl-C; the run has been saved.
     """
     routed = config.model.adapters == "routed"
@@ -125,14 +126,14 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
 
 
 def choose_threads(wanted: int | None, before: int | None, device: torch.device) -> None:
-    """Set the threads of a run, which then stay as they are: their number decides how sums are rounded.
+    """Set the number of threads for the whole run. It decides how sums are rounded, so a resumed run keeps it.
 
-    Threads wait for each other after every operation, so that one that has to wait for its core holds up all:
-    ``benchmarks/busy.py`` measures it.
+    Threads wait for each other after every operation, so one that waits for a busy core delays all of them
+    (``benchmarks/busy.py`` measures this).
 
     Args:
-        wanted: by the configuration.
-        before: of the run that is resumed.
+        wanted: number in the configuration, if given.
+        before: number of the run that is resumed, if any.
         device: where the model is.
     """
     most = torch.get_num_threads()
@@ -154,11 +155,11 @@ def start_equal(system: System, seed: int) -> None:
 
 
 _APART = 1_000_003
-"""Between the seeds of two processes: far more than a user's seeds lie apart."""
+"""Distance between the seeds of two processes, far larger than that between seeds that users choose."""
 
 
 def _recover(checkpoints: Path, states: Path) -> None:
-    """Clear away what killed runs left, and give folders their names back, before any of them is looked for."""
+    """Remove what killed runs left and restore the names of folders, before any folder is looked up."""
     if not checkpoints.is_dir():
         return
     writable_folder(checkpoints, "checkpoint_dir")
@@ -172,9 +173,9 @@ def _recover(checkpoints: Path, states: Path) -> None:
 
 @contextmanager
 def _only_run(checkpoints: Path, logs: Path) -> Iterator[None]:
-    """Make the folders of a run and keep other runs out of them.
+    """Create the folders of a run, and lock its checkpoint folder against other runs.
 
-    The first process of a job does so for all.
+    The first process of a job does this for all.
     """
     locks: list[FileLock] = []
 
@@ -209,22 +210,15 @@ def _run(
             continue
         start = state if state is not None and number == first and state.step else None
         phase = stage.make(start.numbers["phase"] if start else {})
-        score = run_phase(
-            phase, source.system, config.training, stage.workers, accelerator, log, states, start, ahead=stage.ahead
-        )
-        states.metadata = replace(states.metadata, validation_score=score)
-        if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
-            place = Path(config.checkpoint_dir) / FOLDERS[stage.phase]
-            if stage.phase == 2:
-                known = collect_router_memory(source, config.training)
-                source.system.model.ood = known.fit(config.training.seed)
-                source.system.model.memory = known.sample(config.training.router.memory_examples, config.training.seed)
-            if stage.phase > 1 and config.model.adapters == "routed":
-                states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
-            states.save_phase(place, FOLDERS[stage.phase])
-            if stage.phase > 1 and log.has_trackers and config.model.adapters == "routed":
-                show_routing(log, source, held_out(), states.metadata.calibration, FOLDERS[stage.phase])
-        states.stage_done()
+        with states.stop.deferred():  # until the stage is saved
+            score = run_phase(
+                phase, source.system, config.training, stage.workers, accelerator, log, states, start, ahead=stage.ahead
+            )
+            states.metadata = replace(states.metadata, validation_score=score)
+            if number + 1 == len(stages) or stages[number + 1].phase != stage.phase:
+                _end_phase(source, config, log, states, stage.phase, held_out)
+            states.stage_done()
+        states.stop_if_wanted()
     if 3 in states.phases and config.model.adapters == "routed" and not config.training.joint.max_steps:
         logger.warning("phase 3: 0 updates (training.joint.max_steps), so the final model is that of phase 2")
         states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
@@ -233,10 +227,34 @@ def _run(
     return last
 
 
+def _end_phase(
+    source: ExampleSource,
+    config: PipelineConfig,
+    log: MetricsLog,
+    states: RunStates,
+    phase: int,
+    held_out: Callable[[], HeldOut],
+) -> None:
+    """Fit what follows from the trained router, and write the checkpoint of a phase."""
+    model, routed = source.system.model, phase > 1 and config.model.adapters == "routed"
+    if phase == 2:
+        memory = collect_router_memory(source, config.training)
+        model.ood = memory.fit(config.training.seed)
+        model.memory = memory.sample(config.training.router.memory_examples, config.training.seed)
+    if routed:
+        states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
+    states.save_phase(Path(config.checkpoint_dir) / FOLDERS[phase], FOLDERS[phase])
+    if routed and log.has_trackers:
+        show_routing(log, source, held_out(), states.metadata.calibration, FOLDERS[phase])
+
+
 def _start(
     config: PipelineConfig, tables: dict[str, TaskTables], before: Path | None, device: torch.device
 ) -> tuple[System, Metadata, Metadata | None]:
-    """A fresh system, or a saved one with its metadata; phase 1 trains no router, so phase 2 starts a fresh one."""
+    """Return a fresh system or the one saved in ``before``, its metadata for this run, and the saved metadata.
+
+    Phase 1 trains no router, so phase 2 starts with a fresh one.
+    """
 
     def examples(task: Task) -> Iterable[Example]:
         return all_examples(tables[task.name].train)
@@ -264,7 +282,7 @@ def _start(
 def _accelerator(config: PipelineConfig) -> Accelerator:
     precision = "fp16" if config.model.precision == "fp16" else "no"
     try:
-        # The first process may prepare data for long, while the others wait for it.
+        # The others wait while the first process prepares data, which may take long.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
         return Accelerator(
             mixed_precision=precision,

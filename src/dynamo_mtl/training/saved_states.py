@@ -1,4 +1,4 @@
-"""The saved states of a run: when they are written, which one a resumed run starts from, and when they go."""
+"""Manages the saved states of a run: when to write them, which one to resume from, and when to remove them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.config.identity import changed_setting
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.distributed import on_main_process
+from dynamo_mtl.distributed import all_reduce_max, on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.peak_memory import PeakMemory
 from dynamo_mtl.storage import remove_folder, verify_folder
@@ -54,11 +54,11 @@ class RunStates:
         self._before = 0.0
 
     def find(self, resume: str | None) -> tuple[Path | None, LoopState | None]:
-        """The state to go on from and its folder, or None to start anew.
+        """Return the folder of the state to resume from and the state, or None for both to start anew.
 
         Raises:
-            CheckpointError: the named state is damaged or of another run.
-            ConfigError: nothing was said of the states of an unfinished run that are there.
+            CheckpointError: the named state is damaged or belongs to another run.
+            ConfigError: there are states of an unfinished run, and ``resume`` does not say what to do with them.
         """
         if resume is None:
             if on_main_process(lambda: any(self.folder.glob(f"{PREFIX}*"))):
@@ -90,7 +90,7 @@ class RunStates:
             )
 
     def check_data(self, then: Metadata, now: Metadata) -> None:
-        """Refuse other data than a resumed run was started with. Raises ``CheckpointError``."""
+        """Check that a resumed run has the data it was started with. Raises ``CheckpointError`` if it has not."""
         for name, rows in now.dataset_sizes.items():
             if then.dataset_sizes.get(name) != rows:
                 raise CheckpointError(
@@ -104,7 +104,7 @@ class RunStates:
                 )
 
     def follow(self, system: System, metadata: Metadata, log: MetricsLog, state: LoopState | None) -> None:
-        """Say what is saved from here on, and put the run where ``state`` was."""
+        """Set what is saved from now on, and continue from ``state`` if it is given."""
         self.system, self.metadata, self.log = system, metadata, log
         self._peak = PeakMemory(system.device)
         self._began, self._before = time.perf_counter(), metadata.train_seconds
@@ -123,7 +123,7 @@ class RunStates:
     def after_step(
         self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
     ) -> None:
-        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
+        """Save the run if it is due. If the run should stop, save it and raise ``Stopped``."""
         if self.stop.wanted is not None or step % self.config.training.save_every == 0:
             self._save(step, numbers(), tensors())
         if self.stop.wanted is not None:
@@ -133,6 +133,12 @@ class RunStates:
         """Save the run between two stages."""
         self.stage += 1
         self._save(0, {}, {})
+
+    def stop_if_wanted(self) -> None:
+        """Raise ``Stopped`` in all processes if one of them was asked to stop."""
+        wanted = int(all_reduce_max(self.stop.wanted or 0))  # of one process, perhaps
+        if wanted:
+            raise Stopped(wanted)
 
     def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors = {**tensors, **random_state()}
@@ -162,7 +168,7 @@ class RunStates:
         def remove() -> None:
             for folder in self.folder.glob(f"{PREFIX}*"):
                 remove_folder(folder)
-            with suppress(OSError):  # never made where nothing was trained, and kept where something else lies in it
+            with suppress(OSError):  # missing if nothing was trained; kept if it holds anything else
                 self.folder.rmdir()
 
         on_main_process(remove)

@@ -1,4 +1,4 @@
-"""The stretches of training that the phases are made of."""
+"""Lists the stages of training that the phases consist of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dynamo_mtl.training.phases.shared_adapter import SharedPhase
 FOLDERS = {1: "phase_1", 2: "phase_2", 3: "final_model"}
 """Checkpoint folder of each phase."""
 SHARED = 3
-"""The one phase of a model without routed adapters gives its final model."""
+"""Number of the only phase of a model without routed adapters; it gives the final model."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stage:
 
     phase: int
     make: Callable[[dict[str, Any]], Phase]
-    """Makes it from what ``Phase.state`` gave when it began; from nothing at first. Must not use the random state."""
+    """Creates the phase from its saved ``Phase.state``, or from ``{}`` at first. Must not use the random state."""
     workers: int
     ahead: Ahead = NOTHING_AHEAD
 
@@ -40,7 +40,7 @@ class Stage:
 def make_stages(
     source: ExampleSource, config: PipelineConfig, phases: Sequence[int], held_out: Callable[[], HeldOut]
 ) -> list[Stage]:
-    """The stretches of training that some phases need, in their order."""
+    """Return the stages of the given phases, in order."""
     settings, workers = config.training, config.data.num_workers
     if config.model.adapters != "routed":
         return [Stage(SHARED, lambda _: SharedPhase(source, settings), workers)]

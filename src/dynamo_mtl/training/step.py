@@ -1,10 +1,9 @@
-"""One update's forward and backward: any tasks in one batch, split into micro-batches of any size, over any number of
-processes.
+"""Runs the forward and backward pass of one update. A batch may mix tasks, and may be split in any way.
 
-Task losses are sums over the counts of the whole batch. Routing is computed for the whole batch at once, in every
-process: each micro-batch runs its top layers on a detached copy of its weights, whose gradient is handed back to the
-router in the end. So neither depends on how the batch was split. What a process returns, and the gradients it leaves,
-are its parts of sums over all processes.
+The result does not depend on how the batch is split into micro-batches and over processes. Task losses are sums,
+divided by the counts of the whole batch. Routing is computed for the whole batch at once, in every process. Each
+micro-batch runs its top layers on a detached copy of its routing weights. The gradient of that copy is passed back to
+the router at the end. The values and gradients of a process are its part of the sum over all processes.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ class StepBatch:
 
     examples: Sequence[EncodedExample]
     numbers: Tensor
-    """``(own examples,)`` their numbers in the whole batch."""
+    """``(own examples,)`` index of each own example in the whole batch."""
     routes: Tensor
     """``(examples,)`` the adapter that each example of the whole batch belongs to."""
     twins: Tensor
-    """``(pairs, 2)`` examples of the whole batch that are one input under two instructions."""
+    """``(pairs, 2)`` pairs of examples of the whole batch that are the same input under two instructions."""
     collate: Callable[[Sequence[EncodedExample]], PackedExamples]
     """How a micro-batch is packed."""
     budget: int
@@ -64,7 +63,7 @@ class StepBatch:
 
     @property
     def largest(self) -> int:
-        """Tokens in the largest micro-batch of several examples; 0 if there is none."""
+        """Tokens in the largest micro-batch that holds several examples; 0 if none does."""
         return max((sum(self.examples[i].tokens for i in group) for group in self.order if len(group) > 1), default=0)
 
     def within(self, budget: int) -> StepBatch:
@@ -84,10 +83,10 @@ def make_step_batch(
 
     Args:
         examples: this process's share.
-        twins: pairs of numbers in the whole batch that are one input under two instructions.
+        twins: pairs of indices in the whole batch: the same input under two instructions.
         budget: most tokens in a micro-batch.
-        collate: how a micro-batch is packed.
-        numbers: the examples' numbers in the whole batch; they are the whole batch if None.
+        collate: packs a micro-batch.
+        numbers: index of each example in the whole batch; None if the examples are the whole batch.
         routes: the adapter of every example of the whole batch; needed with ``numbers``.
     """
     batch = StepBatch(
@@ -105,11 +104,11 @@ def make_step_batch(
 
 
 Scale = Callable[[Tensor], Tensor]
-"""What a loss is multiplied by before its gradient is taken: fp16 needs it, the other types do not."""
+"""Scales a loss before its backward pass. Only fp16 needs this."""
 
 
 def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) -> dict[str, Tensor]:
-    """Backward of the task losses with all rows known to belong to one adapter. Returns the loss by term."""
+    """Run the backward pass of the task losses, with all rows sent to one adapter. Returns the loss by term."""
     totals = _totals(system, batch)
     value = torch.zeros((), device=system.device)
     with agreed():
@@ -128,7 +127,7 @@ def task_backward(system: System, batch: StepBatch, adapter: int, scale: Scale) 
 def mixture_backward(
     system: System, batch: StepBatch, objective: Objective, own_share: float, scale: Scale
 ) -> dict[str, Tensor]:
-    """Backward of the whole objective through the mixture.
+    """Run the backward pass of the whole objective through the mixture.
 
     Args:
         system: what is trained.
@@ -170,10 +169,10 @@ def mixture_backward(
                 if weights.grad is not None:
                     gradient[place] = weights.grad
         read = read_routing(router, features, routing, routes, batch.twins.to(device))
-        # Every process has all of the routing, so each answers for an equal part of its terms.
+        # Every process computes the whole routing, so each contributes an equal part of its terms.
         terms = {name: value / processes for name, value in objective.routing_terms(read).items()}
         total = objective.total(terms, device)
-        handed_back = (mixed * gradient).sum()  # its gradient is what the micro-batches left at their weights
+        handed_back = (mixed * gradient).sum()  # its gradient is that of the micro-batches' weights
         (handed_back + scale(total)).backward()
     return {
         LOSS: total.detach() + task_value,
@@ -183,7 +182,7 @@ def mixture_backward(
 
 
 def read_routing(router: Router, features: Tensor, routing: Routing, routes: Tensor, twins: Tensor) -> RoutingTerms:
-    """What the terms of the objective read of one batch, with a second view of it under another dropout mask."""
+    """Collect the inputs of the routing terms for one batch, with a second routing under another dropout mask."""
     second = router(features).weights
     scheduled = router.get_buffer("scheduled_log_temperature")
     return RoutingTerms(routing.logits, routing.weights, routes, second, twins, router.temperature, scheduled)
@@ -218,7 +217,7 @@ class Judged:
     loss: float
     """Mean over its labels."""
     answer: Answer | None = None
-    """What it answers, where that was asked for and the task reads its answers off the hidden states."""
+    """The model's answer, if it was asked for and the task reads its answers off the hidden states."""
 
 
 def example_losses(
@@ -233,7 +232,7 @@ def example_losses(
 def judge_examples(
     system: System, examples: Sequence[EncodedExample], sources: Sequence[EncodedSource], budget: int
 ) -> list[Judged]:
-    """Loss and answer of every example with the known adapter, in one pass; ``sources`` are what they encode."""
+    """Loss and answer of every example with its known adapter, in one pass. ``sources`` are the examples' sources."""
     system.model.eval()
     share = world().share
     return join_shares(_share_judged(system, share(examples), share(sources), budget, False))

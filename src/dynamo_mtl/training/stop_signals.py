@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run in order: what was done is saved first."""
+"""Ends a run in an orderly way on SIGTERM or Ctrl-C: the run is saved first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818 (no error: it was asked for)
-    """SIGTERM or Ctrl-C was obeyed; ``code`` is the exit status that says so."""
+    """The run was stopped by SIGTERM or Ctrl-C; ``code`` is its exit status."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; go on with --resume latest")
@@ -22,8 +22,8 @@ class Stopped(Exception):  # noqa: N818 (no error: it was asked for)
 class StopSignals:
     """Turns SIGTERM and Ctrl-C into an orderly end.
 
-    Between steps of training the wish is noted, so that the loop can save first. Elsewhere it ends the run at once,
-    which loses nothing: the state at the start of the stage is saved. A second Ctrl-C ends it wherever it is.
+    In the training loop a signal is only noted, so that the loop can save the run after the current step. Elsewhere it
+    ends the run at once, and a resumed run continues from its last saved state. A second signal ends the run anywhere.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Listen while the block runs. Only possible in the main thread; elsewhere nothing changes."""
+        """Handle the signals while the block runs. Has no effect outside of the main thread."""
         try:
             before = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:
@@ -51,9 +51,9 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note a wish to stop while the block runs."""
-        self._deferred = True
+        """Only note signals while the block runs, instead of stopping at once."""
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before

@@ -1,4 +1,4 @@
-"""Experiment trackers by name, through Accelerate: what they get beside numbers, and how they are started."""
+"""Starts experiment trackers through Accelerate, and sends them routing pictures and sample answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = ["task", "input", "expected", "routed to", "answer"]
 
 
 def find_trackers(names: Sequence[str]) -> list[Any]:
-    """The names, if their packages are there. Raises ``ConfigError`` with what installs one that is not."""
+    """Return the names, if their packages are installed. Raises ``ConfigError`` with the command that installs one."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             what = "-e '.[track]'" if name == "wandb" else name
@@ -41,7 +41,7 @@ def find_trackers(names: Sequence[str]) -> list[Any]:
 
 
 def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
-    """Start a run of every tracker, with the flat settings beside it. One that fails never stops the training."""
+    """Start a run in every tracker, with the flattened settings. A tracker that fails never stops the training."""
     if not config.chosen_trackers:
         return
     own = {"wandb": {"tags": config.wandb_tags, "dir": config.log_dir}}
@@ -59,7 +59,7 @@ def start_trackers(config: PipelineConfig, accelerator: Accelerator) -> None:
 
 
 def _plain(config: PipelineConfig) -> dict[str, str | int | float | bool]:
-    """Settings as every tracker takes them: one level, plain values."""
+    """Flatten the settings to one level of plain values, which every tracker accepts."""
     settings = flat(config.model_dump())
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
@@ -71,7 +71,7 @@ def _plain(config: PipelineConfig) -> dict[str, str | int | float | bool]:
 def show_routing(
     log: MetricsLog, source: ExampleSource, held_out: HeldOut, calibration: Calibration, when: str
 ) -> None:
-    """Show the trackers where validation inputs are sent, and what some of them are answered."""
+    """Send the trackers pictures of where validation inputs are routed, and the answers to some of them."""
     system = source.system
     system.model.eval()
     names = list(system.tasks)

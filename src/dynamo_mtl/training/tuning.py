@@ -1,8 +1,8 @@
-"""Search for settings with Optuna: an adapter at a time, then the router on cached features, then the tap layer.
+"""Searches for settings with Optuna: one adapter at a time, then the router on cached features, then the tap layer.
 
-Adapters do not know of each other, so each task is a small search of its own, over a share of its updates. A router is
-trained in moments on features that are computed once. What is searched for is kept in one SQLite file, from which a
-search that was interrupted goes on; trials that are behind the median of the others at a validation are given up.
+Adapters are independent, so each task has a small search of its own, in which a trial makes a share of the updates. A
+router trains in moments on features that are computed once. All trials are stored in one SQLite file, from which an
+interrupted search continues. A trial that is behind the median of the others at a validation is stopped.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ def tune(config: PipelineConfig, trials: int, share: float, folder: Path, tap: b
     """Search, and write ``best.yaml`` with the settings that were found, and a picture.
 
     Args:
-        config: what is searched around.
-        trials: of each search, those of earlier calls with the same folder included.
-        share: of each task's updates that a trial makes, in (0, 1].
-        folder: where the trials are kept; a search that was interrupted there goes on.
-        tap: whether the tap layer is searched for too, which trains every task again for each layer.
+        config: the configuration to improve.
+        trials: trials of each adapter and of the router, including those of earlier calls with the same folder. The tap
+            layer has one trial for each layer.
+        share: share of a task's updates that a trial makes, in (0, 1].
+        folder: where the trials are stored; an interrupted search in it continues.
+        tap: whether to search for the tap layer too, which trains every task again for each layer.
 
     Raises:
         ConfigError: a model without a router, or a folder that cannot be written or is in use.
@@ -88,7 +89,7 @@ def _write_best(config: PipelineConfig, found: list[Found], folder: Path) -> Non
 
 
 def _picture(studies: Mapping[str, optuna.Study]) -> Picture:
-    """How much better than its first trial, the configuration's own region, each search became."""
+    """Plot the best score of each search so far, relative to its first finished trial."""
 
     def fill(axes: Axes) -> None:
         for number, (name, study) in enumerate(studies.items()):

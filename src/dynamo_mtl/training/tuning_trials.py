@@ -1,4 +1,4 @@
-"""The trials of a search: one adapter by itself, the router by itself, and the layer where they meet."""
+"""Runs the trials of a search: one adapter by itself, the router by itself, and the tap layer."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ Settings = dict[str, Any]
 Config = TypeVar("Config", bound=PipelineConfig)
 
 OF = "configuration"
-"""What a search notes of the configuration that it is about."""
+"""Attribute of a study that identifies the configuration it searches."""
 RANKS = [4, 8, 16, 32, 64]
 TERMS = ("smoothing", "consistency")
-"""Those whose weights are searched for, 0 among them."""
+"""Terms of the objective whose weights are searched; a weight of 0 is possible."""
 STARTUP = 3
-"""Trials of a search that are never given up, so that there is a median."""
+"""First trials of a search, which the median rule never stops, so that there is a median."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Found:
 
     search: str
     score: float
-    """Higher is better: minus the validation loss of a task, the router's accuracy, or minus the relative loss."""
+    """Higher is better: minus a task's validation loss, the router's score, or the result of ``Trials.tap_trial``."""
     settings: Settings
     trials: int
     pruned: int
 
 
 class _Watched:
-    """A phase whose validations a trial hears of."""
+    """A phase that reports its validations to a trial."""
 
     def __init__(self, phase: Any, trial: optuna.Trial) -> None:
         self._phase, self._trial, self._step = phase, trial, 0
@@ -71,7 +71,7 @@ class _Watched:
         return getattr(self._phase, name)
 
     def validate(self) -> dict[str, float]:
-        """Validate, report, and give up if the others were better by then."""
+        """Validate, report the score, and prune the trial if the others were better at this point."""
         values = self._phase.validate()
         self._trial.report(values[SCORE], self._step)
         self._step += 1
@@ -81,7 +81,7 @@ class _Watched:
 
 
 def _forgiving(objective: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
-    """An objective of which a trial is given up where its training diverges: others may not."""
+    """Wrap an objective so that a trial is pruned if its training diverges, since others may not diverge."""
 
     def trial_value(trial: optuna.Trial) -> float:
         try:
@@ -116,10 +116,10 @@ class Trials:
         first: Settings | None = None,
         sampler: optuna.samplers.BaseSampler | None = None,
     ) -> Found:
-        """Run a search up to that many finished trials, the first of them with the settings as they are.
+        """Run a search until it has ``trials`` finished trials; the first one uses the settings ``first`` if given.
 
         Raises:
-            ConfigError: the trials in the folder are of another configuration or share.
+            ConfigError: the folder holds trials of another configuration or share, or every trial was pruned.
         """
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder / STORE}",
@@ -178,7 +178,7 @@ class Trials:
             return run_phase(watched, system, config.training, config.data.num_workers, self.accelerator, log)
 
     def adapter_trial(self, trial: optuna.Trial, task: str) -> float:
-        """Rank and learning rates of a task; the scale of the adapter stays what it is."""
+        """Try a rank and learning rates for a task's adapter; ``with_scales`` keeps its scale."""
         lora = self.config.lora_configs[task]
         rank = trial.suggest_categorical(f"lora_configs.{task}.rank", sorted({*RANKS, lora.rank}))
         rate = trial.suggest_float(f"tasks.{task}.training.lora_lr", 1e-4, 5e-3, log=True)
@@ -191,7 +191,7 @@ class Trials:
         return self._task_score(task, with_scales(self.config, own), trial)
 
     def adapter_settings(self, task: str) -> Settings:
-        """A task's settings as they are, if the search knows such."""
+        """Current values of the settings that are searched for a task."""
         training, own = self.config.training, self.config.tasks[task].training
         return {
             f"lora_configs.{task}.rank": self.config.lora_configs[task].rank,
@@ -200,14 +200,14 @@ class Trials:
         }
 
     def router_settings(self) -> Settings:
-        """The router's settings as they are."""
+        """Current values of the settings that are searched for the router."""
         training = self.config.training
         weights = {f"training.{term}_weight": getattr(training, f"{term}_weight") for term in TERMS}
         return {"training.router_lr": training.router_lr, "router.dropout": self.config.router.dropout, **weights}
 
     @contextmanager
     def features(self) -> Iterator[Callable[[optuna.Trial], float]]:
-        """Compute the features of all trials of the router, once."""
+        """Compute the router's features once, and yield the objective that its trials share."""
         set_seed(self.config.training.seed)
         system = build_system(self.config, self._examples, self.accelerator.device)
         source = ExampleSource(system, self.tables)
@@ -242,7 +242,7 @@ class Trials:
             return run_phase(watched, source.system, config.training, 0, self.accelerator, log)
 
     def tap_trial(self, trial: optuna.Trial, settings: Settings) -> float:
-        """Minus the tasks' mean loss relative to that of the first trial, and minus the router's share of errors."""
+        """Score a tap layer: minus the tasks' mean loss relative to the first trial, minus the router's error rate."""
         tap = trial.suggest_categorical("model.tap_layer", self.taps)
         at = {**settings, "model.tap_layer": tap}
         losses = {task: -self._task_score(task, _of_task(at, task), None) for task in self.config.tasks}
@@ -258,7 +258,7 @@ class Trials:
         return -relative - (1 - accuracy)
 
     def _first_losses(self, trial: optuna.Trial, losses: Mapping[str, float]) -> Mapping[str, float]:
-        """What all layers are compared with: the losses of the first trial that has any."""
+        """Losses of the first trial that has any; all layers are compared with them."""
         for earlier in trial.study.get_trials(deepcopy=False):
             if "losses" in earlier.user_attrs and earlier.number < trial.number:
                 return earlier.user_attrs["losses"]
@@ -276,17 +276,17 @@ def _alone(config: Config, task: str) -> Config:
 
 
 def _of_task(settings: Settings, task: str) -> Settings:
-    """Those that a task by itself knows."""
+    """The settings that apply when a task is trained alone."""
     sections = ("tasks.", "lora_configs.")
     return {k: v for k, v in settings.items() if not k.startswith(sections) or k.split(".")[1] == task}
 
 
 def with_scales(config: PipelineConfig, settings: Settings) -> Settings:
-    """Settings with the alpha of every rank that they change, so that adapters keep their scale ``alpha / rank``."""
+    """Add the alpha for every rank that the settings change, so that adapters keep their scale."""
     ranks = {task: settings.get(f"lora_configs.{task}.rank") for task in config.lora_configs}
     alphas = {
-        f"lora_configs.{task}.alpha": float(rank) * config.lora_configs[task].alpha / config.lora_configs[task].rank
-        for task, rank in ranks.items()
-        if rank is not None
+        f"lora_configs.{task}.alpha": own.alpha * own.model_copy(update={"rank": rank}).divisor / own.divisor
+        for task, own in config.lora_configs.items()
+        if (rank := ranks[task]) is not None
     }
     return {**settings, **alphas}

@@ -1,7 +1,8 @@
 """The built-in sample corpus: synthetic rows from small grammars, written by this project.
 
-Each task type has a module here with ``rows(split, seed)``. Splits differ by template: no test row is a training row
-with a word changed. Same seed, same rows. The corpus shows that everything works; it says nothing of real quality.
+Each task type has a module here with ``make(rng, split)``. Splits use different templates, so no test row is a training
+row with a word changed. The same seed gives the same rows. The corpus shows that the code works. It does not measure
+quality.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def sample_rows(task_type: str, split: str, seed: int = 0) -> Iterator[dict[str,
 
 
 def sample_revision(task_type: str) -> str:
-    """A hash of the grammar, so that prepared rows of an older one are not used."""
+    """Return a hash of the grammar, so that prepared rows of an older grammar are not used."""
     files = [Path(__file__), Path(__file__).with_name(f"{task_type}.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Synthetic requests to a small town's office, by topic. Templates are split; the words of a topic are shared."""
+"""Synthetic requests to a town office, by topic. Splits have their own templates and share the words of a topic."""
 
 from __future__ import annotations
 

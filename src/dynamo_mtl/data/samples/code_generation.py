@@ -1,4 +1,4 @@
-"""Synthetic function descriptions with Python functions. Phrasings are split; the operations are shared."""
+"""Synthetic descriptions of Python functions. Splits have their own phrasings and share the operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic sentences with names. Templates are split; the names are put together from shared parts."""
+"""Synthetic sentences with names. Splits have their own templates and share the parts of the names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic passages of invented facts with questions. Kinds of passage are split: tests ask about kinds never seen."""
+"""Synthetic passages of invented facts with questions. Splits have their own kinds of passage."""
 
 from __future__ import annotations
 

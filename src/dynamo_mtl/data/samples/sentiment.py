@@ -1,4 +1,4 @@
-"""Synthetic film reviews. Templates are split; the words that carry the opinion are shared."""
+"""Synthetic film reviews. Splits have their own templates and share the words that carry the opinion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic English–German sentences. Sentence frames are split; nouns, verbs and places are shared."""
+"""Synthetic English–German sentences. Splits have their own sentence frames and share nouns, verbs and places."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One module a phase."""
+"""The phases of training, one module each."""

@@ -1,4 +1,4 @@
-"""Batches that mix all tasks, and the extra inputs that only the router reads: crossed ones and second instructions."""
+"""Draws batches that mix all tasks, with extra inputs for the router: crossed inputs and second instructions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dynamo_mtl.training.step import StepBatch, make_step_batch
 
 @dataclass(frozen=True)
 class Planned:
-    """An example of a batch before it is encoded, so that each process encodes only its share."""
+    """An example of a batch that is not encoded yet. Each process encodes only its share."""
 
     task: str
     row: int
     instruction: str | None
     belongs: str
-    """The task whose instruction it carries; for crossed inputs another one than that of the row."""
+    """The task that the router should choose. For a crossed input, it is that of the instruction, not of the row."""
     answered: bool = True
-    """Whether it is answered; the others are read by the router only."""
+    """Whether the model answers it; if not, only the router reads it."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class MixedDraw:
         return found
 
     def draw(self, step: int, share: float = 1.0) -> StepBatch:
-        """The batch of a step; ``share`` of each task's easiest examples are in use."""
+        """Draw the batch of a step from the easiest ``share`` of each task's examples."""
         rng = np.random.default_rng([self.seed, 4, step])
         planned: list[Planned] = []
         extra: list[Planned] = []

@@ -1,4 +1,4 @@
-"""What the training loop asks of a phase, of its batches, and of whoever saves the run."""
+"""Interfaces of the training loop: a phase, its batches, and the checkpointer that saves the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Phase(abc.ABC):
     groups: list[Group]
     """Parameter groups: exactly what this phase trains."""
     best_at_end: bool = True
-    """Whether it ends in its best validated state, or in its last one."""
+    """Whether the phase ends in its best validated state instead of its last one."""
 
     @abc.abstractmethod
     def draw(self, step: int) -> Any:
@@ -52,7 +52,7 @@ class Phase(abc.ABC):
     def backward(self, batch: Any, step: int, scale: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Leave the gradients of the batch in the parameters and return the terms of the loss.
 
-        Of both, this process's part: their sums over all processes are those of the whole batch.
+        Both are this process's part. Summed over all processes, they are those of the whole batch.
         """
 
     @abc.abstractmethod
@@ -64,7 +64,7 @@ class Phase(abc.ABC):
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What the phase found out when it began and cannot find out again later, as JSON."""
+        """What the phase computed when it began and cannot compute again later, as JSON."""
         return {}
 
 
@@ -76,5 +76,5 @@ class Checkpointer(Protocol):
     def after_step(
         self, step: int, numbers: Callable[[], dict[str, Any]], tensors: Callable[[], dict[str, Tensor]]
     ) -> None:
-        """Save if it is time, or if the run shall stop; raise ``Stopped`` in that case."""
+        """Save the run if it is due. If the run should stop, save it and raise ``Stopped``."""
         ...

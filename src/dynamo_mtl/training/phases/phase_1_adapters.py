@@ -1,4 +1,4 @@
-"""Phase 1: one adapter and its head, alone, on its task's data."""
+"""Phase 1 trains one adapter and its head, alone, on the data of its task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dynamo_mtl.training.phases.phase import SCORE, Phase
 from dynamo_mtl.training.step import StepBatch, judge_examples, make_step_batch, task_backward
 
 VALIDATIONS = 10
-"""At least that many of each task: a best state is chosen among them."""
+"""Minimum number of validations of each task, among which the best state is chosen."""
 
 
 def adapter_updates(source: ExampleSource, task: str, config: TrainingConfig) -> int:
-    """How many updates phase 1 makes for a task: its epochs, or its most updates if they are fewer."""
+    """Number of updates of a task in phase 1: its epochs, or ``max_steps`` if fewer, times ``step_share``."""
     own = source.system.config.tasks[task].training
     epoch = math.ceil(len(source.tables[task].train) / batch_size(source, task, config))
     whole = math.ceil((own.num_epochs or config.num_epochs) * epoch)
@@ -37,8 +37,8 @@ class AdapterPhase(Phase):
     """Trains the adapter and head of one task with all rows sent to that adapter.
 
     Attributes:
-        by_loss: whether states are compared by their loss alone. A task that reads its answers off the hidden states is
-            judged by its own metric, and by the loss where two states are equal in that.
+        by_loss: whether states are compared by the loss alone. If not, the task's main metric decides, and the loss
+            breaks ties. The metric is used for tasks that read their answers off the hidden states.
     """
 
     def __init__(self, source: ExampleSource, task: str, config: TrainingConfig) -> None:

@@ -1,7 +1,8 @@
-"""Phase 2: the router over frozen adapters on mixed tasks.
+"""Phase 2 trains the router on mixed tasks, over frozen adapters.
 
-First on pooled trunk features, which are computed once: an epoch then takes moments. Then a few steps of the whole
-objective through the mixture of frozen adapters, so that the router feels what its weights do to the answers.
+The router first trains on pooled trunk features. They are computed once, so an epoch takes moments. A few steps of the
+whole objective through the mixture of frozen adapters follow, so that the router learns how its weights affect the
+answers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 HeldOut = dict[str, tuple[Tensor, Tensor]]
 """Router features and true adapters of validation inputs, by their kind."""
 TIE_BREAK = 1e-3
-"""Weight of the cross entropy in a score that is an accuracy."""
+"""Weight of the cross entropy in the score, which is otherwise an accuracy."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class FeatureBatch:
 
 
 def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
-    """Accuracy of the router on each kind of validation input; a collapse of the routing is warned of.
+    """Return the router's accuracy on each kind of validation input, and warn if the routing collapses.
 
-    The score is the accuracy on bare and instructed inputs, which both belong to the task that they come from; among
-    equals the lower cross entropy wins. Crossed ones are ambiguous enough to pull the choice away from these.
+    The score is the accuracy on bare and instructed inputs, which belong to the task that they come from; the cross
+    entropy breaks ties. Crossed inputs are left out of the score: they are ambiguous, and would pull the choice of the
+    best state away from the other inputs.
     """
     system.model.eval()
     values: dict[str, float] = {}
@@ -85,9 +87,9 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
 
 @torch.no_grad()
 def calibrate(system: System, held_out: HeldOut) -> Calibration:
-    """Fit the confidence of the router on validation inputs of all kinds, in the shares that they are there.
+    """Calibrate the router's confidence on validation inputs of all kinds, in the proportions in which they occur.
 
-    How far they lie from what is known is noted too.
+    This also records how far these inputs lie from the known ones.
     """
     system.model.eval()
     system.model.ood.calibrate(torch.cat([features for features, _ in held_out.values()]))
@@ -121,9 +123,9 @@ class FeaturePhase(Phase):
                 if tokens >= config.router.tokens_per_task:
                     break
         features, self.routes = trunk_features(source.system, examples, config.token_budget)
-        self.features = features.half()  # layer-normalised states, so half the memory costs nothing
+        self.features = features.half()  # the states are layer-normalised, so half precision is enough
         logger.info("%s  %d features cached", self.name, len(examples))
-        # Long texts use up their tokens soon: drawn in proportion, a task of a few hundred would hardly be seen.
+        # A task with long texts reaches its token limit early. In a proportional draw it would hardly be seen.
         tasks = np.array([source.system.route_of(task) for task, _ in self.origins])
         self.rows = [np.flatnonzero(tasks == task) for task in range(len(source.system.tasks))]
         sizes, batch_size = tuple(map(len, self.rows)), config.router.feature_batch_size
@@ -134,7 +136,7 @@ class FeaturePhase(Phase):
         self.groups = [router_group(source.system.model, config.router_lr, config)]
 
     def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
-        """Add one text as the router may meet it."""
+        """Add one text in all the forms in which the router may see it."""
         example = self.source.row(task, row)
         inputs, rate = self.source.inputs, self.source.system.config.data.crossed_rate
         plain = inputs.plain(task, example)
@@ -173,7 +175,7 @@ class FeaturePhase(Phase):
         router.schedule_temperature(step / max(1, self.steps - 1))
         routing = router(batch.features)
         read = read_routing(router, batch.features, routing, batch.routes, batch.twins)
-        # Features are cheap enough for every process to have all of them; each answers for an equal part.
+        # Features are cheap, so every process computes with all of them and contributes an equal part.
         count = self.source.rank.size
         terms = {name: value / count for name, value in self.objective.routing_terms(read).items()}
         total = self.objective.total(terms, batch.features.device)
@@ -199,7 +201,7 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
 
 
 class MixturePhase(Phase):
-    """The whole objective through the mixture of frozen adapters; only the router moves."""
+    """Trains only the router, with the whole objective through the mixture of frozen adapters."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 mixture"

@@ -1,4 +1,4 @@
-"""Phase 3: router, adapters and heads together on mixed tasks, easy examples first.
+"""Phase 3 trains router, adapters and heads together on mixed tasks, easy examples first.
 
 The mixing weights move from the known task to the router's own choice. Examples are ranked within their task by their
 loss after phase 1.
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def rank_by_loss(source: ExampleSource, config: TrainingConfig) -> dict[str, list[int]]:
-    """Rows of each task from easy to hard, out of a random choice of ``joint.examples_per_task``."""
+    """Rows of each task from easy to hard, out of ``joint.examples_per_task`` rows chosen at random."""
     ranked: dict[str, list[int]] = {}
     for number, (task, tables) in enumerate(source.tables.items()):
         rng = np.random.default_rng([config.seed, 5, number])
@@ -49,7 +49,7 @@ class JointPhase(Phase):
         held_out: HeldOut,
         ranked: dict[str, list[int]] | None = None,
     ) -> None:
-        """Rank the examples, unless ``ranked`` has the order that the phase began with."""
+        """Rank the examples, unless ``ranked`` gives the ranking from the start of the phase."""
         self.name = "phase 3 joint"
         self.source, self.config, self.held_out = source, config, held_out
         self.objective = Objective(config)
@@ -88,7 +88,7 @@ class JointPhase(Phase):
         return mixture_backward(self.source.system, batch, self.objective, progress, scale)
 
     def validate(self) -> dict[str, float]:
-        """Mean validation loss of each task under the router's own choice, and their mean; and how it routes."""
+        """Mean validation loss of each task under the router's own choice, their mean, and the routing accuracy."""
         system, budget = self.source.system, self.config.token_budget
         means = {
             task: _mean(example_losses(system, e, budget, own_routing=True)) for task, e in self.validation.items()
@@ -97,7 +97,7 @@ class JointPhase(Phase):
         return {**routing_validation(system, self.held_out), SCORE: -_mean(list(means.values())), **losses}
 
     def state(self) -> dict[str, Any]:
-        """The ranking: it was made with the parameters that the phase began with."""
+        """The ranking, which depends on the parameters at the start of the phase."""
         return {"ranked": self.mixed.ranked}
 
 

@@ -1,7 +1,6 @@
-"""All tasks at once in one phase, for the systems that routing is compared with: one adapter for all, or full
-fine-tuning.
+"""Trains all tasks in one phase, for two systems that routing is compared with: a shared adapter, full fine-tuning.
 
-Its updates are exactly those of phase 1, the same batches of the same examples, in a random order of tasks.
+The updates are exactly those of phase 1, with the same batches of the same examples, in a random order of tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dynamo_mtl.training.step import StepBatch
 
 
 class SharedPhase(Phase):
-    """Trains what all tasks share together with every head; each update is one task's."""
+    """Trains the shared parameters and every head. Each update uses a batch of one task."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig) -> None:
         self.name = "shared"
