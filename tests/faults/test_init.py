@@ -204,8 +204,10 @@ def test_a_folder_called_like_the_built_in_corpus_is_meant(tmp_path, monkeypatch
 
 
 def test_rows_that_training_leaves_out_do_not_fail_the_check(tmp_path, capsys):
-    """Of a table with rows without a label, whose starter configuration says ``bad_rows: skip``: fails if ``data check``
-    refuses what ``train`` only skips."""
+    """Of a table with rows without a label, whose starter configuration says ``bad_rows: skip``.
+
+    Fails if ``data check`` or ``doctor`` refuses what ``train`` only skips.
+    """
     rows = [[text, "" if n % 9 == 0 else "AB"[n % 2]] for n, text in enumerate(TEXTS)]
     path = _csv(tmp_path, "mine.csv", ["text", "topic"], rows)
     config = tmp_path / "config.yaml"
