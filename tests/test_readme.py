@@ -125,7 +125,9 @@ def test_dynamo_commands_run_as_written(workplace, monkeypatch):
     """On a tiny model with other tables. What ``init``, ``data check`` and ``train`` do, test_newcomer.py sees."""
     monkeypatch.chdir(workplace)
     rows = [f"the {what} {n} is late,{what}" for n in range(12) for what in ("bus", "tram")]
-    (workplace / "topics.csv").write_text("\n".join(["text,label", *rows]))
+    (workplace / "topics").mkdir()
+    for split in ("train", "validation"):
+        (workplace / "topics" / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
     (workplace / "more.csv").write_text("text,label\nI love it,positive\nI hate it,negative\n")
     lines = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("dynamo ")]
     seen_elsewhere = [line for line in lines if line[0] in ("init", "data", "train")]

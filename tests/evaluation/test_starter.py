@@ -55,7 +55,7 @@ def test_numbers_are_labels_by_their_names(tmp_path):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         (tmp_path / "c.yaml").write_text(starter_config(guess_tasks([path]), "minilm"))
-        task = make_tasks(load_config(tmp_path / "c.yaml"))[name]
+        task = make_tasks(load_config(tmp_path / "c.yaml").tasks)[name]
         labels = task.config.labels
         assert [labels[int(task.read(row, "row").target)].removeprefix("class ") for row in rows] == [
             str(row["label"]) for row in rows

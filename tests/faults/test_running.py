@@ -121,12 +121,12 @@ def test_a_task_that_learned_nothing_is_named(two, caplog):
 
 
 def test_tasks_of_one_type_are_asked_for_by_what_they_are(two, caplog):
-    tasks = make_tasks(load_config(two))
+    tasks = make_tasks(load_config(two).tasks)
     one, other = (set(task.instructions) for task in tasks.values())
     assert not one & other
     assert all("(parcels: late, lost)" in instruction for instruction in one)
     assert not set(tasks["bills"].evaluation_instructions) & set(tasks["bills"].instructions)
-    described = make_tasks(load_config(two, ["tasks.bills.description=unpaid invoices"]))["bills"]
+    described = make_tasks(load_config(two, ["tasks.bills.description=unpaid invoices"]).tasks)["bills"]
     assert all("(unpaid invoices)" in instruction for instruction in described.instructions)
     assert alike_instructions(tasks) == []
     same = load_config(two, ["tasks.parcels.instructions=[Which]", "tasks.bills.instructions=[Which]"])

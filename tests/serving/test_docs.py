@@ -17,7 +17,7 @@ from dynamo_mtl.serving.security import KEY_VARIABLE
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 COMMANDS = [
-    shlex.split(line)
+    shlex.split(line, comments=True)
     for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8"))
     for line in page.splitlines()
     if line.startswith(("curl ", "dynamo serve ", "pip install 'dynamo"))

@@ -136,7 +136,7 @@ def test_markup_in_an_input_is_text(page):
 def poisoned():
     """An answer in which every string is markup."""
     routing = {"predicted_task": INJECTED, "confidence": 1.0, "rejected": False, "probabilities": {INJECTED: 1.0}}
-    return {"task": INJECTED, "generated_text": INJECTED, "routing": routing}
+    return {"task": "summarization", "summary_text": INJECTED, "routing": routing}
 
 
 def test_an_error_is_said_and_the_page_goes_on(page):

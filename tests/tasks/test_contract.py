@@ -14,6 +14,7 @@ from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.tasks import registry as contract
 from dynamo_mtl.tasks.classification import Classification
+from dynamo_mtl.tasks.generation_task import GenerationTask
 from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
 from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.testing import check_task_type
@@ -27,7 +28,7 @@ def _rows(kind):
 
 def _settings(kind):
     own = {"target_vocabulary": 300, "generation": {"max_new_tokens": 6}}
-    writes = hasattr(task_types()[kind], "answer_key")
+    writes = issubclass(task_types()[kind], GenerationTask)
     return {**SETTINGS.get(kind, {}), **(own if writes else {})}
 
 
