@@ -15,7 +15,7 @@ class RouterPhaseConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     examples_per_task: int = Field(default=1000, ge=1)
-    """Training texts of each task whose trunk features are computed once: bare, instructed and crossed."""
+    """Training texts of each task whose trunk features are computed once: plain, instructed and conflicting."""
     tokens_per_task: int = Field(default=1_000_000, ge=1)
     """Once the cached inputs of a task have this many tokens, no further text of the task is read: long texts are
     costly."""

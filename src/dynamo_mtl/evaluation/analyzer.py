@@ -67,7 +67,7 @@ class RoutingAnalyzer:
             dataloader: batches with padded ``input_ids`` and ``attention_mask`` ``(rows, length)``, and ``task``
                 (names) or ``task_ids`` (numbers in the order of ``task_names``). Optional keys: ``example_ids`` join
                 neighbouring rows into one input of several windows; ``text`` is analyzed and shown; results are also
-                reported by ``instruction`` (which may be None) and by ``kind`` (such as bare or crossed).
+                reported by ``instruction`` (which may be None) and by ``kind`` (such as plain or conflicting).
 
         Returns:
             The scores of ``routing_scores``, and ``confusion``, mean ``probabilities`` of each task's inputs, ``kinds``
@@ -189,7 +189,7 @@ def analyze_checkpoint(checkpoint: Path, config: SystemConfig, split: str, limit
 def routing_dataloader(
     model: DynamoInference, split: str = "validation", batch_size: int = 64, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Padded batches of bare, instructed and crossed inputs, as the analyzer reads them.
+    """Padded batches of plain, instructed and conflicting inputs, as the analyzer reads them.
 
     Args:
         model: whose tasks and data are used.

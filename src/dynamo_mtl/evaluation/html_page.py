@@ -76,7 +76,7 @@ def write_report(folder: Path, result: Result | None, analysis: Mapping[str, Any
     """
     writable_folder(folder, "the folder of the report")
     of_result = result_pictures(result) if result else []
-    # Both have a confusion matrix. The result's is kept, since it covers all bare inputs.
+    # Both have a confusion matrix. The result's is kept, since it covers all plain inputs.
     known = {picture.name for picture in of_result}
     of_analysis = [p for p in analysis_pictures(analysis) if p.name not in known] if analysis else []
     save_pictures([*of_result, *of_analysis], folder)
@@ -177,7 +177,7 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
 
 
 def _analysis_sections(analysis: Mapping[str, Any], drawn: Mapping[str, _Drawn], alone: bool) -> list[Section]:
-    """``alone``: no result has shown where the router sends bare inputs."""
+    """``alone``: no result has shown where the router sends plain inputs."""
     confidence = _chosen(drawn, "reliability", "risk_coverage")
     usage = _chosen(drawn, "usage", "feature_map", "adapter_similarity", "correlations")
     instructions = [

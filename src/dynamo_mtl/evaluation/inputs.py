@@ -22,7 +22,7 @@ def task_examples(system: System, task: str, split: str, seed: int, limit: int |
 
 
 def task_input(system: System, task: str, example: Example, instructions: Sequence[str] | None = None) -> TextInput:
-    """An example as a user would send it: bare, or with an instruction where bare inputs cannot name the task.
+    """An example as a user would send it: plain, or with an instruction where plain inputs cannot name the task.
 
     The instruction is the first of ``instructions``, or of those held out for evaluation if None.
     """

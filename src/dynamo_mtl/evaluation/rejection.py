@@ -19,7 +19,7 @@ INPUTS = 500
 
 
 def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: float) -> dict[str, dict[str, float]]:
-    """Treat each task in turn as unknown, and measure how well its bare inputs are told from those of the others.
+    """Treat each task in turn as unknown, and measure how well its plain inputs are separated from those of the others.
 
     Args:
         source: system and its training and validation data.
@@ -29,14 +29,14 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     Returns:
         Task → ``auroc`` of familiarity; ``rejected``, the share of its inputs beyond the threshold;
         ``false_rejected``, the same share of the other half of the known inputs; and ``n``. Tasks that require an
-        instruction have no bare inputs and are left out.
+        instruction have no plain inputs and are left out.
     """
     system = source.system
     names = [n for n in system.tasks if not system.config.tasks[n].requires_instruction]
     if len(names) < 2:
         return {}
     known = collect_router_memory(source, config)
-    bare = {
+    plain = {
         name: trunk_features(
             system,
             [
@@ -50,8 +50,8 @@ def score_rejection(source: ExampleSource, config: TrainingConfig, coverage: flo
     found: dict[str, dict[str, float]] = {}
     for name in names:
         ood = known.fit(config.seed, unknown=system.route_of(name))
-        unknown = ood(bare[name]).cpu().numpy()
-        others = [ood(bare[other]).cpu().numpy() for other in names if other != name]
+        unknown = ood(plain[name]).cpu().numpy()
+        others = [ood(plain[other]).cpu().numpy() for other in names if other != name]
         limit = np.quantile(np.concatenate([d[::2] for d in others]), coverage)
         kept = np.concatenate([d[1::2] for d in others])
         found[name] = {

@@ -56,7 +56,7 @@ def routing_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: how well inputs of each task are told from known ones if that task is unknown."""
+    """Header and rows: how well inputs of each task are separated from known ones if that task is unknown."""
     header = ["left out", "auroc", "its inputs rejected", "known inputs rejected", "n"]
     rows = [
         [task, f"{v['auroc']:.3f}", *(f"{100 * v[k]:.1f} %" for k in ("rejected", "false_rejected")), str(v["n"])]
@@ -93,10 +93,10 @@ def result_facts(result: Result) -> str:
     vocabularies = counts["target_vocabularies"]
     own = counts["adapters"] + counts["router"] + counts["heads"]
     whole = counts["backbone"] + counts["heads"]
-    share, bare = (own + vocabularies) / (whole + vocabularies), own / whole
+    share, without = (own + vocabularies) / (whole + vocabularies), own / whole
     return (
         f"{text} {(own + vocabularies) / 1e6:.1f} million numbers are trained, {100 * share:.0f} % of what full "
-        f"fine-tuning trains, or {100 * bare:.0f} % without target vocabularies."
+        f"fine-tuning trains, or {100 * without:.0f} % without target vocabularies."
     )
 
 

@@ -20,7 +20,7 @@ def result_pictures(result: Result) -> list[Picture]:
     found = [systems_picture(result)] if "oracle" in result.systems and len(result.systems) > 2 else []
     routing = result.routing
     if "confusion" in routing:
-        found.append(confusion_picture(routing["confusion"], routing["tasks"], "bare inputs"))
+        found.append(confusion_picture(routing["confusion"], routing["tasks"], "plain inputs"))
     if "misroutes" in routing:
         found.append(cross_adapter_picture(routing["misroutes"]["adapter_only"], routing["tasks"]))
     return found

@@ -39,8 +39,8 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
         config: names the training data. If that is missing, scores that need it are left out.
 
     Returns:
-        ``tasks``; ``calibration``; scores of ``bare``, ``instructed`` and ``crossed`` inputs; ``confusion`` of the bare
-        ones; ``misroutes``; ``length_only``, what input length alone would give; ``rejection`` of unknown tasks.
+        ``tasks``; ``calibration``; scores of ``bare``, ``instructed`` and ``crossed`` inputs; ``confusion`` of the
+        plain ones; ``misroutes``; ``length_only``, what input length alone would give; ``rejection`` of unknown tasks.
     """
     system = predictor.system
     seed = config.training.seed
@@ -65,14 +65,14 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
     return routing
 
 
-def _score_length_router(source: ExampleSource, bare: Sequence[RoutedInput]) -> dict[str, float]:
+def _score_length_router(source: ExampleSource, plain: Sequence[RoutedInput]) -> dict[str, float]:
     system = source.system
-    tasks = list(dict.fromkeys(i.task for i in bare))
+    tasks = list(dict.fromkeys(i.task for i in plain))
     train = [first_examples(source.tables[name].train, LENGTH_SAMPLE) for name in tasks]
     learned = [[_length(system, TextInput(e.text, e.context)) for e in rows] for rows in train]
-    guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in bare])]
+    guessed = [tasks[g] for g in length_router(learned, [_length(system, i.input) for i in plain])]
     one_hot = np.eye(len(system.tasks))[[system.route_of(g) for g in guessed]]
-    return routing_scores(one_hot, [system.route_of(i.task) for i in bare])
+    return routing_scores(one_hot, [system.route_of(i.task) for i in plain])
 
 
 def _length(system: System, text: TextInput) -> int:

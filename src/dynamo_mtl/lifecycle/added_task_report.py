@@ -38,7 +38,7 @@ def added_task_report(before: Path, after: Path, config: PipelineConfig, limit: 
 
     Returns:
         ``added``: scores of the task, routed and with oracle routing. ``routing``: accuracy of each older task
-        ``before`` and ``after``, on bare and instructed inputs. ``largest_fall``: largest loss of accuracy, in points.
+        ``before`` and ``after``, on plain and instructed inputs. ``largest_fall``: largest loss of accuracy, in points.
         ``answers``: how many answers of the older tasks, under oracle routing, are identical.
     """
     device = torch.device("cpu")

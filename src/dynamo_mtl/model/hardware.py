@@ -1,6 +1,6 @@
 """Finds out what the hardware can do, for all other modules.
 
-oneDNN is asked too, since it can be told not to use instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``).
+oneDNN is asked too, since it can be set not to use instructions that the CPU has (``ONEDNN_MAX_CPU_ISA``).
 """
 
 from __future__ import annotations

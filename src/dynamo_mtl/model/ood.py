@@ -18,13 +18,13 @@ COMPONENTS = 256
 REFERENCES = 10000
 NEIGHBOUR = 2
 """The k of the k-th nearest known feature. The first is sometimes a near-copy of the input."""
-BARE_SHARE = 0.75
-"""Weight of bare inputs in the covariance; instructed ones have the rest. These also vary with their instruction: with
+PLAIN_SHARE = 0.75
+"""Weight of plain inputs in the covariance; instructed ones have the rest. These also vary with their instruction: with
 too few of them, an unseen instruction looks like an unseen task; with too many, unseen tasks look known."""
 RIDGE = 1e-2
 """Share of the mean variance that is added to the variance of every direction."""
 SMALLEST = 1e-6
-"""Added to every variance, so that training inputs that are all alike can still be told from others."""
+"""Added to every variance, so that training inputs that are all alike can still be distinguished from others."""
 CALIBRATION = 1000
 """Number of known distances that are kept for comparison, as evenly spaced quantiles."""
 
@@ -75,8 +75,8 @@ class OutOfDistribution(nn.Module):
             _, _, directions = torch.svd_lowrank(normal - center, q=count, niter=3)
             states = (normal - center) @ directions
             chosen = torch.randperm(len(states))[:REFERENCES].to(states.device)
-        bare, other = _covariance(states, groups, is_bare), _covariance(states, groups, ~is_bare)
-        within = BARE_SHARE * bare + (1 - BARE_SHARE) * other if bare.any() and other.any() else bare + other
+        plain, other = _covariance(states, groups, is_bare), _covariance(states, groups, ~is_bare)
+        within = PLAIN_SHARE * plain + (1 - PLAIN_SHARE) * other if plain.any() and other.any() else plain + other
         ridge = RIDGE * within.diagonal().mean() + SMALLEST
         within += ridge * torch.eye(count, device=within.device)
         # For within⁻¹ = L Lᵀ, rows times L have unit variance within tasks.
@@ -157,7 +157,7 @@ def _covariance(states: Tensor, groups: Tensor, chosen: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RouterMemory:
-    """Router features of training texts: each text bare, with an instruction, and with one of another task."""
+    """Router features of training texts: each text plain, with an instruction, and with one of another task."""
 
     features: Tensor
     """``(n, router.feature_size)``."""

@@ -1,4 +1,4 @@
-"""Makes many wordings of an instruction from a few lines of patterns."""
+"""Expands a few lines of patterns into many instructions that mean the same."""
 
 from __future__ import annotations
 

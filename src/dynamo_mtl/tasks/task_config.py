@@ -57,7 +57,7 @@ class TaskConfig(BaseModel):
     """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
     of the checkpoint, so nothing is taken from the data by itself."""
     requires_instruction: bool = False
-    """Plain inputs of this task cannot be told from those of another, so it is judged on instructed inputs only."""
+    """Plain inputs of this task are too much like those of another, so it is judged on instructed inputs only."""
     loss_weight: float = Field(default=1.0, gt=0)
     """Weight of the task's loss when tasks are mixed, in phases 2 and 3."""
     training: TaskTraining = TaskTraining()

@@ -1,4 +1,4 @@
-"""Draws batches that mix all tasks, with extra inputs for the router: crossed inputs and second instructions."""
+"""Draws batches that mix all tasks, with extra inputs for the router: conflicting inputs and second instructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Planned:
     row: int
     instruction: str | None
     belongs: str
-    """The task that the router should choose. For a crossed input, it is that of the instruction, not of the row."""
+    """The task that the router should choose. For a conflicting input, it is the instruction's, not the row's."""
     answered: bool = True
     """Whether the model answers it; if not, only the router reads it."""
 

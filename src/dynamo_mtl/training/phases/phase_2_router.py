@@ -60,7 +60,7 @@ class FeatureBatch:
 def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
     """Return the router's accuracy on each kind of validation input, and warn if the routing collapses.
 
-    The score is the accuracy on bare and instructed inputs, which belong to the task that they come from; the cross
+    The score is the accuracy on plain and instructed inputs, which belong to the task that they come from; the cross
     entropy breaks ties. Crossed inputs are left out of the score: they are ambiguous, and would pull the choice of the
     best state away from the other inputs.
     """
@@ -102,7 +102,7 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
 
 
 class FeaturePhase(Phase):
-    """Warm-up of the router on cached features: bare, instructed (two instructions) and crossed inputs."""
+    """Warm-up of the router on cached features: plain, instructed (two instructions) and conflicting inputs."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 router"
