@@ -52,6 +52,8 @@ TEXTS = [f"the lift in house {n} is out of order again" for n in range(24)]
          ("qa", {"columns": {"question": "ask", "context": "passage text", "answers": "reply"}})),
         (["en", "de"], lambda n, t: (t, f"Der Aufzug in Haus {n} ist wieder defekt"),
          ("translation", {"target_code": "de", "target_language": "German"})),
+        (["claim", "reason", "label"], lambda n, t: (t, f"because of lift {n} there", n % 2),
+         ("classification", {"columns": {"text": "claim", "text_pair": "reason"}, "text_pair": True})),
     ],
 )  # fmt: skip
 def test_values_decide(tmp_path, header, row, expected):
@@ -65,8 +67,6 @@ def test_values_decide(tmp_path, header, row, expected):
     [
         (["text", "mood", "shop"], lambda n, t: (t, "ab"[n % 2], "xyz"[n % 3]),
          r"which column is the label, mood \(a, b\) or shop"),
-        (["claim", "reason", "label"], lambda n, t: (t, f"because of lift {n} there", n % 2),
-         "'claim' and 'reason' hold texts beside the label 'label'.*no task type reads pairs yet"),
         (["text", "score"], lambda n, t: (t, n / 7), "'score' holds scores; no task type does that yet"),
         (["text", "topics"], lambda n, t: (t, ["lift", "lift;door", "door;light", "light"][n % 4]),
          "'topics' holds several labels of a row, such as door, lift"),

@@ -61,7 +61,7 @@ def test_what_was_not_read_is_said(model):
     assert answer["truncated"]["characters"] == len(long)
     assert 0 < answer["truncated"]["read_characters"] < 96 * 6
     assert "truncated" not in model({"text": "good", "task_hint": "sentiment"})
-    asked = model({"question": "who " * 60, "context": "Ada sang.", "task_hint": "qa"})
+    asked = model({"question": "who " * 200, "context": "Ada sang.", "task_hint": "qa"})
     assert asked["truncated"] == {"characters": 9, "read_characters": 9}
 
 

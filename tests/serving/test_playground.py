@@ -100,7 +100,7 @@ def test_the_answer_is_marked_in_its_context(page):
     """Fails if the marked characters are not those of the answer; the context begins with one of two UTF-16 units."""
     page.get_by_text("Context and instruction").click()
     context = "\U0001f6a2 The ferry left at noon and stopped at Lindholm."
-    page.get_by_label("Context, for a question").fill(context)
+    page.get_by_label("Context, or second text").fill(context)
     page.get_by_label("Task", exact=True).select_option("qa")
     answer = answered(page, "Where did it stop?")[0].json()
     assert page.locator(".passage").inner_text() == context
@@ -122,7 +122,7 @@ def test_what_the_other_tasks_make_of_it(page):
 def test_markup_in_an_input_is_text(page):
     """Fails if what was typed becomes part of the page: as an answer, in its context, or in an error."""
     page.get_by_text("Context and instruction").click()
-    page.get_by_label("Context, for a question").fill(INJECTED)
+    page.get_by_label("Context, or second text").fill(INJECTED)
     page.get_by_label("Task", exact=True).select_option("qa")
     answered(page, INJECTED)
     assert page.locator(".passage").inner_text() == INJECTED

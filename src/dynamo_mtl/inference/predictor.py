@@ -180,7 +180,7 @@ class Predictor:
     def problem(self, question: Question, task: str) -> str | None:
         """Why a task cannot answer an input as it is; None if it can."""
         if self.system.tasks[task].needs_context and not question.source.has_context:
-            return f"the task '{task}' answers from a passage, and there is none; give it as context"
+            return f"the task '{task}' {self.system.tasks[task].missing_context}"
         return question.unusable.get(task)
 
     def written(self, pending: Pending, ids: list[int], score: float) -> Answer:

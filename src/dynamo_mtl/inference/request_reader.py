@@ -14,7 +14,8 @@ from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
-INPUT_KEYS = (*TEXT_KEYS, "context", "instruction", "task_hint")
+CONTEXT_KEYS = ("context", "text_pair")
+INPUT_KEYS = (*TEXT_KEYS, *CONTEXT_KEYS, "instruction", "task_hint")
 """Keys of an input that is a mapping."""
 Given = str | Mapping[str, str | None]
 
@@ -98,9 +99,14 @@ class RequestReader:
         texts = [values[key] for key in TEXT_KEYS if values.get(key) is not None]
         if len(texts) != 1:
             raise ConfigError(f"input: expected one of text and question, found {', '.join(values) or 'nothing'}")
+        contexts = [values[key] for key in CONTEXT_KEYS if values.get(key) is not None]
+        if len(contexts) > 1:
+            raise ConfigError(
+                "input: found both context and text_pair, which are two names for the same; leave one out"
+            )
         hint = values.get("task_hint") or task_hint
         self.check(hint, top_k)
-        source = self.system.source.encode(str(texts[0]), values.get("context"), values.get("instruction"))
+        source = self.system.source.encode(str(texts[0]), next(iter(contexts), None), values.get("instruction"))
         decoding = self.decoding(generation, hint)
         question = Question(source, hint, None, top_k, decoding.settings, decoding.unusable)
         if hint is not None and (problem := self.predictor.problem(question, hint)) is not None:

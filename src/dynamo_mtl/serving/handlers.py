@@ -210,7 +210,7 @@ class Server:
 
     def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
         return [
-            self.model.route(item.text or item.question or "", context=item.context, instruction=item.instruction)
+            self.model.route(item.text or item.question or "", context=item.second, instruction=item.instruction)
             for item in items
         ]
 

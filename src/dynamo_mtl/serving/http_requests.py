@@ -25,6 +25,7 @@ class Input(BaseModel):
     text: str | None = Field(default=None, description="What to work on.")
     question: str | None = Field(default=None, description="In place of `text`: what is asked about the context.")
     context: str | None = Field(default=None, description="The passage that a question is about.")
+    text_pair: str | None = Field(default=None, description="The second of two texts; another name of `context`.")
     instruction: str | None = Field(default=None, description="What to do with the text, in words.")
     task_hint: str | None = Field(default=None, description="The task that must answer; the router chooses if null.")
 
@@ -32,12 +33,19 @@ class Input(BaseModel):
     def _one_text(self) -> Input:
         if (self.text is None) == (self.question is None):
             raise ValueError("expected one of text and question")
+        if self.context is not None and self.text_pair is not None:
+            raise ValueError("expected one of context and text_pair")
         return self
+
+    @property
+    def second(self) -> str | None:
+        """The context, under either name."""
+        return self.context if self.text_pair is None else self.text_pair
 
     @property
     def characters(self) -> int:
         """Number of characters in all parts of the input."""
-        return sum(len(part or "") for part in (self.text, self.question, self.context, self.instruction))
+        return sum(len(part or "") for part in (self.text, self.question, self.second, self.instruction))
 
 
 class Parameters(BaseModel):

@@ -35,6 +35,9 @@ class ClassificationConfig(TaskConfig):
 
     labels: list[str] = Field(min_length=2)
     """Names in the order of the numbers that the data may hold instead; each once."""
+    text_pair: bool = False
+    """Whether each example has a second text, in the column ``text_pair``, and the label is about both: whether one
+    follows from the other, says the same, or answers it."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv 1512.00567)."""
     classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -54,12 +57,14 @@ class ClassificationConfig(TaskConfig):
 
 
 class Classification(Task):
-    """Single-label classification of a text."""
+    """Single-label classification of a text, or of a pair of texts."""
 
     type = "classification"
     Config = ClassificationConfig
     lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
     column_names = {"text": ("text", "sentence", "content"), "label": ("label", "category", "class", "topic")}
+    optional_columns = {"text_pair": ("text_pair", "sentence2", "text2", "hypothesis")}
+    missing_context = "compares two texts, and there is one; give the second as text_pair"
     instruction_templates = read_instruction_templates("classification")
     main_metric = "accuracy"
     trivial_name = "majority label"
@@ -67,6 +72,10 @@ class Classification(Task):
     starter_training = {"max_steps": 900, "batch_size": 32}
     recognition_rank = 5
     config: ClassificationConfig
+
+    def __init__(self, name: str, config: ClassificationConfig) -> None:
+        super().__init__(name, config)
+        self.needs_context = self.needs_context or config.text_pair
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
@@ -82,15 +91,14 @@ class Classification(Task):
                 f"which column is the label, {each}? say --column {name}.label=NAME, and name a file twice, with a "
                 "copy under another name, to learn several"
             )
-        text = table.chosen.get("text") or _text(table, chosen, name)
-        guess = cls._guess_labels(table, name, text, chosen)
+        guess = cls._guess_labels(table, name, _texts(table, chosen, name), chosen)
         others = [column.name for column in labels if column.name != chosen]
         if guess is not None and others:
             guess.notes.append(f"'{chosen}' is taken as the label; it could also be {', '.join(others)}")
         return guess
 
     @classmethod
-    def _guess_labels(cls, table: Table, name: str, text: str, label: str) -> Guess | None:
+    def _guess_labels(cls, table: Table, name: str, texts: Sequence[str], label: str) -> Guess | None:
         column = table.columns[label]
         labels = [spellings[0] for spellings in column.folded.values()]
         labels.sort(key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
@@ -100,15 +108,21 @@ class Classification(Task):
         settings: dict[str, Any] = {} if is_numbers else {"labels": labels}
         if is_numbers and cls.Config.model_fields["labels"].is_required():
             settings["labels"] = [f"class {number}" for number in labels]
-        why = f"'{label}' has {len(labels)} values that come again, beside the texts of '{text}'"
-        guess = cls.guess(table, name, why, {"text": text, "label": label}, **settings)
+        if len(texts) > 1:
+            settings["text_pair"] = True
+        beside = " and ".join(f"'{text}'" for text in texts)
+        why = f"'{label}' has {len(labels)} values that come again, beside the texts of {beside}"
+        found = {**dict(zip(("text", "text_pair"), texts, strict=False)), "label": label}
+        guess = cls.guess(table, name, why, found, **settings)
+        if len(texts) > 1:
+            guess.notes.append(f"the label is taken to be about both texts; for one say --column {name}.text=NAME")
         guess.missing = column.empty
         merged = [" and ".join(map(repr, spellings)) for spellings in column.folded.values() if len(spellings) > 1]
         if merged:
             guess.notes.append(f"one label in several spellings: {shortened(merged, 5)}")
         if column.empty:
             guess.notes.append(f"{column.empty} rows have no label and are left out (data.bad_rows: skip)")
-        unused = [one for one in table.columns if one not in (text, label)]
+        unused = [one for one in table.columns if one not in (*texts, label)]
         if unused:
             guess.notes.append(f"not used: {shortened(unused, 6)}")
         return guess
@@ -130,7 +144,11 @@ class Classification(Task):
                 f"use 0 to {len(self.config.labels) - 1} or one of {shortened(self.config.labels)}",
                 "label out of range",
             )
-        return Example(self.text_column(row, "text", where), None, str(number))
+        pair = self.text_column(row, "text_pair", where) if self.config.text_pair else None
+        return Example(self.text_column(row, "text", where), pair, str(number))
+
+    def split_group(self, example: Example) -> str:
+        return example.text  # one premise has several hypotheses
 
     def _number(self, label: Any) -> int | None:
         """Number of a label, written as its name (in any case), as a number, or as true or false if there are two."""
@@ -203,23 +221,26 @@ def _only(columns: Sequence[Column]) -> str | None:
     return columns[0].name if len(columns) == 1 else None
 
 
-def _text(table: Table, label: str, name: str) -> str:
-    """Find the column of texts beside a label."""
+def _texts(table: Table, label: str, name: str) -> list[str]:
+    """Find the column of texts beside a label, or the two columns of pairs."""
+    if "text" in table.chosen:
+        return [table.chosen[own] for own in ("text", "text_pair") if own in table.chosen]
     rest = [c for c in table.columns.values() if c.name != label and not c.is_nested and c.filled]
     texts = [column for column in rest if column.is_text]
-    if len(texts) > 1:
+    if len(texts) > 2:
         each = " and ".join(f"'{column.name}'" for column in texts)
         raise table.ask(
-            f"{each} hold texts beside the label '{label}': if it is about several together, as a premise and a "
-            f"hypothesis, no task type reads pairs yet; if it is about one, say --column {name}.text=NAME"
+            f"{each} hold texts beside the label '{label}': say --column {name}.text=NAME for the one that it is "
+            f"about, and --column {name}.text_pair=NAME for the second one if it is about two"
         )
     if texts:
-        return texts[0].name
+        second = Classification.optional_columns["text_pair"]
+        return [column.name for column in sorted(texts, key=lambda column: column.name.strip().casefold() in second)]
     short = [c for c in rest if not (c.is_address or c.is_date or c.is_number or c.is_identifier or c.is_label)]
     known = table.named(Classification.column_names["text"])
     if known is None and not short:
         raise table.ask(f"no column holds texts beside the label '{label}'; say --column {name}.text=NAME")
-    return known or max(short, key=lambda column: column.words).name
+    return [known or max(short, key=lambda column: column.words).name]
 
 
 def _refuse_kinds_to_come(table: Table) -> None:

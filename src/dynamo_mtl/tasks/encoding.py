@@ -71,19 +71,18 @@ class SourceEncoder:
         text = whole[:limit]
         special = self.tokenizer
         question_cut = False
-        if context is None:
-            prefix, body = [special.first], text
-        else:
-            question = special.backend.encode(text, add_special_tokens=False).ids
-            question_cut = len(question) > self.max_length // 3
-            prefix = [
-                special.first,
-                *question[: self.max_length // 3],
-                *[special.separator] * special.separators_between,
-            ]
+        prefix, body = [special.first], text
+        if context is not None:
             whole = clean(context)
             body = whole[:limit]
         encoding = special.backend.encode(body, add_special_tokens=False)
+        if context is not None:
+            question = special.backend.encode(text, add_special_tokens=False).ids
+            # A third of the window, or what a short context leaves free.
+            free = self.max_length - len(encoding.ids) - 2 - special.separators_between
+            room = max(self.max_length // 3, free)
+            question_cut = len(question) > room
+            prefix = [special.first, *question[:room], *[special.separator] * special.separators_between]
         capacity = self.max_length - len(prefix) - 1
         windows: list[EncodedWindow] = []
         start = end = 0

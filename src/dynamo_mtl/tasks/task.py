@@ -60,7 +60,10 @@ class Task(abc.ABC):
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     lora: ClassVar[LoraConfig]
     """The adapter that suits the type where none is configured."""
-    needs_context: ClassVar[bool] = False
+    needs_context: bool = False
+    """Whether an input has a context: a passage, or the second text of a pair."""
+    missing_context: ClassVar[str] = "answers from a passage, and there is none; give it as context"
+    """What is said where it has none."""
     all_windows: ClassVar[bool] = False
     """Whether an answer uses all windows of a long input, or only the first."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
