@@ -69,7 +69,7 @@ docs: install
 
 # A file's tests stay in one process, where they share what they made.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Two replicas on a local Ray, of which one is stopped under load. Ray's own code warns of much.
 test-cluster: install

@@ -29,6 +29,18 @@ torch.set_num_threads(1)
 gc.freeze()
 
 
+LONG = (
+    "test_newcomer.py", "test_extras.py", "test_resume.py", "test_processes.py", "test_readme.py", "test_compare.py",
+    "test_launch.py", "test_export.py", "test_exported.py", "test_hub.py",
+)  # fmt: skip
+"""Files that start first, so that no process of two is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long files first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_unconfigure():
     """Leave nothing behind."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
