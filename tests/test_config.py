@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dynamo_mtl.config import load_config
+from dynamo_mtl.config.identity import changed_setting, settings_of
 from dynamo_mtl.errors import ConfigError
 
 BASE = """
@@ -47,3 +51,16 @@ def test_a_wrong_base_is_said(place, text, message):
     with pytest.raises(ConfigError) as error:
         load_config(place / "top.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["compare", "quickstart", "minilm"])
+def test_settings_that_a_result_keeps_are_compared_but_for_where_the_data_lies(file):
+    """Fails if a file's settings differ from themselves, or another learning rate is not seen."""
+    path = Path(__file__).parent.parent / "configs" / f"{file}.yaml"
+    kept = json.loads(json.dumps(settings_of(load_config(path, ["data.root=/somewhere", "log_dir=elsewhere"]))))
+    assert changed_setting(kept, load_config(path)) is None
+    found = changed_setting(kept, load_config(path, ["training.lora_lr=0.5"]))
+    assert found is not None
+    assert (found[0], found[2]) == ("training.lora_lr", 0.5)
+    older = {**kept, "training": {k: v for k, v in kept["training"].items() if k != "warmup_ratio"}}
+    assert changed_setting(older, load_config(path)) is None  # what did not exist then had its default

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dynamo_mtl.config.overrides import flat
+from dynamo_mtl.config.overrides import flat, set_value
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import ConfigError
 
@@ -52,7 +51,10 @@ def _is_free(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
-def settings_hash(config: PipelineConfig) -> str:
-    """SHA-256 of the deciding settings, without the data folder (``data.root``), which differs between machines."""
-    settings = [pair for pair in json.loads(deciding_settings(config)) if pair[0] != "data.root"]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+def settings_of(config: PipelineConfig) -> dict[str, Any]:
+    """The deciding settings, nested, without the folder of the data, which is another one on each machine."""
+    settings: dict[str, Any] = {}
+    for key, value in flat(config.model_dump(mode="json")).items():
+        if not _is_free(key) and key != "data.root":
+            set_value(settings, key, value)
+    return settings

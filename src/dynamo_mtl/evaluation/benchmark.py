@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from dynamo_mtl.checkpoint.metadata import METADATA, Metadata
 from dynamo_mtl.config.comparison_config import SYSTEMS
-from dynamo_mtl.config.identity import settings_hash
+from dynamo_mtl.config.identity import settings_of
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import CheckpointError
@@ -137,7 +137,7 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
     for name, compared in compared_systems.items():
         board.add(name, compared)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
-    return make_result(metadata, system, split, board, routing, config_hash=settings_hash(config))
+    return make_result(metadata, system, split, board, routing, settings=settings_of(config))
 
 
 def _single_task(

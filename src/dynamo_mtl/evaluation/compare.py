@@ -22,7 +22,7 @@ from accelerate import PartialState
 from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import METADATA, Metadata, read_metadata
 from dynamo_mtl.config.comparison_config import OWN_TRAINING, SYSTEMS, CompareConfig
-from dynamo_mtl.config.identity import changed_setting, settings_hash
+from dynamo_mtl.config.identity import changed_setting, settings_of
 from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.distributed import on_main_process
@@ -110,9 +110,7 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
         for name in SYSTEMS
         if name in compared_systems
     }
-    return make_result(
-        metadata, system, split, board, routing, costs=costs, notes=notes, config_hash=settings_hash(config)
-    )
+    return make_result(metadata, system, split, board, routing, costs=costs, notes=notes, settings=settings_of(config))
 
 
 def final_checkpoint(config: PipelineConfig) -> Path:

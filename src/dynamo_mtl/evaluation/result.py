@@ -63,8 +63,8 @@ class Result:
     """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else was chosen or found on the way, such as learning rates that were tried."""
-    config_hash: str = ""
-    """``settings_hash`` of the configuration."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those that decide what was trained; see ``config.identity.changed_setting``."""
     seeds: list[Mapping[str, Any]] = field(default_factory=list)
     """For several seeds: ``seed``, ``systems``, ``intervals``, ``routing`` and ``notes`` of each. ``systems`` above
     then holds their means."""
