@@ -27,8 +27,7 @@ threads change only how sums are rounded."""
 
 def deciding_settings(config: PipelineConfig) -> str:
     """The settings that decide what is trained, as one text."""
-    settings = sorted(flat(config.model_dump(mode="json")).items())
-    return json.dumps([[key, value] for key, value in settings if not _is_free(key)])
+    return json.dumps([[key, value] for key, value in sorted(_deciding(config).items())])
 
 
 def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, Any, Any] | None:
@@ -54,7 +53,11 @@ def _is_free(key: str) -> bool:
 def settings_of(config: PipelineConfig) -> dict[str, Any]:
     """The deciding settings, nested, without the folder of the data, which is another one on each machine."""
     settings: dict[str, Any] = {}
-    for key, value in flat(config.model_dump(mode="json")).items():
-        if not _is_free(key) and key != "data.root":
+    for key, value in _deciding(config).items():
+        if key != "data.root":
             set_value(settings, key, value)
     return settings
+
+
+def _deciding(config: PipelineConfig) -> dict[str, Any]:
+    return {key: value for key, value in flat(config.model_dump(mode="json")).items() if not _is_free(key)}

@@ -95,9 +95,7 @@ def run_phase(
                     logger.info("%s  stopped early after %d steps", phase.name, loop.step)
                     break
             if checkpointer is not None:
-                checkpointer.stop.wanted = (
-                    int(all_reduce_max(checkpointer.stop.wanted or 0)) or None
-                )  # the signal may have reached only one process
+                checkpointer.stop.agree()
                 checkpointer.after_step(loop.step, loop.numbers, loop.tensors)
     if phase.best_at_end:
         loop.best.restore()

@@ -18,7 +18,7 @@ from dynamo_mtl.checkpoint.folder import CONFIG
 from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.config.identity import changed_setting
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.distributed import all_reduce_max, on_main_process
+from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.peak_memory import PeakMemory
 from dynamo_mtl.storage import remove_folder, verify_folder
@@ -136,9 +136,9 @@ class RunStates:
 
     def stop_if_wanted(self) -> None:
         """Raise ``Stopped`` in all processes if one of them was asked to stop."""
-        wanted = int(all_reduce_max(self.stop.wanted or 0))  # of one process, perhaps
-        if wanted:
-            raise Stopped(wanted)
+        self.stop.agree()
+        if self.stop.wanted is not None:
+            raise Stopped(self.stop.wanted)
 
     def _save(self, step: int, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors = {**tensors, **random_state()}

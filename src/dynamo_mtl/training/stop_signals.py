@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dynamo_mtl.distributed import all_reduce_max
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +37,10 @@ class StopSignals:
             raise Stopped(number)
         self.wanted = number
         logger.warning("%s: the run will be saved after this step", signal.Signals(number).name)
+
+    def agree(self) -> None:
+        """Let all processes of the job know of a signal that may have reached only one of them."""
+        self.wanted = int(all_reduce_max(self.wanted or 0)) or None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
