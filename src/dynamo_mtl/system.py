@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,7 +72,7 @@ class System:
 
         Args:
             folder: target folder; its contents are replaced.
-            metadata: what the checkpoint says about itself.
+            metadata: what the checkpoint says about itself; the calibration of answers is that of the tasks.
             config: the resolved configuration as YAML.
             state: writes the additional files of a state.
         """
@@ -81,6 +81,8 @@ class System:
             for name, task in self.tasks.items()
             if isinstance(task, GenerationTask) and task.vocabulary.own
         }
+
+        metadata = replace(metadata, answers={name: task.calibration for name, task in self.tasks.items()})
 
         def write_further(staging: Path) -> None:
             if state is not None:
@@ -175,8 +177,9 @@ def load_system(
         config = _without_copying(config)
     backbone = load_backbone(config.model.base_model_name, config.model.revision, tokenizer_folder=folder)
     tasks = make_tasks(config.tasks)
-    for task in tasks.values():
+    for name, task in tasks.items():
         _load_vocabulary(task, folder, backbone)
+        task.calibration = metadata.answers.get(name, task.calibration)
     system = _assemble(config, tasks, backbone, device)
     load_checkpoint(folder, metadata, system.model, backbone.weight_hash, with_router)
     if not for_training:
@@ -204,6 +207,7 @@ def load_extended(
     *before, added = tasks
     for name in before:
         _load_vocabulary(tasks[name], folder, backbone)
+        tasks[name].calibration = metadata.answers.get(name, tasks[name].calibration)
     start = _fresh_vocabulary(tasks[added], backbone, examples)
     system = _assemble(config, tasks, backbone, device)
     _start_embeddings(system, added, start)
@@ -238,6 +242,7 @@ def reassemble(system: System, config: SystemConfig, tasks: Mapping[str, Task]) 
         before = tasks[name]
         if isinstance(task, GenerationTask) and isinstance(before, GenerationTask):
             task.vocabulary = before.vocabulary
+        task.calibration = before.calibration
     return _assemble(config, fresh, system.backbone, system.device)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from dynamo_mtl.data.samples import sample_rows
 from dynamo_mtl.data.samples.classification import TOPICS
+from dynamo_mtl.data.samples.multi_label import ASPECTS
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.tasks import registry as contract
 from dynamo_mtl.tasks.classification import Classification
@@ -19,7 +20,12 @@ from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
 from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.testing import check_task_type
 
-SETTINGS = {"classification": {"labels": list(TOPICS)}, "ner": {"kinds": ["PER", "ORG", "LOC"]}}
+SETTINGS = {
+    "classification": {"labels": list(TOPICS)},
+    "multi_label": {"labels": list(ASPECTS)},
+    "regression": {"score_range": [0, 10]},
+    "ner": {"kinds": ["PER", "ORG", "LOC"]},
+}
 
 
 def _rows(kind):
@@ -35,6 +41,14 @@ def _settings(kind):
 @pytest.mark.parametrize("kind", sorted(task_types()))
 def test_every_type_keeps_the_contract(kind, tiny_roberta):
     check_task_type(task_types()[kind], _rows(kind), str(tiny_roberta), _settings(kind))
+
+
+def test_ordinal_scores_and_soft_labels_keep_the_contract(tiny_roberta):
+    ordinal = {"score_range": [0, 10], "ordinal": True}
+    check_task_type(task_types()["regression"], _rows("regression"), str(tiny_roberta), ordinal)
+    rows = [{"text": f"it is {n}", "probabilities": [n / 8, 1 - n / 8]} for n in range(6)]
+    soft = {"labels": ["yes", "no"], "soft_labels": True}
+    check_task_type(Classification, rows, str(tiny_roberta), soft)
 
 
 class Shouting(Classification):

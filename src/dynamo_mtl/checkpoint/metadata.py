@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter
 
 from dynamo_mtl.errors import CheckpointError
-from dynamo_mtl.model.calibration import Calibration
+from dynamo_mtl.model.calibration import AnswerCalibration, Calibration
 
 METADATA = "dynamo.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version 1 has no manifest and is read without verification. Up to version 2, no task copies words. Up to version 3,
-no features of inputs are stored, and no task was added later."""
+no features of inputs are stored, and no task was added later. Up to version 4, no answers are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Metadata:
     """Validation score at the end of the last stage of training, by the measure of that stage."""
     calibration: Calibration = field(default_factory=Calibration)
     """Calibration of the router's confidence, fitted at the end of each phase that trains the router."""
+    answers: dict[str, AnswerCalibration] = field(default_factory=dict)
+    """Calibration of each task's answers, fitted at the end of each phase that trains its adapter."""
     format: int = FORMAT_VERSION
 
 

@@ -17,7 +17,7 @@ from dynamo_mtl.checkpoint.folder import copy_tokenizer
 from dynamo_mtl.checkpoint.peft_format import PATHS
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.messages import did_you_mean
-from dynamo_mtl.model.heads import TokenHead
+from dynamo_mtl.model.heads import ClassificationHead, Head, RegressionHead, TokenHead
 from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.system import System, load_system
 
@@ -29,7 +29,8 @@ def export_merged(checkpoint: Path, output: Path, task: str) -> Path:
 
     If the task's type has a ``published_head``, the result is that model of ``transformers``, such as one for question
     answering. Otherwise it is the encoder alone, with our head in a separate file: a head on two pooled vectors, or one
-    that writes text. Padded rows need ``token_type_ids`` of zero, as the exported tokenizer returns none.
+    that writes text. Padded rows need ``token_type_ids`` of zero, as the exported tokenizer returns none. The logits of
+    such a model are calibrated: they are divided by the task's temperature.
 
     Raises:
         ConfigError: no such task.
@@ -76,9 +77,34 @@ def _published_model(system: System, task: str) -> Any:
     labels = dict(enumerate(of_type.output_names())) if published.names_labels else {}
     named = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}} if labels else {}
     model = getattr(transformers, published.architecture).from_pretrained(folder, dtype=torch.float32, **named)
-    assert isinstance(head, TokenHead)
-    getattr(model, published.module).load_state_dict(head.out.state_dict())
+    if published.problem_type is not None:
+        model.config.problem_type = published.problem_type
+    with torch.no_grad():
+        for module, weight, bias in _head_weights(head, of_type.calibration.temperature):
+            own = model.get_submodule(next(name for name in module if _has(model, name)))
+            own.weight.copy_(weight)
+            own.bias.copy_(bias)
     return model
+
+
+def _has(model: torch.nn.Module, name: str) -> bool:
+    return name in dict(model.named_modules())
+
+
+def _head_weights(head: Head, temperature: float) -> list[tuple[tuple[str, ...], Tensor, Tensor]]:
+    """For each linear layer of a published head: the names that it has in different models, its weight, its bias.
+
+    The last layer is scaled so that its outputs are calibrated logits, or scores as they are in the data.
+    """
+    if isinstance(head, TokenHead):
+        names = ("classifier", "qa_outputs")
+        return [(names, head.out.weight / temperature, head.out.bias / temperature)]
+    assert isinstance(head, ClassificationHead)
+    dense = (("bert.pooler.dense", "classifier.dense"), head.dense.weight, head.dense.bias)
+    weight, bias = head.out.weight / temperature, head.out.bias / temperature
+    if isinstance(head, RegressionHead):
+        weight, bias = weight * head.spread, head.values(bias)
+    return [dense, (("classifier.out_proj", "classifier"), weight, bias)]
 
 
 def _changes(system: System, task: str) -> dict[str, Tensor]:

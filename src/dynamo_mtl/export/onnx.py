@@ -22,7 +22,7 @@ from dynamo_mtl.checkpoint.stored_config import read_system_config
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.encoder import SITES
-from dynamo_mtl.model.heads import ClassificationHead, TokenHead
+from dynamo_mtl.model.heads import ClassificationHead, RegressionHead, TokenHead
 from dynamo_mtl.model.router import PREFIXES
 from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.system import System, load_system
@@ -83,6 +83,7 @@ class RoutedGraph(nn.Module):
         super().__init__()
         self.model, self.calibration = system.model, calibration
         self.exported = [n for n in system.model.task_names if not isinstance(system.tasks[n], GenerationTask)]
+        self.temperatures = {name: system.tasks[name].calibration.temperature for name in self.exported}
         self.first_position = system.first_position
         bank = self.model.bank
         for layer in range(self.model.tap_layer, self.model.encoder.config.num_layers):
@@ -133,12 +134,14 @@ class RoutedGraph(nn.Module):
         return (self.calibration.probabilities(logits), *(self._head(name, hidden, mask) for name in self.exported))
 
     def _head(self, name: str, hidden: Tensor, mask: Tensor) -> Tensor:
-        head = self.model.head(name)
+        """Calibrated logits, or scores as they are in the data."""
+        head, temperature = self.model.head(name), self.temperatures[name]
         if isinstance(head, ClassificationHead):
             real = mask[:, :, None].to(hidden.dtype)
-            return head(hidden[:, 0], (hidden * real).sum(dim=1) / real.sum(dim=1))
+            outputs = head(hidden[:, 0], (hidden * real).sum(dim=1) / real.sum(dim=1))
+            return head.values(outputs) if isinstance(head, RegressionHead) else outputs / temperature
         assert isinstance(head, TokenHead)
-        return head(hidden)
+        return head(hidden) / temperature
 
     def _pool(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """``router.pool`` of rows of one window each."""
@@ -228,7 +231,9 @@ def _description(system: System, calibration: Calibration, exported: Sequence[st
     tasks: dict[str, Any] = {}
     for name in exported:
         task = system.tasks[name]
-        tasks[name] = {"type": task.type, "labels": task.output_names()}
+        found = task.calibration
+        tasks[name] = {"type": task.type, "labels": task.output_names(), "thresholds": found.thresholds,
+                       "abstain_below": found.abstain_below}  # fmt: skip
     tokenizer = system.source.tokenizer
     return {
         "inputs": list(INPUTS),

@@ -38,6 +38,7 @@ from dynamo_mtl.system import System, load_extended
 from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import all_examples, first_examples
 from dynamo_mtl.tasks.task import Example, Task
+from dynamo_mtl.training.answer_calibration import calibrate_answers
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
@@ -109,10 +110,11 @@ def _add(
         _start_from(system, name, start)
     start_equal(system, config.training.seed)
     began = time.perf_counter()
-    source, settings = ExampleSource(system, tables), config.training
+    source, settings = ExampleSource(system, tables).study(), config.training
     log = MetricsLog(Path(config.log_dir), accelerator)
     try:
         run_phase(AdapterPhase(source, name, settings), system, settings, config.data.num_workers, accelerator, log)
+        calibrate_answers(source, name, settings.token_budget)
         calibration = _teach_router(source, name, settings, metadata.calibration, accelerator, log)
     finally:
         log.close()

@@ -18,6 +18,7 @@ from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.model.adapter import Adapter
 from dynamo_mtl.model.backbone import find_backbone, read_encoder_config
+from dynamo_mtl.model.calibration import AnswerCalibration
 from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.storage import new_folder
 from dynamo_mtl.strict_yaml import dump_yaml, read_settings
@@ -122,6 +123,7 @@ def replace_adapter(checkpoint: Path, output: Path, task: str, adapter: Path, st
     changed = _rebuilt(system, raw, {name: name for name in names if name != task})
     changed.model.bank[task].load_state_dict(found.state_dict())
     changed.model.head(task).load_state_dict(system.model.head(task).state_dict())
+    changed.tasks[task].calibration = AnswerCalibration()  # the old one was that of the old adapter
     _keep_routing(system, changed)
     return _saved(changed, metadata, raw, names, output)
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
+
+from dynamo_mtl.metrics.bootstrap import resamples
 
 
 def classification_scores(predictions: Sequence[int | None], references: Sequence[int]) -> dict[str, float]:
@@ -27,4 +33,61 @@ def classification_scores(predictions: Sequence[int | None], references: Sequenc
         "precision": sum(precision) / classes,
         "recall": sum(recall) / classes,
         "f1": sum(f1) / classes,
+        "mcc": matthews_correlation(predictions, references),
     }
+
+
+def kept_scores(answers: Sequence[str | None], references: Sequence[str | None]) -> dict[str, float]:
+    """``coverage``, the share of examples with an answer, and the share of right ones among these, each in [0, 1]."""
+    kept = [answer == expected for answer, expected in zip(answers, references, strict=True) if answer is not None]
+    return {"coverage": len(kept) / len(answers), "kept_accuracy": sum(kept) / max(1, len(kept))}
+
+
+def matthews_correlation(predictions: Sequence[int | None], references: Sequence[int]) -> float:
+    """Correlation of predicted and expected classes: 1 is perfect, 0 is chance (Gorodkin 2004, equation 8).
+
+    A prediction of None is a class of its own, which is never right.
+    """
+    n, right = len(references), sum(p == r for p, r in zip(predictions, references, strict=True))
+    predicted, actual = Counter(predictions), Counter(references)
+    both = sum(count * predicted[label] for label, count in actual.items())
+    spread = math.sqrt(
+        (n * n - sum(count * count for count in predicted.values()))
+        * (n * n - sum(count * count for count in actual.values()))
+    )
+    return (right * n - both) / spread if spread else 0.0
+
+
+def set_scores(predictions: Sequence[set[int] | None], references: Sequence[set[int]], labels: int) -> dict[str, float]:
+    """Scores of sets of labels, each in [0, 1]. A prediction of None is an empty set that is not right.
+
+    Returns:
+        ``micro_f1`` over all decisions; ``macro_f1``, the mean over the labels, where a label that never occurs and is
+        never predicted counts 0; and ``exact_match``, the share of sets that are wholly right.
+    """
+    found = [prediction or set() for prediction in predictions]
+    pairs = list(zip(found, references, strict=True))
+    f1: list[float] = []
+    hits = total = 0
+    for label in range(labels):
+        right = sum(label in p and label in r for p, r in pairs)
+        either = sum((label in p) + (label in r) for p, r in pairs)
+        f1.append(2 * right / either if either else 0.0)
+        hits, total = hits + right, total + either
+    exact = sum(p is not None and p == r for p, r in zip(predictions, references, strict=True))
+    return {
+        "micro_f1": 2 * hits / total if total else 0.0,
+        "macro_f1": sum(f1) / labels,
+        "exact_match": exact / len(references),
+    }
+
+
+def set_interval(
+    predictions: Sequence[set[int] | None], references: Sequence[set[int]], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of ``micro_f1`` over resamples of the examples (Efron 1979)."""
+    found = [prediction or set() for prediction in predictions]
+    counts = [(2 * len(p & r), len(p) + len(r)) for p, r in zip(found, references, strict=True)]
+    hits, total = np.moveaxis(np.array(counts)[resamples(len(counts), seed)].sum(axis=1), 1, 0)
+    low, high = np.percentile(hits / np.maximum(1, total), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,16 +1,18 @@
-"""How far the router's confidence can be trusted: a temperature and a threshold, fitted on validation inputs."""
+"""How far confidence can be trusted: temperatures and thresholds of the router and of every task's answers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of the temperature. If every input is routed correctly, the likelihood keeps growing as it falls."""
+"""Bounds of a temperature. If every answer is right, the likelihood keeps growing as it falls."""
+NEVER = 2.0
+"""A confidence that no answer has."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Calibration:
 
 
 def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibration:
-    """Fit a temperature by maximum likelihood, then two thresholds that together keep a share of the inputs.
+    """Fit a temperature, then two thresholds that together keep a share of the inputs.
 
-    The temperature follows Guo et al. 2017, arXiv 1706.04599, section 4.2. Each threshold may reject half of the rest.
+    Each threshold may reject half of the rest.
 
     Args:
         logits: ``(n, adapters)`` under the router's own temperature.
@@ -46,19 +48,73 @@ def fit_calibration(logits: Tensor, routes: Tensor, coverage: float) -> Calibrat
         coverage: share of the inputs that must not be rejected.
     """
     logits = logits.detach().double()
-    # The likelihood is concave in 1 / temperature, so a ternary search finds its maximum.
-    low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
-    for _ in range(100):
-        left, right = low + (high - low) / 3, high - (high - low) / 3
-        if _loss(logits, routes, math.exp(left)) <= _loss(logits, routes, math.exp(right)):
-            high = right
-        else:
-            low = left
-    temperature = math.exp(-(low + high) / 2)
+    temperature = fit_temperature(logits, routes)
     confidence = torch.softmax(logits / temperature, dim=1).amax(dim=1)
     share = (1 - coverage) / 2
     threshold = torch.quantile(confidence, share, interpolation="lower")
     return Calibration(temperature, float(threshold), share, coverage, len(routes))
+
+
+@dataclass(frozen=True)
+class AnswerCalibration:
+    """How far the answers of a task can be trusted. The default changes nothing."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    temperature: float = 1.0
+    """Divides the head's logits. It changes no answer."""
+    thresholds: list[float] = field(default_factory=list)
+    """For each label of a task with several labels a text: the probability from which the label is given."""
+    abstain_below: float | None = None
+    """The task abstains where its confidence is lower."""
+    no_answer: float = 0.0
+    """The margin over "no answer" from which an extracted answer is given."""
+    rows: int = 0
+    """Number of validation rows that it was fitted on; they chose nothing else."""
+    data: str | None = None
+    """SHA-256 of the validation table that these rows belong to."""
+
+
+def fit_temperature(logits: Tensor, truth: Tensor) -> float:
+    """Fit a temperature by maximum likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+
+    Args:
+        logits: ``(n, outcomes)``; minus infinity for what cannot be.
+        truth: ``(n,)`` the outcome that was right.
+
+    Returns:
+        A number between ``LOWEST`` and ``HIGHEST``.
+    """
+    logits = logits.detach().double()
+    # The likelihood is concave in 1 / temperature, so a ternary search finds its maximum.
+    low, high = math.log(1 / HIGHEST), math.log(1 / LOWEST)
+    for _ in range(100):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        if _loss(logits, truth, math.exp(left)) <= _loss(logits, truth, math.exp(right)):
+            high = right
+        else:
+            low = left
+    return math.exp(-(low + high) / 2)
+
+
+def least_confidence(confidence: Tensor, right: Tensor, precision: float) -> float:
+    """The lowest confidence from which answers reach a precision.
+
+    Args:
+        confidence: ``(n,)`` of the answers.
+        right: ``(n,)`` whether each is right.
+        precision: share of right answers that is wanted, in [0, 1].
+
+    Returns:
+        A confidence of the answers, or a number above 1 if no part of them reaches the precision.
+    """
+    order = confidence.argsort(descending=True)
+    reached = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1)
+    known = confidence[order]
+    # Equally confident answers are given together, so only the last of them counts.
+    is_last = torch.cat([known[1:] != known[:-1], torch.tensor([True])])
+    places = ((reached >= precision) & is_last).nonzero().flatten()
+    return float(known[places[-1]]) if len(places) else NEVER
 
 
 def _loss(logits: Tensor, routes: Tensor, inverse: float) -> float:

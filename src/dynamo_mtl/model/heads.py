@@ -16,14 +16,16 @@ from dynamo_mtl.model.padded_plan import round_up
 class HeadConfig:
     """Which head a task needs, and its sizes."""
 
-    kind: Literal["classification", "token", "language_model"]
+    kind: Literal["classification", "regression", "token", "language_model"]
     labels: int = 0
-    """Classes of a classification or token head."""
+    """Outputs of a head that writes no text."""
     vocabulary: int | None = None
     """Own target vocabulary of a language-model head; None ties it to the backbone's word embeddings."""
     copies: bool = False
     """Whether a language-model head may also point at words of the source."""
     dropout: float = 0.1
+    pooling: Literal["first_and_mean", "first"] = "first_and_mean"
+    """What a head for whole texts reads."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,44 @@ def _stacked(first: Tensor, second: Tensor, fill: int) -> Tensor:
 
 
 class ClassificationHead(nn.Module):
-    """Two layers over the state of the first token and the mean state of an input, side by side."""
+    """Two layers over the state of the first token of a window, by default with the mean state beside it."""
 
-    def __init__(self, hidden: int, labels: int, dropout: float) -> None:
+    def __init__(self, hidden: int, config: HeadConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(2 * hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, labels)
+        self.reads_mean = config.pooling == "first_and_mean"
+        self.dense = nn.Linear((1 + self.reads_mean) * hidden, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(hidden, config.labels)
 
     def forward(self, first: Tensor, mean: Tensor) -> Tensor:
-        """``(examples, hidden)`` twice → logits ``(examples, labels)`` in fp32."""
-        inner = torch.tanh(self.dense(torch.cat([first, mean], dim=-1).float()))
+        """``(windows, hidden)`` twice → logits ``(windows, labels)`` in fp32."""
+        read = torch.cat([first, mean], dim=-1) if self.reads_mean else first
+        inner = torch.tanh(self.dense(read.float()))
         return self.out(self.dropout(inner))
+
+
+class RegressionHead(ClassificationHead):
+    """A head whose outputs are standardised scores. It knows the mean and the spread of the scores it was trained on.
+
+    ``forward`` gives standardised values: ``(value - mean) / spread``.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, hidden: int, config: HeadConfig) -> None:
+        super().__init__(hidden, config)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("spread", torch.zeros(()))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether mean and spread are known."""
+        return bool(self.spread > 0)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Standardised values → scores as they are in the data."""
+        return outputs * self.spread + self.mean
 
 
 class TokenHead(nn.Module):
@@ -189,13 +217,15 @@ class LanguageModelHead(nn.Module):
         return torch.cat([logits, self.pointer(hidden, source)], dim=1)
 
 
-Head = ClassificationHead | TokenHead | LanguageModelHead
+Head = ClassificationHead | RegressionHead | TokenHead | LanguageModelHead
 
 
 def build_head(config: HeadConfig, hidden: int, backbone_embeddings: nn.Embedding, eps: float) -> Head:
     """Make the head that ``config`` describes, freshly initialised."""
     if config.kind == "classification":
-        return ClassificationHead(hidden, config.labels, config.dropout)
+        return ClassificationHead(hidden, config)
+    if config.kind == "regression":
+        return RegressionHead(hidden, config)
     if config.kind == "token":
         return TokenHead(hidden, config.labels)
     return LanguageModelHead(hidden, config.vocabulary, backbone_embeddings, eps, config.copies)

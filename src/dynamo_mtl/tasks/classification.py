@@ -2,96 +2,99 @@
 
 from __future__ import annotations
 
-import re
+import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynamo_mtl.data.columns import Column, number_as_written
+from dynamo_mtl.data.columns import number_as_written
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.messages import shortened
-from dynamo_mtl.metrics.classification import classification_scores
-from dynamo_mtl.model.adapter import LoraConfig
-from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
+from dynamo_mtl.metrics.classification import classification_scores, kept_scores
+from dynamo_mtl.model.calibration import AnswerCalibration, least_confidence
+from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
+from dynamo_mtl.tasks.label_columns import LABEL_NAMES, each_once, only, texts_beside
 from dynamo_mtl.tasks.recognition import Guess, Table
-from dynamo_mtl.tasks.task import Answer, Example, Task
-from dynamo_mtl.tasks.task_config import TaskConfig
+from dynamo_mtl.tasks.task import Answer, Example
+from dynamo_mtl.tasks.text_task import TEXT_NAMES, TextTask, TextTaskConfig
 
-LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "sentiment", "intent", "y", "gold", "tag")
-"""Names that tell the label from other columns of few values."""
-NOT_YET = "; no task type does that yet, so nothing is guessed from half of the columns"
+SUM_TOLERANCE = 1e-3
+"""How far the sum of given probabilities may be from 1, which rounding explains."""
 
 
-class ClassificationConfig(TaskConfig):
+class ClassificationConfig(TextTaskConfig):
     """Labels are names, or numbers in the data; their names are what users read."""
 
     labels: list[str] = Field(min_length=2)
     """Names in the order of the numbers that the data may hold instead; each once."""
-    text_pair: bool = False
-    """Whether each example has a second text, in the column ``text_pair``, and the label is about both: whether one
-    follows from the other, says the same, or answers it."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all labels (Szegedy et al. 2016, arXiv 1512.00567)."""
-    classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout in the head."""
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+    """How much an example of each label counts in the loss. ``balanced`` is the number of examples divided by the
+    number of labels and by how often the label occurs."""
+    soft_labels: bool = False
+    """Whether examples have a probability for each label, in the column ``probabilities``, instead of one label."""
+    precision: float | None = Field(default=None, gt=0, lt=1)
+    """Share of right answers that is wanted. Where the confidence is below the one that reaches it on validation rows,
+    no label is given, and the best guess stands beside it."""
 
-    @field_validator("labels")
-    @classmethod
-    def _each_once(cls, labels: list[str]) -> list[str]:
-        seen: dict[str, str] = {}
-        for label in labels:
-            name = label.strip()
-            if not name or name in seen:
-                what = f"'{name}' is there twice" if name else "a label is empty"
-                raise ValueError(f"{what}; give each label once, without blanks around it")
-            seen[name] = label
-        return [label.strip() for label in labels]
+    _labels_once = field_validator("labels")(each_once)
+
+    @model_validator(mode="after")
+    def _weight_for_each(self) -> Self:
+        if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.labels):
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels; give one for each"
+            )
+        return self
 
 
-class Classification(Task):
+class Classification(TextTask):
     """Single-label classification of a text, or of a pair of texts."""
 
     type = "classification"
     Config = ClassificationConfig
-    lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
-    column_names = {"text": ("text", "sentence", "content"), "label": ("label", "category", "class", "topic")}
-    optional_columns = {"text_pair": ("text_pair", "sentence2", "text2", "hypothesis")}
-    missing_context = "compares two texts, and there is one; give the second as text_pair"
+    column_names = {"text": TEXT_NAMES, "label": ("label", "category", "class", "topic")}
+    optional_columns = {
+        **TextTask.optional_columns,
+        "probabilities": ("probabilities", "soft_label", "soft_labels"),
+    }
     instruction_templates = read_instruction_templates("classification")
     main_metric = "accuracy"
     trivial_name = "majority label"
-    hub_task = "text-classification"
-    starter_training = {"max_steps": 900, "batch_size": 32}
-    recognition_rank = 5
+    problem_type = "single_label_classification"
+    recognition_rank = 8
     config: ClassificationConfig
 
     def __init__(self, name: str, config: ClassificationConfig) -> None:
         super().__init__(name, config)
-        self.needs_context = self.needs_context or config.text_pair
+        weights = config.class_weights
+        self._weights = torch.tensor(weights) if isinstance(weights, list) else None
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
         """Recognise a column of texts beside one with few different values."""
-        _refuse_kinds_to_come(table)
         labels = [column for column in table.columns.values() if column.is_label]
         if not labels and "label" not in table.chosen:
             return None
-        chosen = table.chosen.get("label") or _only(labels) or table.named(LABEL_NAMES)
+        chosen = table.chosen.get("label") or only(labels) or table.named(LABEL_NAMES)
         if chosen is None or (chosen not in table.chosen.values() and chosen not in [c.name for c in labels]):
             each = " or ".join(f"{c.name} ({shortened(sorted(c.counts), 4)})" for c in labels)
             raise table.ask(
                 f"which column is the label, {each}? say --column {name}.label=NAME, and name a file twice, with a "
                 "copy under another name, to learn several"
             )
-        guess = cls._guess_labels(table, name, _texts(table, chosen, name), chosen)
+        guess = cls._guess_labels(table, name, texts_beside(table, chosen, name), chosen)
         others = [column.name for column in labels if column.name != chosen]
         if guess is not None and others:
             guess.notes.append(f"'{chosen}' is taken as the label; it could also be {', '.join(others)}")
@@ -133,6 +136,9 @@ class Classification(Task):
         return True
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
+        if self.config.soft_labels:
+            shares = self._shares(self.column(row, "probabilities", where), where)
+            return Example(*self.texts(row, where), json.dumps(shares))
         label = self.column(row, "label", where)
         number = self._number(label)
         if number is None:
@@ -144,11 +150,32 @@ class Classification(Task):
                 f"use 0 to {len(self.config.labels) - 1} or one of {shortened(self.config.labels)}",
                 "label out of range",
             )
-        pair = self.text_column(row, "text_pair", where) if self.config.text_pair else None
-        return Example(self.text_column(row, "text", where), pair, str(number))
+        return Example(*self.texts(row, where), str(number))
 
-    def split_group(self, example: Example) -> str:
-        return example.text  # one premise has several hypotheses
+    def _shares(self, given: Any, where: str) -> list[float]:
+        """Read the probability of each label: a list in their order, or a mapping of names, also as JSON in a cell."""
+        found = given
+        with suppress(ValueError):
+            found = json.loads(given) if isinstance(given, str) else given
+        if isinstance(found, Mapping) and {self._number(label) for label in found} <= set(
+            range(len(self.config.labels))
+        ):
+            named = {self._number(label): share for label, share in found.items()}
+            found = [named.get(number, 0.0) for number in range(len(self.config.labels))]
+        is_list = isinstance(found, list) and len(found) == len(self.config.labels)
+        if not is_list or not all(type(share) in (int, float) and share >= 0 for share in found):
+            raise DataError(
+                f"{where}: probabilities of task '{self.name}' should be a number for each of "
+                f"{shortened(self.config.labels)}, found {given!r:.80}",
+                "probabilities of another form",
+            )
+        total = math.fsum(found)
+        if not abs(total - 1) < SUM_TOLERANCE:
+            raise DataError(
+                f"{where}: the probabilities of task '{self.name}' sum to {total:.6g}; they should sum to 1",
+                "probabilities that do not sum to 1",
+            )
+        return [share / total for share in found]
 
     def _number(self, label: Any) -> int | None:
         """Number of a label, written as its name (in any case), as a number, or as true or false if there are two."""
@@ -166,6 +193,8 @@ class Classification(Task):
         return None
 
     def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
+        if self.config.soft_labels:
+            return None
         given = str(self.column(row, "label", "")).strip()
         name = self.config.labels[int(example.target)]
         return (
@@ -182,90 +211,66 @@ class Classification(Task):
         return self.config.labels
 
     def label(self, example: Example) -> str | None:
-        return self.config.labels[int(example.target)]
+        return self.config.labels[self._expected(example)]
+
+    def _expected(self, example: Example) -> int:
+        """Number of the label, or of the most probable one."""
+        found = json.loads(example.target)
+        return max(range(len(found)), key=found.__getitem__) if isinstance(found, list) else found
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("classification", labels=len(self.config.labels), dropout=self.config.classifier_dropout)
+        return self.text_head(len(self.config.labels))
+
+    def study(self, head: Head, examples: Iterable[Example]) -> None:
+        if self.config.class_weights == "balanced":
+            counts = Counter(self._expected(example) for example in examples)
+            labels = range(len(self.config.labels))
+            self._weights = torch.tensor([counts.total() / (len(labels) * max(1, counts[one])) for one in labels])
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        return replace(self.unanswered(source, route), labels={"label": [int(example.target)]})
-
-    def _logits(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
-        assert isinstance(head, ClassificationHead)
-        tokens = hidden[view.tokens]
-        mask = view.mask[:, :, None].to(tokens.dtype)
-        return head(tokens[:, 0], (tokens * mask).sum(dim=1) / mask.sum(dim=1))
+        return replace(self.unanswered(source, route), labels={"label": [json.loads(example.target)]})
 
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         smoothing = self.config.label_smoothing if head.training else 0.0
-        logits = self._logits(head, hidden, view)
-        return F.cross_entropy(logits, view.labels["label"], reduction="none", label_smoothing=smoothing)
+        logits = self.outputs(head, hidden, view)
+        weights = None if self._weights is None else self._weights.to(logits)
+        return F.cross_entropy(logits, view.labels["label"], weights, reduction="none", label_smoothing=smoothing)
+
+    def evidence(self, head: Head, hidden: Tensor, view: TaskView) -> tuple[Tensor, Tensor]:
+        truth = view.labels["label"]
+        return self.outputs(head, hidden, view), truth.argmax(dim=1) if truth.dim() > 1 else truth
+
+    def calibrate(self, logits: Tensor, truth: Tensor) -> AnswerCalibration:
+        found = super().calibrate(logits, truth)
+        if self.config.precision is None:
+            return found
+        confidence, chosen = torch.softmax(logits.double() / found.temperature, dim=1).max(dim=1)
+        return replace(found, abstain_below=least_confidence(confidence, chosen == truth, self.config.precision))
 
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
-        probabilities = torch.softmax(self._logits(head, hidden, view), dim=-1).tolist()
-        best = [max(range(len(row)), key=row.__getitem__) for row in probabilities]
-        return [{"label": self.config.labels[b], "score": row[b]} for b, row in zip(best, probabilities, strict=True)]
+        logits = self.outputs(head, hidden, view) / self.calibration.temperature
+        return [self._answer(row) for row in torch.softmax(logits, dim=-1).tolist()]
+
+    def _answer(self, probabilities: Sequence[float]) -> Answer:
+        by_label = dict(zip(self.config.labels, probabilities, strict=True))
+        label = max(by_label, key=by_label.__getitem__)
+        answer: Answer = {"label": label, "score": by_label[label], "probabilities": by_label}
+        if self.config.precision is None:
+            return answer
+        least = self.calibration.abstain_below
+        abstains = least is not None and by_label[label] < least
+        return {**answer, "label": None if abstains else label, "best_guess": label}
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         # Another task of this type may have other labels; its answer is wrong here.
         numbers = {label: number for number, label in enumerate(self.config.labels)}
-        predictions = [None if a is None else numbers.get(a["label"]) for a in answers]
-        return classification_scores(predictions, [int(e.target) for e in examples])
+        given = [None if a is None else numbers.get(a.get("best_guess", a["label"])) for a in answers]
+        found = classification_scores(given, [self._expected(example) for example in examples])
+        if self.config.precision is None:
+            return found
+        kept = [None if a is None else a["label"] for a in answers]
+        return {**found, **kept_scores(kept, [self.label(example) for example in examples])}
 
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
-        majority = Counter(int(e.target) for e in train).most_common(1)[0][0]
-        return [{"label": self.config.labels[majority], "score": 1.0}] * len(examples)
-
-
-def _only(columns: Sequence[Column]) -> str | None:
-    return columns[0].name if len(columns) == 1 else None
-
-
-def _texts(table: Table, label: str, name: str) -> list[str]:
-    """Find the column of texts beside a label, or the two columns of pairs."""
-    if "text" in table.chosen:
-        return [table.chosen[own] for own in ("text", "text_pair") if own in table.chosen]
-    rest = [c for c in table.columns.values() if c.name != label and not c.is_nested and c.filled]
-    texts = [column for column in rest if column.is_text]
-    if len(texts) > 2:
-        each = " and ".join(f"'{column.name}'" for column in texts)
-        raise table.ask(
-            f"{each} hold texts beside the label '{label}': say --column {name}.text=NAME for the one that it is "
-            f"about, and --column {name}.text_pair=NAME for the second one if it is about two"
-        )
-    if texts:
-        second = Classification.optional_columns["text_pair"]
-        return [column.name for column in sorted(texts, key=lambda column: column.name.strip().casefold() in second)]
-    short = [c for c in rest if not (c.is_address or c.is_date or c.is_number or c.is_identifier or c.is_label)]
-    known = table.named(Classification.column_names["text"])
-    if known is None and not short:
-        raise table.ask(f"no column holds texts beside the label '{label}'; say --column {name}.text=NAME")
-    return [known or max(short, key=lambda column: column.words).name]
-
-
-def _refuse_kinds_to_come(table: Table) -> None:
-    """Raise ``ConfigError`` if a table is of a kind that no task type supports yet, and say which."""
-    if "label" in table.chosen:
-        return
-    columns = table.columns.values()
-    lists = [c for c in columns if c.sample and all(isinstance(v, list) for v in c.sample)]
-    choices = [c for c in lists if all(isinstance(one, str) for value in c.sample for one in value)]
-    numbers = [c for c in columns if not c.is_nested and c.is_number]
-    numbered = [c for c in columns if re.fullmatch(r"(choice|option|ending|answer)_?[0-9A-Ea-e]", c.name)]
-    if (choices and numbers and any(c.is_text for c in columns)) or len(numbered) > 1:
-        raise table.ask(
-            f"seems to ask for a choice among given options ({shortened(c.name for c in choices or numbered)}){NOT_YET}"
-        )
-    if choices:
-        raise table.ask(f"'{choices[0].name}' holds several labels of a row{NOT_YET}")
-    several = [c for c in columns if not c.is_nested and not c.is_text and c.parts()]
-    if several:
-        raise table.ask(
-            f"'{several[0].name}' holds several labels of a row, such as {shortened(several[0].parts(), 4)}{NOT_YET}"
-        )
-    flags = [c for c in columns if set(c.folded) == {"0", "1"} or set(c.folded) == {"true", "false"}]
-    if len(flags) > 2 and table.named(LABEL_NAMES) is None:
-        raise table.ask(f"{shortened(c.name for c in flags)} are each yes or no: several labels of a row{NOT_YET}")
-    scores = [c for c in columns if c.is_score]
-    if scores and not any(c.is_label for c in columns) and any(c.is_text for c in columns):
-        raise table.ask(f"'{scores[0].name}' holds scores{NOT_YET}")
+        majority = Counter(self._expected(example) for example in train).most_common(1)[0][0]
+        return [self._answer([float(number == majority) for number in range(len(self.config.labels))])] * len(examples)

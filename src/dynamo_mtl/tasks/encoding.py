@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,8 @@ class EncodedExample:
     """For a task that copies: each token of the first window where a word begins, and the number of the word."""
     pieces: list[int] = field(default_factory=list)
     """The backbone token that stands for each word, by its number."""
-    labels: dict[str, list[int]] = field(default_factory=dict)
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    """By name, the same number of labels under each: whole numbers, fractions, or lists of fractions."""
 
     @property
     def tokens(self) -> int:
@@ -210,13 +212,15 @@ def _view(
         tokens=(starts[:, None] + places) * mask,
         mask=mask,
         target=batch.target_slices.get(task, (0, 0)),
-        labels={
-            name: torch.tensor([v for i in members for v in examples[i].labels[name]], dtype=torch.long)
-            for name in names
-        },
+        labels={name: _tensor([v for i in members for v in examples[i].labels[name]]) for name in names},
         label_rows=torch.arange(len(members)).repeat_interleave(torch.tensor(counts)),
         copying=_copy_view([examples[i] for i in members], batch.top_starts[[first_window[i] for i in members]]),
     )
+
+
+def _tensor(labels: list[Any]) -> Tensor:
+    """``(labels,)`` whole numbers, ``(labels,)`` fractions, or ``(labels, n)`` fractions."""
+    return torch.tensor(labels) if labels else torch.empty(0, dtype=torch.long)
 
 
 def _copy_view(examples: Sequence[EncodedExample], starts: Tensor) -> CopyView | None:

@@ -32,6 +32,8 @@ class EntityConfig(TaskConfig):
 
     kinds: list[str] = Field(default=["PER", "ORG", "LOC", "MISC"], min_length=1)
     """What entities can be."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each token's target that is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
 
 
 class NamedEntities(Task):
@@ -53,7 +55,7 @@ class NamedEntities(Task):
     hub_task = "token-classification"
     answer_key = "entities"
     answer_form = "spans"
-    published_head = PublishedHead("AutoModelForTokenClassification", "classifier", names_labels=True)
+    published_head = PublishedHead("AutoModelForTokenClassification", names_labels=True)
     recognition_rank = 1
     config: EntityConfig
 
@@ -195,15 +197,20 @@ class NamedEntities(Task):
                 return 1 + 2 * self.config.kinds.index(kind) + int(start > first)
         return OUTSIDE
 
-    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+    def evidence(self, head: Head, hidden: Tensor, view: TaskView) -> tuple[Tensor, Tensor]:
         assert isinstance(head, TokenHead)
         first_window = torch.searchsorted(view.window_rows, view.label_rows)
         places = view.tokens[first_window + view.labels["window"], view.labels["token"]]
-        return F.cross_entropy(head(hidden[places]), view.labels["class"], reduction="none")
+        return head(hidden[places]), view.labels["class"]
+
+    def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
+        smoothing = self.config.label_smoothing if head.training else 0.0
+        logits, classes = self.evidence(head, hidden, view)
+        return F.cross_entropy(logits, classes, reduction="none", label_smoothing=smoothing)
 
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
         assert isinstance(head, TokenHead)
-        probabilities = torch.softmax(head(hidden[view.tokens]), dim=-1)
+        probabilities = torch.softmax(head(hidden[view.tokens]) / self.calibration.temperature, dim=-1)
         scores, classes = probabilities.max(dim=-1)
         rows = view.window_rows.tolist()
         found: list[dict[tuple[int, int], tuple[float, int]]] = [{} for _ in sources]

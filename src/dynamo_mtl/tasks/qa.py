@@ -47,7 +47,7 @@ class QuestionAnswering(Task):
     hub_task = "question-answering"
     answer_key = "answer"
     answer_form = "span"
-    published_head = PublishedHead("AutoModelForQuestionAnswering", "qa_outputs", names_labels=False)
+    published_head = PublishedHead("AutoModelForQuestionAnswering", names_labels=False)
     recognition_rank = 2
     config: QuestionAnsweringConfig
 

@@ -25,7 +25,7 @@ class Sentiment(Classification):
     Config = SentimentConfig
     column_names = {"text": ("text", "sentence", "review"), "label": ("label", "sentiment")}
     instruction_templates = read_instruction_templates("sentiment")
-    recognition_rank = 4
+    recognition_rank = 7
 
     @classmethod
     def fits(cls, labels: Sequence[str], is_numbers: bool, name: str) -> bool:

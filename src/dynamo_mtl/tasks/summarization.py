@@ -22,7 +22,7 @@ class Summarization(GenerationTask):
     main_metric = "rouge1"
     trivial_name = "first sentence"
     hub_task = "summarization"
-    recognition_rank = 7
+    recognition_rank = 10
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.metrics.bootstrap import bootstrap_interval
 from dynamo_mtl.model.adapter import LoraConfig
+from dynamo_mtl.model.calibration import AnswerCalibration, fit_temperature
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
 from dynamo_mtl.tasks.instruction_templates import InstructionTemplates
@@ -39,14 +40,14 @@ class Example:
 
 @dataclass(frozen=True)
 class PublishedHead:
-    """A model class of ``transformers`` whose head is a linear layer on every token, as ours is."""
+    """A model class of ``transformers`` whose head computes what ours does."""
 
     architecture: str
     """Its ``Auto`` class."""
-    module: str
-    """The linear layer in it."""
     names_labels: bool
-    """Whether its configuration names the layer's outputs."""
+    """Whether its configuration names the head's outputs."""
+    problem_type: str | None = None
+    """What its configuration says of the labels, for a head over whole texts."""
 
 
 Answer = dict[str, Any]
@@ -80,7 +81,7 @@ class Task(abc.ABC):
     """Key of the main value of an answer."""
     answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
     """How the main value is shown: as text, as code, or as places in the passage or the text."""
-    published_head: ClassVar[PublishedHead | None] = None
+    published_head: PublishedHead | None = None
     """The head of ``transformers`` that computes the same, if there is one."""
     starter_training: ClassVar[Mapping[str, int]] = {"max_steps": 500, "batch_size": 16}
     """Settings of phase 1 that ``dynamo init`` writes for a table of this type."""
@@ -96,6 +97,8 @@ class Task(abc.ABC):
 
     def __init__(self, name: str, config: TaskConfig) -> None:
         self.name, self.config = name, config
+        self.calibration = AnswerCalibration()
+        """Of the answers; fitted at the end of training, and stored in the checkpoint."""
         self.is_specific = False
         """Whether the type's instructions name this task; set if another task shares them."""
         self._columns = {**self.column_names, **self.optional_columns}
@@ -202,6 +205,15 @@ class Task(abc.ABC):
             return None
         return self.column(row, name, where)
 
+    def optional_value(self, row: Mapping[str, Any], name: str, where: str) -> Any:
+        """Like ``column``; None where the row has the column, but no value in it."""
+        found = [candidate for candidate in self.names_of(name) if candidate in row]
+        return (
+            None
+            if found and all(row[one] is None or row[one] == "" for one in found)
+            else self.column(row, name, where)
+        )
+
     def text_column(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Like ``column``, for text; lone surrogates, which no file can hold, are replaced."""
         value = self.column(row, name, where)
@@ -256,6 +268,13 @@ class Task(abc.ABC):
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         """Add target and labels to an encoded source."""
 
+    def study(self, head: Head, examples: Iterable[Example]) -> None:
+        """Note what training must know of all training examples, such as how often each label occurs.
+
+        Called when training starts and when it resumes. Most types need nothing.
+        """
+        return
+
     @abc.abstractmethod
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         """The loss of every label of this task's share of a batch.
@@ -272,6 +291,21 @@ class Task(abc.ABC):
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
         """Answers of a task that reads them off the hidden states. Generation tasks decode instead."""
         raise AssertionError(f"task type '{self.type}' generates")
+
+    # --- calibration --------------------------------------------------------------------------------------------------
+
+    def evidence(self, head: Head, hidden: Tensor, view: TaskView) -> tuple[Tensor, Tensor] | None:
+        """What the head thought of the labels of this task's share of a batch, for calibration.
+
+        Returns:
+            Logits ``(labels, outcomes)``, without the task's temperature, and the right outcomes ``(labels,)``. None
+            for types whose answers have no calibrated probabilities.
+        """
+        return None
+
+    def calibrate(self, logits: Tensor, truth: Tensor) -> AnswerCalibration:
+        """Fit the calibration of the answers to the evidence of many examples, one after the other."""
+        return AnswerCalibration(fit_temperature(logits, truth))
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class Translation(GenerationTask):
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"
     hub_task = "translation"
-    recognition_rank = 6
+    recognition_rank = 9
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:

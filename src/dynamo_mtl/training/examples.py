@@ -10,8 +10,11 @@ from dynamo_mtl.distributed import Rank, world
 from dynamo_mtl.router_inputs import RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
-from dynamo_mtl.tasks.tables import example_at, first_examples
+from dynamo_mtl.tasks.tables import all_examples, example_at, first_examples
 from dynamo_mtl.tasks.task import Example
+
+MOST_CALIBRATING = 1000
+"""Most validation rows that calibrate the answers of a task."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class ExampleSource:
         """Builder of the inputs that the router learns from."""
         return RouterInputs(self.system)
 
+    def study(self) -> ExampleSource:
+        """Let every task note what training must know of all its training examples. Returns itself."""
+        for task, own in self.tables.items():
+            self.system.tasks[task].study(self.system.model.head(task), all_examples(own.train))
+        return self
+
     def example(self, task: str, row: int, instruction: str | None) -> EncodedExample:
         """A training example for a task's own adapter."""
         return self.system.encode(self.row(task, row), task, instruction).without_shallow_windows()
@@ -54,11 +63,30 @@ class ExampleSource:
         return example_at(self.tables[task].train, row)
 
     def validation(self, task: str, count: int) -> ValidationRows:
-        """The first ``count`` validation examples, without an instruction unless the task requires one."""
+        """The first ``count`` validation examples that choose a state, encoded without an instruction unless needed."""
+        rows, _ = split_validation(self.tables[task].validation)
+        return self._encoded(task, first_examples(rows, count))
+
+    def calibration(self, task: str) -> list[EncodedExample]:
+        """The validation examples that calibrate a task's answers, of which none chooses anything."""
+        _, rows = split_validation(self.tables[task].validation)
+        encoded = self._encoded(task, first_examples(rows, MOST_CALIBRATING)).encoded
+        return [example.without_shallow_windows() for example in encoded]
+
+    def _encoded(self, task: str, rows: list[Example]) -> ValidationRows:
         needs = self.system.config.tasks[task].requires_instruction
         instruction = self.system.tasks[task].validation_instructions[0] if needs else None
-        rows = first_examples(self.tables[task].validation, count)
         sources = [self.system.source.encode(row.text, row.context, instruction) for row in rows]
         of_task, route = self.system.tasks[task], self.system.route_of(task)
         encoded = [of_task.encode(row, source, route) for row, source in zip(rows, sources, strict=True)]
         return ValidationRows(rows, sources, encoded)
+
+
+def split_validation(table: datasets.Dataset) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Validation rows that choose the best state of a task, and those that calibrate its answers: every second one.
+
+    A file that is sorted by label has all labels in both parts. A table of a single row is both.
+    """
+    if len(table) < 2:
+        return table, table
+    return table.select(range(0, len(table), 2)), table.select(range(1, len(table), 2))

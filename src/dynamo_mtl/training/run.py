@@ -26,6 +26,7 @@ from dynamo_mtl.system import System, build_system, load_system
 from dynamo_mtl.tasks.registry import alike_instructions, make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Example, Task
+from dynamo_mtl.training.answer_calibration import calibrate_answers
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.loop_state import LoopState
@@ -107,7 +108,7 @@ def train(config: PipelineConfig, phases: Iterable[int], resume: str | None = No
     system, metadata, earlier = _start(config, tables, place or before, accelerator.device)
     if place is not None and earlier is not None:
         states.check_data(earlier, metadata)
-    source = ExampleSource(system, tables)
+    source = ExampleSource(system, tables).study()
     start_equal(system, config.training.seed)
     with _only_run(folder, Path(config.log_dir)):
         log = MetricsLog(Path(config.log_dir), accelerator, state.log_end if state else None)
@@ -235,8 +236,11 @@ def _end_phase(
     phase: int,
     held_out: Callable[[], HeldOut],
 ) -> None:
-    """Fit what follows from the trained router, and write the checkpoint of a phase."""
+    """Fit what follows from the trained adapters or the trained router, and write the checkpoint of a phase."""
     model, routed = source.system.model, phase > 1 and config.model.adapters == "routed"
+    if phase != 2:
+        for task in source.tables:
+            calibrate_answers(source, task, config.training.token_budget)
     if phase == 2:
         memory = collect_router_memory(source, config.training)
         model.ood = memory.fit(config.training.seed)

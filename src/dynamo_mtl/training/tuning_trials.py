@@ -170,7 +170,7 @@ class Trials:
         config = with_settings(_alone(self.config, task), {**settings, "training.step_share": self.share})
         set_seed(config.training.seed)
         system = build_system(config, self._examples, self.accelerator.device)
-        phase: Any = AdapterPhase(ExampleSource(system, {task: self.tables[task]}), task, config.training)
+        phase: Any = AdapterPhase(ExampleSource(system, {task: self.tables[task]}).study(), task, config.training)
         phase.eval_every = max(1, min(phase.eval_every, phase.steps // 4))
         phase.by_loss = True  # smoother than a metric over few rows, and of one kind for all tasks
         with self._log(task) as log:

@@ -1,0 +1,77 @@
+"""Calibrates the answers of every task on validation rows that chose nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynamo_mtl.distributed import join_shares, world
+from dynamo_mtl.model.batch import to_device
+from dynamo_mtl.model.calibration import AnswerCalibration
+from dynamo_mtl.out_of_memory import run_in_groups
+from dynamo_mtl.system import System
+from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.tables import rows_hash
+from dynamo_mtl.training.examples import ExampleSource
+
+logger = logging.getLogger(__name__)
+
+FEWEST = 20
+"""Fewest rows to fit on. With fewer, the answers stay as they are."""
+
+
+def calibrate_answers(source: ExampleSource, task: str, budget: int) -> AnswerCalibration:
+    """Fit and set the calibration of a task's answers, with its own adapter.
+
+    Returns:
+        The calibration; the default one where the task has no calibrated probabilities, or too few rows.
+    """
+    system, of_task = source.system, source.system.tasks[task]
+    of_task.calibration = AnswerCalibration()
+    rows = source.calibration(task)
+    found = collect_evidence(system, rows, budget) if len(rows) >= FEWEST else None
+    if found is not None:
+        table = source.tables[task].validation
+        of_task.calibration = replace(of_task.calibrate(*found), rows=len(rows), data=rows_hash(table))
+        logger.info(
+            "%s  answers calibrated on %d rows: temperature %.3f", task, len(rows), of_task.calibration.temperature
+        )
+    return of_task.calibration
+
+
+@torch.inference_mode()
+def collect_evidence(system: System, examples: Sequence[EncodedExample], budget: int) -> tuple[Tensor, Tensor] | None:
+    """Logits ``(labels, outcomes)`` of labelled examples of one task with its own adapter, and the right outcomes.
+
+    Missing outcomes are minus infinity. None where the task has no such evidence.
+    """
+    system.model.eval()
+    own = world().share(examples)
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(group: Sequence[int]) -> None:
+        packed = to_device(system.collate([own[i] for i in group]), system.device)
+        output = system.model(packed.batch, system.model.oracle_weights(packed.routes), top_k=1)
+        (view,) = packed.views
+        found = system.tasks[view.task].evidence(system.model.head(view.task), output.hidden, view)
+        if found is not None:
+            logits, truth = found
+            per_example = len(truth) // len(group)
+            rows = view.label_rows if len(view.label_rows) == len(truth) else None
+            for place, member in enumerate(view.examples.tolist()):
+                chosen = rows == place if rows is not None else slice(place * per_example, (place + 1) * per_example)
+                parts[group[member]] = (logits[chosen].float().cpu(), truth[chosen].cpu())
+
+    run_in_groups([example.tokens for example in own], budget, run)
+    found = join_shares([parts.get(number) for number in range(len(own))])
+    known = [part for part in found if part is not None]
+    if not known:
+        return None
+    widest = max(logits.shape[1] for logits, _ in known)
+    padded = [F.pad(logits, (0, widest - logits.shape[1]), value=float("-inf")) for logits, _ in known]
+    return torch.cat(padded), torch.cat([truth for _, truth in known])
