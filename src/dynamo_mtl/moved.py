@@ -30,6 +30,7 @@ MOVED = {
     "model.metadata": "checkpoint.metadata",
     "serving.settings": "config.serving_config",
     "settings": "strict_yaml",
+    "tasks.ner": "tasks.token_classification",
     "tasks.wordings": "tasks.instruction_templates",
     "training.added_tasks": "lifecycle.add_task",
     "training.pipeline": "training.run",

@@ -94,7 +94,7 @@ def test_entities_that_no_tagger_could_spell_are_counted_by_reason(tmp_path, tin
 
 
 def test_blanks_and_empty_words_name_nothing():
-    task = _task("ner", kinds=["ORG"])
+    task = _task("token_classification", kinds=["ORG"])
     row = {
         "text": "Ulm  is",
         "entities": [{"start": 3, "end": 5, "label": "ORG"}, {"start": 0, "end": 4, "label": "ORG"}],

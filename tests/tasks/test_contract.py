@@ -24,7 +24,7 @@ SETTINGS = {
     "classification": {"labels": list(TOPICS)},
     "multi_label": {"labels": list(ASPECTS)},
     "regression": {"score_range": [0, 10]},
-    "ner": {"kinds": ["PER", "ORG", "LOC"]},
+    "token_classification": {"kinds": ["PER", "ORG", "LOC"]},
 }
 
 

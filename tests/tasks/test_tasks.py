@@ -25,7 +25,8 @@ def _task(kind, **settings_):
 
 def test_types_are_discovered():
     assert set(task_types()) == {
-        "sentiment", "classification", "qa", "ner", "summarization", "code_generation", "translation",
+        "sentiment", "classification", "multi_label", "regression", "qa", "token_classification", "summarization",
+        "code_generation", "translation",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.model_config import ModelConfig
 from dynamo_mtl.model.router import RouterConfig
 from dynamo_mtl.strict_yaml import dump_yaml
-from dynamo_mtl.tasks.registry import task_type, task_types
+from dynamo_mtl.tasks.registry import ALIASES, task_type, task_types
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,11 @@ class SystemConfig(BaseModel):
             kind = settings.get("type", name)
             if not isinstance(kind, str):
                 raise ConfigError(f"tasks.{name}.type: expected the name of a task type, found {kind!r:.80}")
-            if "type" not in settings and name not in task_types():
+            if "type" not in settings and name not in (*task_types(), *ALIASES):
                 known = {*task_types(), *named}
                 raise ConfigError(f"data.{name}{DATA_PATH}: no task '{name}'; {did_you_mean(name, known)}")
             task = task_type(kind, f"tasks.{name}.type")
-            tasks[name] = validate(task.Config, {**settings, "type": kind}, f"tasks.{name}")
+            tasks[name] = validate(task.Config, {**settings, "type": task.type}, f"tasks.{name}")
         loras = raw.get("lora_configs") or {}
         for name, settings in loras.items() if isinstance(loras, dict) else [("", loras)]:
             if not isinstance(settings, dict | LoraConfig | None):

@@ -32,13 +32,17 @@ def span_scores(
 
     Args:
         predictions: answer text with its character span, or None.
-        references: for each, all accepted answers with their start characters.
+        references: for each, all accepted answers with their start characters; none if there is no answer.
     """
     exact = f1 = start = end = 0.0
     for prediction, accepted in zip(predictions, references, strict=True):
         if prediction is None:
             continue
         text, first, last = prediction
+        if not accepted:  # as in SQuAD 2.0: nothing is right where there is no answer
+            nothing = float(not normalize_answer(text))
+            exact, f1, start, end = exact + nothing, f1 + nothing, start + nothing, end + nothing
+            continue
         exact += max(float(normalize_answer(text) == normalize_answer(a)) for a, _ in accepted)
         f1 += max(token_f1(text, a) for a, _ in accepted)
         start += any(first == s for _, s in accepted)
@@ -50,3 +54,16 @@ def span_scores(
         "start_accuracy": start / n,
         "end_accuracy": end / n,
     }
+
+
+def no_answer_scores(
+    predictions: Sequence[tuple[str, int, int] | None], references: Sequence[Sequence[tuple[str, int]]]
+) -> dict[str, float]:
+    """F1 of the questions that have an answer, and accuracy of those that have none, in percent.
+
+    These are ``HasAns_f1`` and ``NoAns_f1`` of the SQuAD 2.0 evaluation (Rajpurkar et al. 2018, arXiv 1806.03822).
+    """
+    pairs = list(zip(predictions, references, strict=True))
+    parts = {name: [(p, r) for p, r in pairs if bool(r) == has] for name, has in (("has", True), ("no", False))}
+    f1 = {name: span_scores(*zip(*own, strict=True))["f1"] if own else 0.0 for name, own in parts.items()}
+    return {"has_answer_f1": f1["has"], "no_answer_f1": f1["no"]}

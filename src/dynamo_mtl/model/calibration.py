@@ -64,11 +64,9 @@ class AnswerCalibration:
     temperature: float = 1.0
     """Divides the head's logits. It changes no answer."""
     thresholds: list[float] = field(default_factory=list)
-    """For each label of a task with several labels a text: the probability from which the label is given."""
+    """The probability from which each label of several is given; of extracted answers, from which there is one."""
     abstain_below: float | None = None
     """The task abstains where its confidence is lower."""
-    no_answer: float = 0.0
-    """The margin over "no answer" from which an extracted answer is given."""
     rows: int = 0
     """Number of validation rows that it was fitted on; they chose nothing else."""
     data: str | None = None

@@ -19,6 +19,9 @@ from dynamo_mtl.tasks.task_config import TaskConfig
 ENTRY_POINTS = "dynamo_mtl.tasks"
 """Group of the entry points by which other packages add task types."""
 
+ALIASES = {"ner": "token_classification"}
+"""Other names of task types."""
+
 
 @functools.cache
 def task_types() -> dict[str, type[Task]]:
@@ -53,9 +56,10 @@ def task_types() -> dict[str, type[Task]]:
 
 def task_type(name: str, key: str) -> type[Task]:
     """The task type called ``name``. Raises ``ConfigError`` naming the config ``key`` if there is none."""
-    if name not in task_types():
-        raise ConfigError(f"{key}: no task type '{name}'; {did_you_mean(name, task_types())}")
-    return task_types()[name]
+    found = task_types().get(ALIASES.get(name, name))
+    if found is None:
+        raise ConfigError(f"{key}: no task type '{name}'; {did_you_mean(name, [*task_types(), *ALIASES])}")
+    return found
 
 
 def make_tasks(settings: Mapping[str, TaskConfig]) -> dict[str, Task]:

@@ -71,13 +71,15 @@ class Task(abc.ABC):
     """Our column → the names that it has in published data; messages use the first."""
     optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The same for columns that a row may lack."""
+    tunes_answers: ClassVar[bool] = False
+    """Whether ``tune`` fits anything."""
     instruction_templates: ClassVar[InstructionTemplates]
-    main_metric: ClassVar[str]
-    trivial_name: ClassVar[str]
+    main_metric: str
+    trivial_name: str
     """What ``trivial_answers`` does, in a few words, for tables of results."""
     hub_task: ClassVar[str] = "other"
     """The hub's name of this kind of task, for model cards."""
-    answer_key: ClassVar[str] = "label"
+    answer_key: str = "label"
     """Key of the main value of an answer."""
     answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
     """How the main value is shown: as text, as code, or as places in the passage or the text."""
@@ -306,6 +308,10 @@ class Task(abc.ABC):
     def calibrate(self, logits: Tensor, truth: Tensor) -> AnswerCalibration:
         """Fit the calibration of the answers to the evidence of many examples, one after the other."""
         return AnswerCalibration(fit_temperature(logits, truth))
+
+    def tune(self, answers: Sequence[Answer], examples: Sequence[Example]) -> AnswerCalibration:
+        """Fit thresholds of the calibration that need whole answers; only called for types with ``tunes_answers``."""
+        return self.calibration
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.tables import rows_hash
 from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.training.step import judge_examples
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,18 @@ def calibrate_answers(source: ExampleSource, task: str, budget: int) -> AnswerCa
     system, of_task = source.system, source.system.tasks[task]
     of_task.calibration = AnswerCalibration()
     rows = source.calibration(task)
-    found = collect_evidence(system, rows, budget) if len(rows) >= FEWEST else None
-    if found is not None:
-        table = source.tables[task].validation
-        of_task.calibration = replace(of_task.calibrate(*found), rows=len(rows), data=rows_hash(table))
-        logger.info(
-            "%s  answers calibrated on %d rows: temperature %.3f", task, len(rows), of_task.calibration.temperature
-        )
+    deep = [example.without_shallow_windows() for example in rows.encoded]
+    found = collect_evidence(system, deep, budget) if len(deep) >= FEWEST else None
+    if found is None:
+        return of_task.calibration
+    of_task.calibration = of_task.calibrate(*found)
+    if of_task.tunes_answers:
+        judged = judge_examples(system, deep, rows.sources, budget)
+        answers = [one.answer for one in judged if one.answer is not None]
+        of_task.calibration = of_task.tune(answers, rows.examples)
+    table = source.tables[task].validation
+    of_task.calibration = replace(of_task.calibration, rows=len(deep), data=rows_hash(table))
+    logger.info("%s  answers calibrated on %d rows: temperature %.3f", task, len(deep), of_task.calibration.temperature)
     return of_task.calibration
 
 

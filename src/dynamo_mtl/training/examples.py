@@ -67,11 +67,10 @@ class ExampleSource:
         rows, _ = split_validation(self.tables[task].validation)
         return self._encoded(task, first_examples(rows, count))
 
-    def calibration(self, task: str) -> list[EncodedExample]:
+    def calibration(self, task: str) -> ValidationRows:
         """The validation examples that calibrate a task's answers, of which none chooses anything."""
         _, rows = split_validation(self.tables[task].validation)
-        encoded = self._encoded(task, first_examples(rows, MOST_CALIBRATING)).encoded
-        return [example.without_shallow_windows() for example in encoded]
+        return self._encoded(task, first_examples(rows, MOST_CALIBRATING))
 
     def _encoded(self, task: str, rows: list[Example]) -> ValidationRows:
         needs = self.system.config.tasks[task].requires_instruction

@@ -26,8 +26,8 @@ ENTITIES = [[0, 8, "PER"], [12, 24, "ORG"], [33, 39, "LOC"]]
 
 @pytest.fixture
 def task():
-    kind = task_types()["ner"]
-    return kind("ner", kind.Config(type="ner", kinds=KINDS))
+    kind = task_types()["token_classification"]
+    return kind("ner", kind.Config(type="token_classification", kinds=KINDS))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
-"""Named entities: stretches of a text that name somebody or something, each with its kind."""
+"""A class for every token: named entities, slots, parts of speech."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,33 +13,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.metrics.entities import Entity, entity_interval, entity_scores
+from dynamo_mtl.messages import shortened
+from dynamo_mtl.metrics.entities import Entity
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import Head, HeadConfig, TokenHead
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView, clean
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
 from dynamo_mtl.tasks.recognition import Guess, Table
+from dynamo_mtl.tasks.tag_schemes import (
+    BEGINNINGS,
+    CONTINUATIONS,
+    TAG,
+    EntityScheme,
+    TaggedToken,
+    TagScheme,
+    WordTagScheme,
+)
 from dynamo_mtl.tasks.task import Answer, Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
-OUTSIDE = 0
-"""Class of tokens outside all entities. Each kind has two more classes: for its first token and for others (BIO)."""
+MOST_TAGS = 200
 
 
-class EntityConfig(TaskConfig):
-    """The kinds of entities, as they are named in the data and for users."""
+class TokenClassificationConfig(TaskConfig):
+    """The classes, as they are named in the data and for users."""
 
     kinds: list[str] = Field(default=["PER", "ORG", "LOC", "MISC"], min_length=1)
-    """What entities can be."""
+    """What entities can be. The data has spans, or tags in the schemes BIO, IOB1, BIOES or BILOU."""
+    tags: list[str] | None = Field(default=None, min_length=2)
+    """The tags of words, where every word has one, such as its part of speech; ``kinds`` then do not count."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each token's target that is spread over all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
 
 
-class NamedEntities(Task):
-    """Classifies every token of a text and reads entities off the classes, as characters of the text."""
+class TokenClassification(Task):
+    """Classifies every token of a text, and reads entities or the tags of words off the classes."""
 
-    type = "ner"
-    Config = EntityConfig
+    type = "token_classification"
+    Config = TokenClassificationConfig
     lora = LoraConfig(rank=16, alpha=32.0, target_modules="all-linear")
     all_windows = True
     column_names = {
@@ -49,15 +59,18 @@ class NamedEntities(Task):
         "tokens": ("tokens", "words"),
         "tags": ("ner_tags", "tags", "labels"),
     }
-    instruction_templates = read_instruction_templates("ner")
-    main_metric = "f1"
-    trivial_name = "names of the training data, wherever they stand"
+    instruction_templates = read_instruction_templates("token_classification")
     hub_task = "token-classification"
-    answer_key = "entities"
     answer_form = "spans"
     published_head = PublishedHead("AutoModelForTokenClassification", names_labels=True)
     recognition_rank = 1
-    config: EntityConfig
+    config: TokenClassificationConfig
+
+    def __init__(self, name: str, config: TokenClassificationConfig) -> None:
+        super().__init__(name, config)
+        self.scheme: TagScheme = EntityScheme(config.kinds) if config.tags is None else WordTagScheme(config.tags)
+        self.main_metric, self.trivial_name = self.scheme.main_metric, self.scheme.trivial_name
+        self.answer_key = self.scheme.key
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
@@ -78,25 +91,29 @@ class NamedEntities(Task):
                 pairs = zip(words.sample, tags.sample, strict=False)
                 same = words is not tags and all(len(one) == len(other) for one, other in pairs)
                 written = sorted({str(tag) for value in tags.sample for tag in value})
-                if same and written and all(re.fullmatch(r"O|[BI]-.+", tag) for tag in written):
-                    kinds = sorted({tag[2:] for tag in written if tag != "O"})
-                    found = {"tokens": words.name, "tags": tags.name}
-                    return cls.guess(table, name, f"'{tags.name}' has a tag for every word", found, kinds=kinds)
+                is_entities = all(TAG.fullmatch(tag) for tag in written)
+                is_plain = 2 <= len(written) <= min(MOST_TAGS, _distinct(words.sample) / 2)
+                if not same or not written or not (is_entities or is_plain):
+                    continue
+                classes = {"kinds": sorted({tag[2:] for tag in written if tag != "O"})} if is_entities else {}
+                found = {"tokens": words.name, "tags": tags.name}
+                why = f"'{tags.name}' has a tag for every word"
+                return cls.guess(table, name, why, found, **(classes or {"tags": written}))
         return None
 
     def output_names(self) -> list[str]:
-        """The classes of tokens by number, as CoNLL-2003 names them."""
-        return ["O", *(f"{place}-{kind}" for kind in self.config.kinds for place in "BI")]
+        """The classes of tokens by number; those of entities as CoNLL-2003 names them."""
+        return self.scheme.classes
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
-        if any(name in row for name in self.names_of("tokens")):
-            text, entities = self._from_tags(row, where)
+        if self.config.tags is not None or any(name in row for name in self.names_of("tokens")):
+            text, spans = self._from_tags(row, where)
         else:
             text = self.text_column(row, "text", where)
-            entities = self._from_spans(self.column(row, "entities", where), text, where)
+            spans = self._from_spans(self.column(row, "entities", where), text, where)
         if not text.strip():
             raise DataError(f"{where}: the text of task '{self.name}' is empty", "empty text")
-        return Example(text, None, json.dumps(sorted(entities)))
+        return Example(text, None, json.dumps(sorted(spans)))
 
     def _from_spans(self, given: Any, text: str, where: str) -> list[Entity]:
         """Read entities from ``[{"start", "end", "label"}]``, or from that as JSON in a cell of a table."""
@@ -120,33 +137,39 @@ class NamedEntities(Task):
         return [(start, end, kind) for start, end, kind in trimmed if start < end]
 
     def _from_tags(self, row: Mapping[str, Any], where: str) -> tuple[str, list[Entity]]:
-        """Read text and entities from words with BIO tags, given as names or as the numbers of CoNLL-2003.
-
-        The numbers stand for O, B-PER, I-PER, B-ORG, …
-        """
+        """Read text and spans from words with tags, given as names or as the numbers of the classes."""
         words, tags = self.column(row, "tokens", where), self.column(row, "tags", where)
-        kinds, names = self.config.kinds, self.output_names()
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
-            raise DataError(f"{where}: task '{self.name}' needs a tag for every word", "words and tags do not match")
-        entities: list[Entity] = []
-        text = ""
+            counts = f": {len(words)} and {len(tags)}" if isinstance(words, list) and isinstance(tags, list) else ""
+            raise DataError(
+                f"{where}: task '{self.name}' needs a tag for every word, found other numbers of them{counts}",
+                "words and tags do not match",
+            )
+        text, places, names = "", list[tuple[int, int]](), list[str]()
         for word, tag in zip(words, tags, strict=True):
-            number = tag if isinstance(tag, int) else names.index(tag) if tag in names else -1
-            if not isinstance(word, str) or not 0 <= number < len(names):
+            name = self._tag(tag)
+            if not isinstance(word, str) or name is None:
                 raise DataError(
-                    f"{where}: tag {tag!r} of task '{self.name}' is none of {', '.join(names)}", "an unknown tag"
+                    f"{where}: tag {tag!r} of task '{self.name}' is none of {shortened(self.scheme.classes, 20)}",
+                    "an unknown tag",
                 )
             if not word.strip():
                 continue  # an empty word is part of no entity
             text += " " if text else ""
-            start, text = len(text), text + clean(word)
-            kind, begins = kinds[(number - 1) // 2], number % 2 == 1
-            goes_on = bool(entities) and entities[-1][1] == start - 1 and entities[-1][2] == kind
-            if number and (begins or not goes_on):
-                entities.append((start, len(text), kind))
-            elif number:
-                entities[-1] = (entities[-1][0], len(text), kind)
-        return text, entities
+            places.append((len(text), len(text) + len(word)))
+            names.append(name)
+            text += clean(word)
+        return text, self.scheme.spans(places, names)
+
+    def _tag(self, given: Any) -> str | None:
+        """The tag, from its name or its number; None if it is not one of the task's."""
+        classes = self.scheme.classes
+        if type(given) is int:
+            return classes[given] if 0 <= given < len(classes) else None
+        if given in classes or self.config.tags is not None:
+            return given if given in classes else None
+        is_other_scheme = isinstance(given, str) and given[:1] in BEGINNINGS + CONTINUATIONS and given[1:2] == "-"
+        return given if is_other_scheme and given[2:] in self.config.kinds else None
 
     def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
         if any(name in row for name in self.names_of("tokens")):
@@ -159,43 +182,41 @@ class NamedEntities(Task):
         return "blanks at the edge of an entity are left out" if trimmed else None
 
     def head_config(self) -> HeadConfig:
-        return HeadConfig("token", labels=len(self.output_names()))
+        return HeadConfig("token", labels=len(self.scheme.classes))
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
-        entities = [
-            (s + source.instruction_length, e + source.instruction_length, kind)
-            for s, e, kind in json.loads(example.target)
-        ]
+        before = source.instruction_length
+        spans = [(start + before, end + before, kind) for start, end, kind in json.loads(example.target)]
         labels: dict[str, list[int]] = {"class": [], "window": [], "token": []}
         for number, window in enumerate(source.windows):
             for place, (start, end) in enumerate(window.offsets):
-                labels["class"].append(self._class(start, end, entities))
-                labels["window"].append(number)
-                labels["token"].append(window.body_start + place)
+                own = self.scheme.class_of(start, end, spans)
+                if own is not None:
+                    labels["class"].append(own)
+                    labels["window"].append(number)
+                    labels["token"].append(window.body_start + place)
         return replace(self.unanswered(source, route), labels=labels)
 
     def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
-        """Why an entity is lost even for a perfect tagger: the classes of its tokens do not give it back."""
-        offsets = [offset for window in source.windows for offset in window.offsets]
-        tagged = {offset: (1.0, number) for offset, number in zip(offsets, example.labels["class"], strict=True)}
-        found = {(e["start"], e["end"], e["entity_group"]) for e in self._entities(tagged, source)}
-        wanted = [(start, end, kind) for start, end, kind in json.loads(target)]
+        """Why a span is lost even for a perfect tagger: the classes of its tokens do not give it back."""
+        labels, before = example.labels, source.instruction_length
+        places = zip(labels["window"], labels["token"], labels["class"], strict=True)
+        tagged = {
+            source.windows[window].offsets[token - source.windows[window].body_start]: (1.0, number)
+            for window, token, number in places
+        }
+        read = max((end for window in source.windows for _, end in window.offsets), default=0) - before
+        wanted: list[Entity] = [(start, end, kind) for start, end, kind in json.loads(target)]
+        if self.config.tags is not None:
+            return "a word is in no window" if any(end > read for _, end, _ in wanted) else None
+        found = {(e["start"], e["end"], e["entity_group"]) for e in self._spans(tagged, source)}
         missed = next((entity for entity in wanted if entity not in found), None)
         if missed is None:
             return None
         start, end, _ = missed
         if any(o != missed and o[0] < end and start < o[1] for o in wanted):
             return "an entity overlaps another one"
-        read = max((last for _, last in offsets), default=0) - source.instruction_length
         return "an entity is in no window" if end > read else "an entity begins or ends inside of a token"
-
-    def _class(self, start: int, end: int, entities: Iterable[Entity]) -> int:
-        """Class of the token with these characters."""
-        for first, last, kind in entities:
-            if first < end and start < last:
-                # A token may begin with the blank before its word.
-                return 1 + 2 * self.config.kinds.index(kind) + int(start > first)
-        return OUTSIDE
 
     def evidence(self, head: Head, hidden: Tensor, view: TaskView) -> tuple[Tensor, Tensor]:
         assert isinstance(head, TokenHead)
@@ -221,62 +242,44 @@ class NamedEntities(Task):
             for offsets, score, number in tagged:
                 # Where windows overlap, the more confident one decides.
                 found[row][offsets] = max(found[row].get(offsets, (0.0, 0)), (score, number))
-        return [{"entities": self._entities(own, source)} for own, source in zip(found, sources, strict=True)]
+        return [{self.answer_key: self._spans(own, source)} for own, source in zip(found, sources, strict=True)]
 
-    def _entities(
+    def _spans(
         self, tagged: Mapping[tuple[int, int], tuple[float, int]], source: EncodedSource
     ) -> list[dict[str, Any]]:
-        """Read entities off the classes of tokens; an instruction in front of the text has none."""
-        body, before = source.body, source.instruction_length
-        entities: list[dict[str, Any]] = []
-        last = OUTSIDE
-        for (start, end), (score, number) in sorted(tagged.items()):
-            if end <= before:
-                continue
-            kind = (number - 1) // 2
-            if number != OUTSIDE:
-                goes_on = number % 2 == 0 and last != OUTSIDE and (last - 1) // 2 == kind
-                if goes_on:
-                    entities[-1]["end"] = end
-                    entities[-1]["score"] = min(entities[-1]["score"], score)
-                else:
-                    blanks = len(body[start:end]) - len(body[start:end].lstrip())
-                    entity = {"entity_group": self.config.kinds[kind], "score": score}
-                    entities.append({**entity, "start": start + blanks, "end": end})
-            last = number
-        return [
-            {**e, "word": body[e["start"] : e["end"]], "start": e["start"] - before, "end": e["end"] - before}
-            for e in entities
+        """Read spans off the classes of tokens; an instruction in front of the text has none."""
+        before = source.instruction_length
+        tokens = [
+            TaggedToken(max(0, start - before), end - before, number, score)
+            for (start, end), (score, number) in sorted(tagged.items())
+            if end > before
         ]
+        return self.scheme.read(tokens, source.body[before:])
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
-        return entity_scores(*self._compared(answers, examples))
+        return self.scheme.score(*self._compared(answers, examples))
 
     def interval(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> tuple[float, float]:
-        return entity_interval(*self._compared(answers, examples))
+        return self.scheme.interval(*self._compared(answers, examples))
 
     def _compared(
         self, answers: Sequence[Answer | None], examples: Sequence[Example]
-    ) -> tuple[list[list[Entity]], list[list[Entity]]]:
-        predicted = [
-            [(e["start"], e["end"], e["entity_group"]) for e in (answer or {}).get("entities", [])]
-            for answer in answers
-        ]
-        return predicted, [[(s, e, k) for s, e, k in json.loads(x.target)] for x in examples]
+    ) -> tuple[list[list[dict[str, Any]] | None], list[list[Entity]]]:
+        found = [None if answer is None else answer.get(self.answer_key) for answer in answers]
+        return found, [_spans_of(example) for example in examples]
 
     def trivial_answers(self, train: Sequence[Example], examples: Sequence[Example]) -> list[Answer]:
-        names = {e.text[s:t]: kind for e in train for s, t, kind in json.loads(e.target)}
-        longest = sorted(names, key=len, reverse=True)
-        pattern = re.compile(r"\b(" + "|".join(map(re.escape, longest)) + r")\b") if names else None
-        return [
-            {
-                "entities": [
-                    {"entity_group": names[m[0]], "score": 1.0, "start": m.start(), "end": m.end(), "word": m[0]}
-                    for m in (pattern.finditer(example.text) if pattern else ())
-                ]
-            }
-            for example in examples
-        ]
+        known = [(example.text, _spans_of(example)) for example in train]
+        found = self.scheme.trivial([example.text for example in examples], known)
+        return [{self.answer_key: spans} for spans in found]
+
+
+def _spans_of(example: Example) -> list[Entity]:
+    return [(start, end, kind) for start, end, kind in json.loads(example.target)]
+
+
+def _distinct(lists: Sequence[list[Any]]) -> int:
+    return len({str(one) for own in lists for one in own})
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
