@@ -46,6 +46,8 @@ class RouterInput:
     text: str
     context: str | None
     instruction: str | None
+    choices: list[str] | None = None
+    """Options, which the router does not read."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class RouterInputs:
     ) -> tuple[str, str | None] | None:
         """Draw another task for a text of ``task``, and one of its instructions.
 
-        Tasks that need a context are left out: they cannot work on a text without one, and a text with a context would
-        give its own task away.
+        Tasks that need a context or options are left out: they cannot work on a text without, and a text with a context
+        would give its own task away.
 
         Args:
             task: the task that the text comes from.
@@ -101,7 +103,11 @@ class RouterInputs:
         Returns:
             The task and the instruction; None if there is no such task, or if none was to be drawn.
         """
-        others = [name for name, one in self.system.tasks.items() if name != task and not one.needs_context]
+        others = [
+            name
+            for name, one in self.system.tasks.items()
+            if name != task and not (one.needs_context or one.takes_choices)
+        ]
         if not others or self.system.tasks[task].needs_context or (rate is not None and rng.random() >= rate):
             return None
         other = others[int(rng.integers(len(others)))]
@@ -115,11 +121,13 @@ class RouterInputs:
         """The example as it is; None where the task requires an instruction."""
         if self.requires_instruction(task):
             return None
-        return RouterInput(InputKind.PLAIN, task, task, example.text, example.context, None)
+        return RouterInput(InputKind.PLAIN, task, task, example.text, example.context, None, example.choices)
 
     def instructed(self, task: str, example: Example, instruction: str | None) -> RouterInput:
         """The example with an instruction of its task."""
-        return RouterInput(InputKind.INSTRUCTED, task, task, example.text, example.context, instruction)
+        return RouterInput(
+            InputKind.INSTRUCTED, task, task, example.text, example.context, instruction, example.choices
+        )
 
     def conflicting(
         self, task: str, example: Example, rng: np.random.Generator, rate: float | None = None

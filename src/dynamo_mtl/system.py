@@ -26,6 +26,8 @@ from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.tasks.vocabulary import backbone_vocabulary, mean_embeddings, own_vocabulary, train_vocabulary
 
+FEWEST_CHOICE, MOST_CHOICE = 16, 64
+"""Positions that must be left for the tokens of an option, and those that are used at most."""
 BYTE_LEVEL = ("roberta",)
 """Model types whose vocabulary writes any English text exactly."""
 
@@ -59,7 +61,7 @@ class System:
 
     def encode(self, example: Example, task: str, instruction: str | None = None) -> EncodedExample:
         """Encode a labelled example of a task."""
-        source = self.source.encode(example.text, example.context, instruction)
+        source = self.source.encode(example.text, example.context, instruction, example.choices)
         return self.tasks[task].encode(example, source, self.route_of(task))
 
     def encode_for_router(self, text: str, context: str | None, instruction: str | None, task: str) -> EncodedExample:
@@ -259,9 +261,11 @@ def _assemble(config: SystemConfig, tasks: dict[str, Task], backbone: Backbone, 
     heads = {name: task.head_config() for name, task in tasks.items()}
     dtype = compute_dtype(config.model.precision, device)
     model = DynamoModel(backbone, config.model, config.lora_configs, heads, config.router, dtype).to(device)
+    lengths = config.data
     source = SourceEncoder(
-        backbone.tokenizer, config.data.max_source_length, config.data.window_overlap, config.data.max_windows
-    )
+        backbone.tokenizer, lengths.max_source_length, lengths.window_overlap, lengths.max_windows,
+        min(MOST_CHOICE, backbone.encoder.config.longest_sequence - lengths.max_source_length),
+    )  # fmt: skip
     return System(config, tasks, model, source, backbone, device)
 
 
@@ -271,6 +275,11 @@ def _check_lengths(config: SystemConfig, tasks: dict[str, Task], backbone: Backb
     if source > longest:
         raise ConfigError(f"data.max_source_length: found {source}, but {backbone.name} has {longest} positions")
     for name, task in tasks.items():
+        if task.takes_choices and longest - source < FEWEST_CHOICE:
+            raise ConfigError(
+                f"tasks.{name}: {backbone.name} has {longest} positions, which leaves {longest - source} for an "
+                f"option; set data.max_source_length to {longest - FEWEST_CHOICE} or less"
+            )
         if isinstance(task, GenerationTask):
             target = max(task.config.max_target_length, task.config.generation.max_new_tokens) + 1
             if source + target > longest:

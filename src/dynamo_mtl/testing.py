@@ -109,7 +109,7 @@ def _check_losses(system: System, examples: Sequence[Example]) -> None:
 
 def _check_answers(system: System, examples: Sequence[Example]) -> None:
     task = system.tasks[NAME]
-    inputs = [TextInput(example.text, example.context) for example in examples]
+    inputs = [TextInput(example.text, example.context, choices=example.choices) for example in examples]
     predictions = Predictor(system).predict(inputs, [NAME] * len(inputs))
     answers: list[Answer | None] = [prediction.answer for prediction in predictions]
     json.dumps(answers, allow_nan=False)

@@ -54,8 +54,11 @@ TEXTS = [f"the lift in house {n} is out of order again" for n in range(24)]
          ("translation", {"target_code": "de", "target_language": "German"})),
         (["claim", "reason", "label"], lambda n, t: (t, f"because of lift {n} there", n % 2),
          ("classification", {"columns": {"text": "claim", "text_pair": "reason"}, "text_pair": True})),
+        (["text", "choice1", "choice2", "label"], lambda n, t: (t, f"call house {n}", f"walk up {n}", n % 2),
+         ("multiple_choice", {})),
         # several labels, in a cell or in columns of their own; scores
-        (["text", "topics"], lambda n, t: (t, ["lift", "lift;door", "door;light", "light"][n % 4]), ("multi_label", {})),
+        (["text", "topics"], lambda n, t: (t, ["lift", "lift;door", "door;light", "light"][n % 4]),
+         ("multi_label", {})),
         (["text", "lift", "door", "light"], lambda n, t: (t, n % 2, n // 2 % 2, n // 4 % 2), ("multi_label", {})),
         (["text", "score"], lambda n, t: (t, n / 7), ("regression", {"score_range": [0, 4]})),
         (["one text", "other text", "closeness"], lambda n, t: (t, f"house {n} has no lift that works", n / 7),
@@ -75,8 +78,6 @@ def test_values_decide(tmp_path, header, row, expected):
         (["text", "mood", "shop"], lambda n, t: (t, "ab"[n % 2], "xyz"[n % 3]),
          r"which column is the label, mood \(a, b\) or shop"),
         (["text", "score", "rating"], lambda n, t: (t, n / 7, n / 9), "which column is the score, 'score' or 'rating'"),
-        (["text", "choice1", "choice2", "label"], lambda n, t: (t, f"call house {n}", f"walk up {n}", n % 2),
-         "a choice among given options"),
         (["one", "other"], lambda n, t: (t, f"house {n} has no lift that works"), "is one the translation"),
     ],
 )  # fmt: skip

@@ -26,7 +26,7 @@ def _task(kind, **settings_):
 def test_types_are_discovered():
     assert set(task_types()) == {
         "sentiment", "classification", "multi_label", "regression", "qa", "token_classification", "summarization",
-        "code_generation", "translation",
+        "code_generation", "translation", "multiple_choice",
     }  # fmt: skip
 
 

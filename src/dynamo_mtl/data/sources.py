@@ -46,8 +46,13 @@ class RowLike(Protocol):
         """The expected answer, as text."""
         ...
 
+    @property
+    def choices(self) -> list[str] | None:
+        """The options to choose from, if the input has any."""
+        ...
 
-COLUMNS = ("text", "context", "target")
+
+COLUMNS = ("text", "context", "target", "choices")
 """Of a prepared table, in the order of the fields of an example."""
 
 
@@ -84,7 +89,7 @@ def open_table(
             raise error
         skipped[error.kind] = skipped.get(error.kind, 0) + 1
 
-    def examples() -> Iterator[dict[str, str | None]]:
+    def examples() -> Iterator[dict[str, Any]]:
         skipped.clear()
         for row, where in read_rows(location, split, config, skip, reading):
             try:
@@ -94,7 +99,8 @@ def open_table(
                 continue
             yield {name: getattr(example, name) for name in COLUMNS}
 
-    features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
+    text = datasets.Value("string")
+    features = datasets.Features({name: datasets.List(text) if name == "choices" else text for name in COLUMNS})
     note = cache / "dynamo_skipped" / f"{fingerprint}.json"
     datasets.disable_progress_bars()
     try:
@@ -152,5 +158,5 @@ def _fingerprint(
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-FORMAT = 4
+FORMAT = 5
 """Part of the cache key: raised when the meaning of prepared tables changes."""

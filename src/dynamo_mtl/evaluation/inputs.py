@@ -28,7 +28,7 @@ def task_input(system: System, task: str, example: Example, instructions: Sequen
     """
     needed = system.config.tasks[task].requires_instruction
     instruction = (instructions or system.tasks[task].evaluation_instructions)[0] if needed else None
-    return TextInput(example.text, example.context, instruction)
+    return TextInput(example.text, example.context, instruction, example.choices)
 
 
 def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[InputKind, list[RoutedInput]]:
@@ -39,5 +39,7 @@ def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[In
     for name, rows in examples.items():
         for example in rows:
             for one in inputs.of_example(name, example, rng):
-                kinds[one.kind].append(RoutedInput(one.task, TextInput(one.text, one.context, one.instruction)))
+                kinds[one.kind].append(
+                    RoutedInput(one.task, TextInput(one.text, one.context, one.instruction, one.choices))
+                )
     return kinds

@@ -19,7 +19,7 @@ from dynamo_mtl.model.batch import Batch, to_device
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.dynamo import Output, Trunk
 from dynamo_mtl.model.heads import LanguageModelHead
-from dynamo_mtl.model.router import Routing, top_k_weights
+from dynamo_mtl.model.router import top_k_weights
 from dynamo_mtl.out_of_memory import split_by_tokens
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, PackedExamples, TaskView
@@ -93,7 +93,14 @@ class Predictor:
         router = self.system.model.router
         if not inputs:
             return []
-        return _routes(self.read(inputs, lambda _, trunk: self._decide(router(trunk.features), trunk)))
+        familiarity = self.system.model.ood.familiarity
+
+        def read(_: Batch, trunk: Trunk) -> Tensor:
+            return torch.cat([router(trunk.features).logits, familiarity(trunk.features)[:, None]], dim=1)
+
+        found = self.read(inputs, read)
+        logits = self._possible(found[:, :-1], [bool(one.choices) for one in inputs])
+        return _routes(self._calibrated(logits), found[:, -1])
 
     def predict(
         self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None, weights: Tensor | None = None
@@ -179,8 +186,12 @@ class Predictor:
 
     def problem(self, question: Question, task: str) -> str | None:
         """Why a task cannot answer an input as it is; None if it can."""
-        if self.system.tasks[task].needs_context and not question.source.has_context:
-            return f"the task '{task}' {self.system.tasks[task].missing_context}"
+        of_task = self.system.tasks[task]
+        if of_task.takes_choices != bool(question.source.choices):
+            lacks = "chooses among options, and there are none; give two or more as choices"
+            return f"the task '{task}' {lacks if of_task.takes_choices else 'takes no choices; leave them out'}"
+        if of_task.needs_context and not question.source.has_context:
+            return f"the task '{task}' {of_task.missing_context}"
         return question.unusable.get(task)
 
     def written(self, pending: Pending, ids: list[int], score: float) -> Answer:
@@ -190,13 +201,24 @@ class Predictor:
         return task.answer(ids, score, pending.question.source)
 
     def _encode(self, text: TextInput) -> EncodedSource:
-        return self.system.source.encode(text.text, text.context, text.instruction)
+        return self.system.source.encode(text.text, text.context, text.instruction, text.choices)
 
-    def _decide(self, routing: Routing, trunk: Trunk) -> Tensor:
-        """Calibrated probabilities and, in the last column, the familiarity: ``(examples, adapters + 1)``."""
-        model = self.system.model
-        probabilities = self.calibration.probabilities(routing.logits / model.router.temperature)
-        return torch.cat([probabilities, model.ood.familiarity(trunk.features)[:, None]], dim=1)
+    def _possible(self, logits: Tensor, have_choices: Sequence[bool]) -> Tensor:
+        """Routing logits ``(inputs, adapters)``, minus infinity where an input cannot belong to a task.
+
+        An input with options belongs to a task that chooses among some, and no other input does. Where a model has no
+        task for an input, its logits stay as they are, and ``problem`` says what is wrong.
+        """
+        take = torch.tensor([task.takes_choices for task in self.system.tasks.values()], device=logits.device)
+        have = torch.tensor(have_choices, device=logits.device)
+        if not bool(have.any()) and not bool(take.any()):
+            return logits
+        fits = have[:, None] == take[None, :]
+        return logits.masked_fill(~(fits | ~fits.any(dim=1, keepdim=True)), float("-inf"))
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        """Routing logits → calibrated probabilities."""
+        return self.calibration.probabilities(logits / self.system.model.router.temperature)
 
     def _collate(self, sources: Sequence[EncodedSource], tasks: Sequence[str | None]) -> PackedExamples:
         examples: list[EncodedExample] = []
@@ -227,12 +249,13 @@ class Predictor:
         model, names = self.system.model, list(self.system.tasks)
         sources = [question.source for question in questions]
         trunk = self._trunk(sources)
-        routing = model.router(trunk.features)
-        likeliest = routing.weights.argmax(dim=1).tolist()
+        logits = self._possible(model.router(trunk.features).logits, [bool(source.choices) for source in sources])
+        routed = torch.softmax(logits / model.router.temperature, dim=1)
+        likeliest = routed.argmax(dim=1).tolist()
         chosen = [q.task or names[best] for q, best in zip(questions, likeliest, strict=True)]
         counts = [q.top_k or model.router.config.top_k for q in questions]
-        weights = self._mixtures(questions, routing.weights, counts)
-        routes = _routes(self._decide(routing, trunk))
+        weights = self._mixtures(questions, routed, counts)
+        routes = _routes(self._calibrated(logits), model.ood.familiarity(trunk.features))
         rejected = [q.task is None and r.is_rejected(self.calibration) for q, r in zip(questions, routes, strict=True)]
         if self.system.config.router.on_rejection == "base":
             weights[torch.tensor(rejected, device=weights.device)] = 0.0
@@ -295,5 +318,5 @@ def _chunks(questions: Sequence[Question]) -> list[list[int]]:
     return split_by_tokens([question.tokens for question in questions], TOKEN_BUDGET)
 
 
-def _routes(decided: Tensor) -> list[Route]:
-    return [Route(row[:-1], row[-1]) for row in decided.tolist()]
+def _routes(probabilities: Tensor, familiarity: Tensor) -> list[Route]:
+    return [Route(row, own) for row, own in zip(probabilities.tolist(), familiarity.tolist(), strict=True)]

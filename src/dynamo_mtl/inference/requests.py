@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -21,6 +21,8 @@ class TextInput:
     text: str
     context: str | None = None
     instruction: str | None = None
+    choices: Sequence[str] | None = None
+    """The options to choose from."""
 
 
 @dataclass(frozen=True)

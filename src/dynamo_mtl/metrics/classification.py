@@ -37,6 +37,11 @@ def classification_scores(predictions: Sequence[int | None], references: Sequenc
     }
 
 
+def choice_scores(predictions: Sequence[int | None], references: Sequence[int]) -> dict[str, float]:
+    """Accuracy of chosen options, in [0, 1]; None is a choice of nothing."""
+    return {"accuracy": sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)}
+
+
 def kept_scores(answers: Sequence[str | None], references: Sequence[str | None]) -> dict[str, float]:
     """``coverage``, the share of examples with an answer, and the share of right ones among these, each in [0, 1]."""
     kept = [answer == expected for answer, expected in zip(answers, references, strict=True) if answer is not None]

@@ -28,7 +28,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Target:
-    """A target sequence after its source window; ``head`` names the vocabulary that its ids belong to."""
+    """Tokens after a source window; ``head`` names the vocabulary that their ids belong to.
+
+    They are one sequence to be written, in which each token sees those before it; or, with ``parts``, options to be
+    read, of which each sees the source and all of itself.
+    """
 
     window: int
     head: str
@@ -36,6 +40,22 @@ class Target:
     pieces: Sequence[int] | None = None
     """For each id, the backbone token that stands for the copied word (any token if it is not one); None if the task
     copies nothing."""
+    parts: Sequence[int] | None = None
+    """Number of tokens of each option."""
+
+    def span(self, first: int) -> Span:
+        """Its tokens, which lie from ``first`` on, for plans of attention."""
+        tokens = np.arange(first, first + len(self.ids))
+        if self.parts is None:
+            return Span(tokens, np.arange(1, len(tokens) + 1))
+        return Span(
+            tokens, np.zeros(len(tokens), dtype=np.int64), np.repeat(np.arange(1, 1 + len(self.parts)), self.parts)
+        )
+
+    def places(self, source: int) -> np.ndarray:
+        """Place of each token after ``source`` source tokens; every option begins right behind them."""
+        lengths = [len(self.ids)] if self.parts is None else self.parts
+        return source + np.concatenate([np.arange(length) for length in lengths])
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,8 @@ def build_batch(
 
     Args:
         windows: all windows; those of one example must be next to each other.
-        targets: at most one per window, and only for deep windows; those of one head must be next to each other.
+        targets: only for deep windows, and at most one per window, or several of options when nothing is trained; those
+            of one head must be next to each other.
         first_position: position of a sequence's first token.
         variable_length: plan attention for the kernels of a GPU instead of padded rectangles.
     """
@@ -123,11 +144,19 @@ def build_batch(
     target_total = filled(target_lengths)
     # 4. Targets: numbered from 0 among themselves, of orders 1, 2, …
     offsets = np.concatenate([[0], np.cumsum(target_lengths)]).astype(np.int64)
-    spans = [Span(np.arange(o, o + n), np.arange(1, n + 1)) for o, n in zip(offsets[:-1], target_lengths, strict=True)]
+    spans = [target.span(int(offset)) for target, offset in zip(targets, offsets[:-1], strict=True)]
     # 5. Sequences of the top run: the source of a deep window, then its target, which lies behind all deep sources.
-    after = {t.window: _shift(span, deep_total) for t, span in zip(targets, spans, strict=True)}
-    top = [_shift(sources[w], int(top_starts[w] - starts[w])) for w in deep]
-    top_spans = [Span.join([span, after[w]]) if w in after else span for w, span in zip(deep, top, strict=True)]
+    top = {w: _shift(sources[w], int(top_starts[w] - starts[w])) for w in deep}
+    top_spans = dict(top)
+    further: list[tuple[Span, Span]] = []
+    for target, span in zip(targets, (_shift(span, deep_total) for span in spans), strict=True):
+        own, whole = top[target.window], Span.join([top[target.window], span])
+        if top_spans[target.window] is own:
+            top_spans[target.window] = whole
+        else:  # more options than are read together: they ask in a row of their own
+            further.append((span, whole))
+    asking = [*top_spans.values(), *(span for span, _ in further)]
+    seen = [*top_spans.values(), *(whole for _, whole in further)] if further else asking
     # 6. What targets see in the trunk: their source, then themselves, where all targets lie behind the trunk run.
     after_source = [
         Span.join([sources[t.window], _shift(span, source_total)]) for t, span in zip(targets, spans, strict=True)
@@ -152,7 +181,7 @@ def build_batch(
         top_starts=torch.from_numpy(top_starts),
         top_lengths=torch.from_numpy(top_lengths),
         top_examples=torch.from_numpy(np.concatenate([deep_examples, target_examples]).astype(np.int64)),
-        top_plan=plan(top_spans, top_spans, *[deep_total + target_total] * 2) if deep else None,
+        top_plan=plan(asking, seen, *[deep_total + target_total] * 2) if deep else None,
         target_ids={head: torch.tensor([i for t in targets if t.head == head for i in t.ids]) for head in heads},
         target_pieces={
             head: torch.tensor([i for t in targets if t.head == head for i in t.pieces or ()])
@@ -165,7 +194,7 @@ def build_batch(
 
 
 def _shift(span: Span, by: int) -> Span:
-    return Span(span.tokens + by, span.orders)
+    return Span(span.tokens + by, span.orders, span.groups)
 
 
 def _fill(values: np.ndarray, count: int) -> np.ndarray:
@@ -174,7 +203,7 @@ def _fill(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _target_positions(targets: Sequence[Target], lengths: np.ndarray) -> np.ndarray:
-    pieces = [lengths[t.window] + np.arange(len(t.ids)) for t in targets]
+    pieces = [target.places(int(lengths[target.window])) for target in targets]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
 

@@ -271,7 +271,8 @@ class DynamoModel(nn.Module):
         return self.embed_target(group.head, own, pieces)
 
     def embed_target(self, head: str, ids: Tensor, pieces: Tensor | None = None) -> Tensor:
-        """Word vectors ``(tokens, hidden)`` of target tokens, see ``LanguageModelHead.embed``."""
+        """Word vectors ``(tokens, hidden)`` of target tokens, see ``LanguageModelHead.embed``, or of options."""
         module = self.head(head)
-        assert isinstance(module, LanguageModelHead)
-        return module.embed(ids, pieces).to(self.dtype)
+        if isinstance(module, LanguageModelHead):
+            return module.embed(ids, pieces).to(self.dtype)
+        return self.encoder.word_embeddings(ids).to(self.dtype)

@@ -16,7 +16,7 @@ from dynamo_mtl.model.padded_plan import round_up
 class HeadConfig:
     """Which head a task needs, and its sizes."""
 
-    kind: Literal["classification", "regression", "token", "language_model"]
+    kind: Literal["classification", "regression", "choice", "token", "language_model"]
     labels: int = 0
     """Outputs of a head that writes no text."""
     vocabulary: int | None = None
@@ -103,6 +103,20 @@ class RegressionHead(ClassificationHead):
     def values(self, outputs: Tensor) -> Tensor:
         """Standardised values → scores as they are in the data."""
         return outputs * self.spread + self.mean
+
+
+class ChoiceHead(nn.Module):
+    """One scorer for every option, which reads the state of the marker in front of it."""
+
+    def __init__(self, hidden: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, markers: Tensor) -> Tensor:
+        """``(options, hidden)`` → ``(options,)`` in fp32."""
+        return self.out(self.dropout(torch.tanh(self.dense(markers.float()))))[:, 0]
 
 
 class TokenHead(nn.Module):
@@ -217,7 +231,7 @@ class LanguageModelHead(nn.Module):
         return torch.cat([logits, self.pointer(hidden, source)], dim=1)
 
 
-Head = ClassificationHead | RegressionHead | TokenHead | LanguageModelHead
+Head = ClassificationHead | RegressionHead | ChoiceHead | TokenHead | LanguageModelHead
 
 
 def build_head(config: HeadConfig, hidden: int, backbone_embeddings: nn.Embedding, eps: float) -> Head:
@@ -226,6 +240,8 @@ def build_head(config: HeadConfig, hidden: int, backbone_embeddings: nn.Embeddin
         return ClassificationHead(hidden, config)
     if config.kind == "regression":
         return RegressionHead(hidden, config)
+    if config.kind == "choice":
+        return ChoiceHead(hidden, config)
     if config.kind == "token":
         return TokenHead(hidden, config.labels)
     return LanguageModelHead(hidden, config.vocabulary, backbone_embeddings, eps, config.copies)

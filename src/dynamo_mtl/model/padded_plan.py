@@ -4,9 +4,10 @@ A batch is one flat run of tokens. Linear layers, norms and adapters work on tha
 to the longest sequence. Only attention needs a plan, which is made on the host once per batch.
 ``variable_length.py`` has the other kind of plan, for kernels that GPUs have.
 
-One rule says what a token sees: token i sees token j iff both belong to one sequence and ``order[j] <= order[i]``.
-Source tokens have order 0, so they see each other. Target tokens have orders 1, 2, …, so each sees the source, the
-target tokens before it, and itself.
+One rule says what a token sees: token i sees token j iff both belong to one sequence, ``order[j] <= order[i]``, and j
+is of group 0 or of the group of i. Source tokens have order 0, so they see each other. Target tokens have orders 1, 2,
+…, so each sees the source, the target tokens before it, and itself. Options have order 0, and each is a group of its
+own, so it sees the source and itself, and the source sees none of them.
 """
 
 from __future__ import annotations
@@ -139,10 +140,15 @@ class PaddedPlan:
     def reordered(self, order: Tensor, place: Tensor) -> PaddedPlan:
         """See ``AttentionPlan``."""
         layout = self.query_layout.reordered(order, place)
-        return dataclasses.replace(self, query_layout=layout, key_layout=layout)
+        is_shared = self.key_layout is self.query_layout
+        keys = layout if is_shared else self.key_layout.reordered(order, place)
+        return dataclasses.replace(self, query_layout=layout, key_layout=keys)
 
     def attend(self, joint: Tensor, heads: int) -> Tensor:
         """See ``AttentionPlan``."""
+        if self.key_layout is not self.query_layout:
+            width = joint.shape[1] // 3
+            return self.attend_to(joint[:, :width], joint[:, width:], heads)
         padded = self.query_layout.pad(joint, 3, heads)
         return self._attend([(piece[0], piece[1], piece[2]) for piece in padded], heads)
 
@@ -163,11 +169,20 @@ class Span:
 
     tokens: np.ndarray
     orders: np.ndarray
+    groups: np.ndarray | None = None
+    """Group of each token; None if all are of group 0."""
+
+    @property
+    def own_groups(self) -> np.ndarray:
+        """Group of each token."""
+        return np.zeros_like(self.orders) if self.groups is None else self.groups
 
     @staticmethod
     def join(spans: Sequence[Span]) -> Span:
         """One sequence out of several spans, in order."""
-        return Span(np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans]))
+        tokens, orders = np.concatenate([s.tokens for s in spans]), np.concatenate([s.orders for s in spans])
+        is_grouped = any(s.groups is not None for s in spans)
+        return Span(tokens, orders, np.concatenate([s.own_groups for s in spans]) if is_grouped else None)
 
 
 def plan_padded(queries: Sequence[Span], keys: Sequence[Span], query_count: int, key_count: int) -> PaddedPlan:
@@ -202,7 +217,8 @@ def _lengths(rectangles: Sequence[Sequence[Span]]) -> list[int]:
 
 def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_length: int) -> Tensor | None:
     """Mask of one rectangle; None if every query sees every key."""
-    if not any(span.orders.any() for span in keys):
+    is_grouped = any(span.groups is not None for span in keys)
+    if not is_grouped and not any(span.orders.any() for span in keys):
         # All tokens of a sequence see each other; only padding is hidden.
         lengths = np.array([len(span.tokens) for span in keys])
         allowed = (np.arange(key_length) < lengths[:, None])[:, None, None, :]
@@ -216,6 +232,13 @@ def _mask(queries: Sequence[Span], keys: Sequence[Span], query_length: int, key_
             query_orders[row, : len(query.orders)] = query.orders
             key_orders[row, : len(key.orders)] = key.orders
         allowed = key_orders[:, None, None, :] <= query_orders[:, None, :, None]
+        if is_grouped:
+            query_groups, key_groups = (np.zeros(orders.shape, dtype=np.int64) for orders in (query_orders, key_orders))
+            for row, (query, key) in enumerate(zip(queries, keys, strict=True)):
+                query_groups[row, : len(query.orders)] = query.own_groups
+                key_groups[row, : len(key.orders)] = key.own_groups
+            own, seen = query_groups[:, None, :, None], key_groups[:, None, None, :]
+            allowed &= (seen == 0) | (seen == own)
     return None if allowed.all() else torch.from_numpy(allowed)
 
 

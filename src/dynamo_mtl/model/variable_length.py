@@ -103,7 +103,8 @@ def plan_variable_length(queries: Sequence[Span], keys: Sequence[Span]) -> Varia
 
     In every span the source, of order 0, must lie before the target, of orders 1, 2, …
 
-    1. The first stretch has the source tokens as queries, which see all of the source.
+    1. The first stretch has the source tokens as queries, which see all of the source, and options, which see all of
+       the source and of themselves.
     2. The second has the target tokens as queries, which see all keys up to themselves (causal).
     3. ``place`` puts the outputs of both stretches back into the order of the query tokens.
     """
@@ -112,9 +113,13 @@ def plan_variable_length(queries: Sequence[Span], keys: Sequence[Span]) -> Varia
     for is_causal in (False, True):
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for query, key in zip(queries, keys, strict=True):
-            asking = query.tokens[(query.orders > 0) == is_causal]
-            if len(asking):
-                pairs.append((asking, key.tokens if is_causal else key.tokens[key.orders == 0]))
+            if is_causal:
+                pairs.append((query.tokens[query.orders > 0], key.tokens))
+                continue
+            for group in np.unique(query.own_groups):
+                asking = query.tokens[(query.orders == 0) & (query.own_groups == group)]
+                pairs.append((asking, key.tokens[(key.orders == 0) & np.isin(key.own_groups, (0, group))]))
+        pairs = [(asking, seen) for asking, seen in pairs if len(asking)]
         if pairs:
             own, seen = (list(column) for column in zip(*pairs, strict=True))
             asked += own

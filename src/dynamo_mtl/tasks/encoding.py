@@ -8,7 +8,7 @@ overlapping windows.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from dynamo_mtl.model.backbone import SourceTokenizer
 from dynamo_mtl.model.batch import Batch, Target, Window, build_batch
 
+CHOICE_TOKENS = 1024
+"""Most tokens of options that are read together. More are read in several rows, with the same result."""
 CHARACTERS_PER_TOKEN = 12
 """Assumed characters per token when a text is cut before tokenisation; far above the mean of any language."""
 
@@ -56,17 +58,32 @@ class EncodedSource:
     has_context: bool = False
     characters: int = 0
     """Length of the windowed text before anything was cut."""
+    choices: Sequence[str] = ()
+    """The options that came with the input."""
+    choice_ids: Sequence[Sequence[int]] = ()
+    """The tokens of each option, with a marker in front and a separator behind."""
 
 
 class SourceEncoder:
     """Encodes sources into windows of at most ``max_length`` tokens that overlap by ``overlap`` tokens."""
 
-    def __init__(self, tokenizer: SourceTokenizer, max_length: int, overlap: int, max_windows: int) -> None:
+    def __init__(
+        self, tokenizer: SourceTokenizer, max_length: int, overlap: int, max_windows: int, max_choice: int = 64
+    ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.overlap, self.max_windows = overlap, max_windows
+        self.overlap, self.max_windows, self.max_choice = overlap, max_windows, max_choice
 
-    def encode(self, text: str, context: str | None = None, instruction: str | None = None) -> EncodedSource:
-        """Encode any text, also an empty one; what does not fit into ``max_windows`` is cut off."""
+    def encode(
+        self,
+        text: str,
+        context: str | None = None,
+        instruction: str | None = None,
+        choices: Sequence[str] | None = None,
+    ) -> EncodedSource:
+        """Encode any text, also an empty one.
+
+        What does not fit into ``max_windows`` is cut off, and so is what an option has beyond ``max_choice`` tokens.
+        """
         limit = self.max_length * self.max_windows * CHARACTERS_PER_TOKEN
         whole = clean(f"{instruction} {text}" if instruction else text)
         text = whole[:limit]
@@ -96,7 +113,18 @@ class SourceEncoder:
             start += capacity - min(self.overlap, capacity // 2)
         instruction_length = len(clean(instruction)) + 1 if instruction and context is None else 0
         cut = end < len(encoding.ids) or len(body) < len(whole)
-        return EncodedSource(windows, body, cut, instruction_length, question_cut, context is not None, len(whole))
+        options = tuple(clean(choice) for choice in choices or ())
+        return EncodedSource(
+            windows, body, cut, instruction_length, question_cut, context is not None, len(whole), options,
+            [self._choice(option) for option in options],
+        )  # fmt: skip
+
+    def _choice(self, text: str) -> list[int]:
+        """An option: the marker, which is the token that begins a text, then its tokens and a separator."""
+        special = self.tokenizer
+        limit = self.max_choice * CHARACTERS_PER_TOKEN
+        ids = special.backend.encode(text[:limit], add_special_tokens=False).ids
+        return [special.first, *ids[: self.max_choice - 2], special.separator]
 
 
 @dataclass(frozen=True)
@@ -118,13 +146,15 @@ class EncodedExample:
     """For a task that copies: each token of the first window where a word begins, and the number of the word."""
     pieces: list[int] = field(default_factory=list)
     """The backbone token that stands for each word, by its number."""
+    choices: Sequence[Sequence[int]] = ()
+    """Tokens of the options, which are read after each deep window, each by itself."""
     labels: dict[str, list[Any]] = field(default_factory=dict)
     """By name, the same number of labels under each: whole numbers, fractions, or lists of fractions."""
 
     @property
     def tokens(self) -> int:
         """Real tokens, source and target."""
-        return sum(map(len, self.windows)) + len(self.target_ids or [])
+        return sum(map(len, self.windows)) + len(self.target_ids or []) + self.deep * sum(map(len, self.choices))
 
     def without_shallow_windows(self) -> EncodedExample:
         """The example without the windows that only a router reads."""
@@ -163,6 +193,10 @@ class TaskView:
     """``(labels,)`` which of its n examples each label belongs to."""
     copying: CopyView | None
     """None if the task does not copy."""
+    markers: Tensor
+    """``(options over all deep windows,)`` place in the top run of the first token of each option."""
+    marker_windows: Tensor
+    """``(options over all deep windows,)`` which of the deep windows each of them follows."""
 
 
 @dataclass(frozen=True)
@@ -185,14 +219,34 @@ def collate(examples: Sequence[EncodedExample], first_position: int, variable_le
     tasks = list(dict.fromkeys(e.task for e in examples if e.task is not None))
     members = {task: [i for i, e in enumerate(examples) if e.task == task] for task in tasks}
     targets = [
-        Target(first_window[i], task, ids, examples[i].target_pieces)
-        for task in tasks
-        for i in members[task]
-        if (ids := examples[i].target_ids) is not None
+        target for task in tasks for i in members[task] for target in _targets(examples[i], first_window[i], task)
     ]
     batch = build_batch(windows, targets, first_position, variable_length)
     views = [_view(task, members[task], examples, first_window, batch) for task in tasks]
     return PackedExamples(batch, torch.tensor([e.route for e in examples]), views)
+
+
+def _targets(example: EncodedExample, first_window: int, task: str) -> Iterator[Target]:
+    """What is read or written after the windows of an example: a target after the first, or options after each."""
+    if example.target_ids is not None:
+        yield Target(first_window, task, example.target_ids, example.target_pieces)
+    for window in range(example.deep if example.choices else 0):
+        for group in split_by_size([len(ids) for ids in example.choices], CHOICE_TOKENS):
+            chosen = [example.choices[number] for number in group]
+            yield Target(first_window + window, task, [i for ids in chosen for i in ids], parts=list(map(len, chosen)))
+
+
+def split_by_size(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Split numbers 0, 1, … into stretches whose sizes sum to at most ``most``, or that have a single member."""
+    groups: list[list[int]] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(number)
+        total += size
+    return groups
 
 
 def _view(
@@ -203,6 +257,10 @@ def _view(
     starts, lengths = batch.top_starts[numbers], batch.top_lengths[numbers]
     places = torch.arange(int(lengths.max()))
     mask = places[None, :] < lengths[:, None]
+    options = [(window, len(ids)) for window, (row, _) in enumerate(deep) for ids in examples[members[row]].choices]
+    lengths_of = torch.tensor([length for _, length in options], dtype=torch.long)
+    markers = batch.target_slices.get(task, (0, 0))[0] + lengths_of.cumsum(0) - lengths_of
+    marker_windows = torch.tensor([window for window, _ in options], dtype=torch.long)
     names = sorted({name for i in members for name in examples[i].labels})
     counts = [len(examples[i].labels[names[0]]) if names else 0 for i in members]
     return TaskView(
@@ -214,6 +272,8 @@ def _view(
         target=batch.target_slices.get(task, (0, 0)),
         labels={name: _tensor([v for i in members for v in examples[i].labels[name]]) for name in names},
         label_rows=torch.arange(len(members)).repeat_interleave(torch.tensor(counts)),
+        markers=markers,
+        marker_windows=marker_windows,
         copying=_copy_view([examples[i] for i in members], batch.top_starts[[first_window[i] for i in members]]),
     )
 

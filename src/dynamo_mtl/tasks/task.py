@@ -36,6 +36,8 @@ class Example:
     context: str | None
     target: str
     """The expected answer as text; JSON if it has several parts."""
+    choices: list[str] | None = None
+    """The options of an input that comes with some."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Task(abc.ABC):
     """Whether an input has a context: a passage, or the second text of a pair."""
     missing_context: ClassVar[str] = "answers from a passage, and there is none; give it as context"
     """What is said where it has none."""
+    takes_choices: ClassVar[bool] = False
+    """Whether an input comes with the options to choose from. Only such inputs are sent to such tasks."""
     all_windows: ClassVar[bool] = False
     """Whether an answer uses all windows of a long input, or only the first."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -264,7 +268,8 @@ class Task(abc.ABC):
     def unanswered(self, source: EncodedSource, route: int) -> EncodedExample:
         """Encode a source without target and labels, for the adapter ``route``."""
         windows = [w.ids for w in source.windows]
-        return EncodedExample(route, windows, self.name, deep=len(windows) if self.all_windows else 1)
+        deep = len(windows) if self.all_windows else 1
+        return EncodedExample(route, windows, self.name, deep, choices=source.choice_ids if self.takes_choices else ())
 
     @abc.abstractmethod
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:

@@ -75,7 +75,7 @@ class ExampleSource:
     def _encoded(self, task: str, rows: list[Example]) -> ValidationRows:
         needs = self.system.config.tasks[task].requires_instruction
         instruction = self.system.tasks[task].validation_instructions[0] if needs else None
-        sources = [self.system.source.encode(row.text, row.context, instruction) for row in rows]
+        sources = [self.system.source.encode(row.text, row.context, instruction, row.choices) for row in rows]
         of_task, route = self.system.tasks[task], self.system.route_of(task)
         encoded = [of_task.encode(row, source, route) for row, source in zip(rows, sources, strict=True)]
         return ValidationRows(rows, sources, encoded)

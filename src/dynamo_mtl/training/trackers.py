@@ -86,6 +86,6 @@ def show_routing(
         required = system.config.tasks[task].requires_instruction
         wording = system.tasks[task].validation_instructions[0] if required else None
         for example in first_examples(source.tables[task].validation, SAMPLES):
-            made = predictor.predict([TextInput(example.text, example.context, wording)])[0]
+            made = predictor.predict([TextInput(example.text, example.context, wording, example.choices)])[0]
             rows.append([task, example.text, example.target, made.task, str(made.answer)])
     log.table(f"{when} answers", COLUMNS, rows)
