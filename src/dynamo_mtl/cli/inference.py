@@ -19,6 +19,9 @@ def predict(
     text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],
     context: Annotated[str | None, typer.Option(help="Passage that a question is about.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What to do with the text, in words.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="One of the options to choose from; give it for each option.")
+    ] = None,
     task_hint: Annotated[
         str | None, typer.Option(help="Task that must answer; the router chooses if not given.")
     ] = None,
@@ -34,8 +37,9 @@ def predict(
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
     result = DynamoInference(checkpoint).predict(
-        text, context=context, instruction=instruction, task_hint=task_hint, return_routing_info=True
-    )
+        text, context=context, instruction=instruction, choices=choice or None, task_hint=task_hint,
+        return_routing_info=True,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=True))
         return

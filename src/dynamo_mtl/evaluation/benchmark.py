@@ -30,6 +30,7 @@ from dynamo_mtl.evaluation.compared_systems import (
     mix_uniformly,
     without_adapters,
 )
+from dynamo_mtl.evaluation.confidence import score_confidence
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
 from dynamo_mtl.evaluation.routing_scores import score_routing
@@ -137,7 +138,8 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
     for name, compared in compared_systems.items():
         board.add(name, compared)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
-    return make_result(metadata, system, split, board, routing, settings=settings_of(config))
+    confidence = score_confidence(system, config, split, metadata.seed, list(system.tasks))
+    return make_result(metadata, system, split, board, routing, confidence=confidence, settings=settings_of(config))
 
 
 def _single_task(

@@ -34,6 +34,7 @@ from dynamo_mtl.evaluation.benchmark import (
     systems_of,
 )
 from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_oracle
+from dynamo_mtl.evaluation.confidence import score_confidence
 from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
 from dynamo_mtl.evaluation.result import Cost, Result
 from dynamo_mtl.evaluation.routing_scores import score_routing
@@ -110,7 +111,11 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
         for name in SYSTEMS
         if name in compared_systems
     }
-    return make_result(metadata, system, split, board, routing, costs=costs, notes=notes, settings=settings_of(config))
+    confidence = score_confidence(system, config, split, metadata.seed, list(system.tasks))
+    return make_result(
+        metadata, system, split, board, routing, costs=costs, confidence=confidence, notes=notes,
+        settings=settings_of(config),
+    )  # fmt: skip
 
 
 def final_checkpoint(config: PipelineConfig) -> Path:

@@ -65,6 +65,17 @@ def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def confidence_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: how far the confidence of the answers can be trusted, without and with calibration."""
+    header = ["task", "temperature", "ece before", "after", "brier before", "after", "aurc before", "after", "labels"]
+    keys = [f"{name}_{when}" for name in ("ece", "brier", "aurc") for when in ("before", "after")]
+    rows = [
+        [task, f"{own['temperature']:.2f}", *(f"{own[key]:.4f}" for key in keys), str(int(own["n"]))]
+        for task, own in result.confidence.items()
+    ]
+    return header, rows
+
+
 def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what each system takes."""
     header = ["system", "trained parameters", "training s", "training MiB", "ms an input", "extra MiB to answer"]
@@ -110,6 +121,8 @@ def print_result(result: Result) -> None:
     print_table("Routing", *_turned(*routing_rows(result)))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
+    if result.confidence:
+        print_table("Confidence of the answers", *_turned(*confidence_rows(result)))
     if result.costs:
         print_table("Costs", *cost_rows(result))
 
@@ -176,6 +189,7 @@ def result_markdown(result: Result) -> str:
     parts += [trivial_text(result)] if "trivial" in result.systems else []
     parts += [markdown_table(*routing_rows(result))]
     parts += [markdown_table(*rejection_rows(result))] if result.routing.get("rejection") else []
+    parts += [markdown_table(*confidence_rows(result))] if result.confidence else []
     parts += [markdown_table(*cost_rows(result))] if result.costs else []
     return "\n\n".join([result_facts(result), *parts])
 

@@ -61,6 +61,8 @@ class Result:
     """Signatures of the metrics that have variants."""
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
+    confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Calibration of the answers of each task with labels; see ``evaluation.confidence.score_confidence``."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else was chosen or found on the way, such as learning rates that were tried."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -106,9 +106,9 @@ class DynamoInference:
         """Answer one input or many, of any mix of tasks. Answers look like those of ``transformers`` pipelines.
 
         Args:
-            inputs: a text; a mapping with ``text`` or ``question``, and optionally ``context``, ``instruction`` and
-                ``task_hint``; or an iterable of these. A list or tuple returns a list. Any other iterable returns an
-                iterator that reads ``batch_size`` inputs ahead.
+            inputs: a text; a mapping with ``text`` or ``question``, and optionally ``context``, ``instruction``,
+                ``choices`` and ``task_hint``; or an iterable of these. A list or tuple returns a list. Any other
+                iterable returns an iterator that reads ``batch_size`` inputs ahead.
             task_hint: the task that must answer inputs without a ``task_hint`` of their own.
             top_k: number of adapters to mix; the configured number if None.
             batch_size: number of inputs to answer together.
@@ -149,6 +149,7 @@ class DynamoInference:
         *,
         context: str | None = None,
         instruction: str | None = None,
+        choices: Sequence[str] | None = None,
         task_hint: str | None = None,
         top_k: int | None = None,
         return_routing_info: bool = False,
@@ -160,6 +161,7 @@ class DynamoInference:
             text: what to work on; for question answering the question.
             context: the passage that a question is about.
             instruction: what to do with the text, in words.
+            choices: the options to choose from, two or more; such an input is sent to a task of multiple choice.
             task_hint: the task that must answer; the router chooses if None.
             top_k: how many adapters to mix; as configured if None.
             return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and ``rejected``:
@@ -175,7 +177,7 @@ class DynamoInference:
             RejectedError: the input was rejected, and ``router.on_rejection`` is ``error``.
         """
         self.reader.check(task_hint, top_k)
-        given = {"text": text, "context": context, "instruction": instruction}
+        given = {"text": text, "context": context, "instruction": instruction, "choices": choices}
         question = self.reader.question(given, task_hint, top_k, generation)
         prediction = self.predictor.answer([question])[0]
         refuse(self.predictor, prediction)
@@ -216,7 +218,14 @@ class DynamoInference:
             raise ConfigError(f"task '{pending.task}' writes no text to stream; those that do: {', '.join(writers)}")
         return self._pieces(pending, decoder)
 
-    def route(self, text: str, *, context: str | None = None, instruction: str | None = None) -> dict[str, Any]:
+    def route(
+        self,
+        text: str,
+        *,
+        context: str | None = None,
+        instruction: str | None = None,
+        choices: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
         """Route a text without answering it. Only the layers below the adapters run.
 
         Returns:
@@ -227,7 +236,7 @@ class DynamoInference:
         for name, value in (("text", text), ("context", context), ("instruction", instruction)):
             if not isinstance(value, str) and (name == "text" or value is not None):
                 raise ConfigError(f"input: {name} should be a text, found {type(value).__name__}")
-        route = self.predictor.route([TextInput(text, context, instruction)])[0]
+        route = self.predictor.route([TextInput(text, context, instruction, choices)])[0]
         info, calibration = route_info(self.predictor, route), self.predictor.calibration
         task = None if route.is_rejected(calibration) else info["predicted_task"]
         thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
 CONTEXT_KEYS = ("context", "text_pair")
-INPUT_KEYS = (*TEXT_KEYS, *CONTEXT_KEYS, "instruction", "task_hint")
+INPUT_KEYS = (*TEXT_KEYS, *CONTEXT_KEYS, "instruction", "choices", "task_hint")
 """Keys of an input that is a mapping."""
-Given = str | Mapping[str, str | None]
+Given = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class RequestReader:
         for key, value in values.items():
             if key not in INPUT_KEYS:
                 raise ConfigError(f"input: no key '{key}'; {did_you_mean(str(key), INPUT_KEYS)}")
-            if not isinstance(value, str | None):
+            if key == "choices":
+                _check_choices(value)
+            elif not isinstance(value, str | None):
                 raise ConfigError(f"input: {key} should be a text, found {type(value).__name__}")
         texts = [values[key] for key in TEXT_KEYS if values.get(key) is not None]
         if len(texts) != 1:
@@ -106,9 +108,20 @@ class RequestReader:
             )
         hint = values.get("task_hint") or task_hint
         self.check(hint, top_k)
-        source = self.system.source.encode(str(texts[0]), next(iter(contexts), None), values.get("instruction"))
+        source = self.system.source.encode(
+            str(texts[0]), next(iter(contexts), None), values.get("instruction"), values.get("choices")
+        )
         decoding = self.decoding(generation, hint)
         question = Question(source, hint, None, top_k, decoding.settings, decoding.unusable)
         if hint is not None and (problem := self.predictor.problem(question, hint)) is not None:
             raise InputError(problem)
         return question
+
+
+def _check_choices(given: Any) -> None:
+    if given is None:
+        return
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise ConfigError("input: choices should be a list of texts")
+    if len(given) < 2:
+        raise ConfigError(f"input: choices should be two texts or more, found {len(given)}")

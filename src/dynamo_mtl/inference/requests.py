@@ -77,8 +77,9 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """Source tokens over all windows."""
-        return sum(len(window.ids) for window in self.source.windows)
+        """Source tokens over all windows, and those of the options after each."""
+        choices = sum(map(len, self.source.choice_ids))
+        return sum(len(window.ids) + choices for window in self.source.windows)
 
 
 @dataclass

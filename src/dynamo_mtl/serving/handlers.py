@@ -128,6 +128,7 @@ class Server:
                     "name": name,
                     "type": system.config.tasks[name].type,
                     "needs_context": task.needs_context,
+                    "takes_choices": task.takes_choices,
                     "requires_instruction": system.config.tasks[name].requires_instruction,
                     "description": task.subject,
                     "answer": {"key": task.answer_key, "form": task.answer_form},
@@ -210,7 +211,12 @@ class Server:
 
     def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
         return [
-            self.model.route(item.text or item.question or "", context=item.second, instruction=item.instruction)
+            self.model.route(
+                item.text or item.question or "",
+                context=item.second,
+                instruction=item.instruction,
+                choices=item.choices,
+            )
             for item in items
         ]
 

@@ -27,6 +27,9 @@ class Input(BaseModel):
     context: str | None = Field(default=None, description="The passage that a question is about.")
     text_pair: str | None = Field(default=None, description="The second of two texts; another name of `context`.")
     instruction: str | None = Field(default=None, description="What to do with the text, in words.")
+    choices: Annotated[list[str], Field(min_length=2, max_length=1000)] | None = Field(
+        default=None, description="The options to choose from."
+    )
     task_hint: str | None = Field(default=None, description="The task that must answer; the router chooses if null.")
 
     @model_validator(mode="after")
@@ -45,7 +48,8 @@ class Input(BaseModel):
     @property
     def characters(self) -> int:
         """Number of characters in all parts of the input."""
-        return sum(len(part or "") for part in (self.text, self.question, self.second, self.instruction))
+        parts = (self.text, self.question, self.second, self.instruction, *(self.choices or ()))
+        return sum(len(part or "") for part in parts)
 
 
 class Parameters(BaseModel):
@@ -192,7 +196,8 @@ def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> R
         if item.characters > config.max_characters:
             raise _invalid(f"{where}: {item.characters} characters; at most {config.max_characters} are read")
         for name in Input.model_fields:
-            if not _encodes(getattr(item, name) or ""):
+            given = getattr(item, name) or ""
+            if not _encodes(given if isinstance(given, str) else "".join(given)):
                 raise _invalid(f"{where}.{name}: has half of a surrogate pair, which is no character")
     if isinstance(found, PredictRequest):
         if not _encodes(found.task_hint or ""):

@@ -254,7 +254,7 @@ class Classification(TextTask):
     def _answer(self, probabilities: Sequence[float]) -> Answer:
         by_label = dict(zip(self.config.labels, probabilities, strict=True))
         label = max(by_label, key=by_label.__getitem__)
-        answer: Answer = {"label": label, "score": by_label[label], "probabilities": by_label}
+        answer: Answer = {"label": label, "score": by_label[label], "probabilities": self.likeliest(by_label)}
         if self.config.precision is None:
             return answer
         least = self.calibration.abstain_below

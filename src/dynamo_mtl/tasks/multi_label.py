@@ -194,7 +194,7 @@ class MultiLabel(TextTask):
         by_label = dict(zip(self.config.labels, probabilities, strict=True))
         least = self.calibration.thresholds or [0.5] * len(by_label)
         given = [label for (label, share), own in zip(by_label.items(), least, strict=True) if share >= own]
-        return {"labels": given, "probabilities": by_label}
+        return {"labels": given, "probabilities": self.likeliest(by_label)}
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         return set_scores(*self._sets(answers, examples), len(self.config.labels))
@@ -214,9 +214,8 @@ class MultiLabel(TextTask):
         common = {number for number, count in counts.items() if 2 * count >= len(train)}
         common = common or {number for number, _ in counts.most_common(1)}
         by_label = {label: float(number in common) for number, label in enumerate(self.config.labels)}
-        return [{"labels": [one for one, share in by_label.items() if share], "probabilities": by_label}] * len(
-            examples
-        )
+        given = [label for label, share in by_label.items() if share]
+        return [{"labels": given, "probabilities": self.likeliest(by_label)}] * len(examples)
 
 
 def best_threshold(probabilities: Tensor, has: Tensor) -> float:

@@ -29,6 +29,7 @@ UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
     "evaluation_instructions", "target_vocabulary", "copy_words", "max_target_length", "label_smoothing", "loss_weight",
     "requires_instruction", "classifier_dropout", "validation_share", "description", "examples",
+    "top_labels", "precision", "thresholds", "class_weights", "pooling",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 

@@ -53,9 +53,9 @@ class TaskConfig(BaseModel):
     """Instructions that training uses; the type's own if not given."""
     evaluation_instructions: list[str] | None = None
     """Instructions that scoring uses; the type's own if not given."""
-    examples: list[str | dict[str, str]] = Field(default_factory=list, max_length=20)
-    """Inputs to try in the playground: texts, or mappings with ``text``, ``context`` and ``instruction``. They are part
-    of the checkpoint, so nothing is taken from the data by itself."""
+    examples: list[str | dict[str, str | list[str]]] = Field(default_factory=list, max_length=20)
+    """Inputs to try in the playground: texts, or mappings with ``text``, ``context``, ``instruction`` and ``choices``.
+    They are part of the checkpoint, so nothing is taken from the data by itself."""
     requires_instruction: bool = False
     """Plain inputs of this task are too much like those of another, so it is judged on instructed inputs only."""
     loss_weight: float = Field(default=1.0, gt=0)

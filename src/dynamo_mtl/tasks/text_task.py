@@ -30,6 +30,8 @@ class TextTaskConfig(TaskConfig):
     ``first`` it is the head of the classes of ``transformers``, so that ``dynamo export`` can write one of these."""
     classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout in the head."""
+    top_labels: int = Field(default=20, ge=1)
+    """Most labels of which an answer gives the probability: the likeliest ones."""
 
 
 class TextTask(Task):
@@ -72,6 +74,13 @@ class TextTask(Task):
         counts = torch.bincount(view.window_rows, minlength=len(view.examples))
         sums = found.new_zeros(len(view.examples), found.shape[1]).index_add(0, view.window_rows, found)
         return sums / counts[:, None]
+
+    def likeliest(self, by_label: Mapping[str, float]) -> dict[str, float]:
+        """The probabilities that an answer gives: all in their order, or those of the likeliest labels."""
+        most = self._settings.top_labels
+        if len(by_label) <= most:
+            return dict(by_label)
+        return dict(sorted(by_label.items(), key=lambda item: -item[1])[:most])
 
     def text_head(self, outputs: int, kind: Literal["classification", "regression"] = "classification") -> HeadConfig:
         """A head with so many outputs for a text."""

@@ -30,23 +30,37 @@ function formOf(answer) {
 }
 
 function said(answer) {
-  const { key } = formOf(answer);
-  return typeof answer[key] === "string" ? answer[key] : JSON.stringify(answer[key] ?? answer, null, 2);
+  const { key, form } = formOf(answer);
+  const value = answer[key];
+  if (value === null && answer.best_guess) return `(not sure enough; the best guess is ${answer.best_guess})`;
+  if (typeof value === "string") return value;
+  if (typeof value === "number") return value.toFixed(3);
+  if (form === "spans") return value.map((span) => `${span.word} (${span.entity_group ?? span.tag})`).join(", ");
+  if (Array.isArray(value) && value.every((one) => typeof one === "string")) return value.join(", ");
+  return JSON.stringify(value ?? answer, null, 2);
+}
+
+// The probability of each label, or of each choice in their order.
+function distribution(answer, input) {
+  const shares = answer.probabilities;
+  if (Array.isArray(shares)) return shares.map((share, place) => [input.choices?.[place] ?? String(place), share]);
+  return Object.entries(shares ?? {}).sort((one, other) => other[1] - one[1]);
 }
 
 function currentInput() {
   const context = element("context").value, instruction = element("instruction").value, hint = element("task").value;
+  const choices = element("choices").value.split("\n").filter((line) => line.trim());
   return {
     text: element("text").value,
     ...(context.trim() ? { context } : {}),
     ...(instruction.trim() ? { instruction } : {}),
+    ...(choices.length ? { choices } : {}),
     ...(hint ? { task_hint: hint } : {}),
   };
 }
 
-function drawBars(probabilities, chosen) {
-  const list = element("bars");
-  for (const [task, share] of Object.entries(probabilities)) {
+function drawBars(list, shares, chosen) {
+  for (const [task, share] of shares) {
     let row = [...list.children].find((node) => node.dataset.task === task);
     if (!row) {
       row = made("li");
@@ -56,35 +70,50 @@ function drawBars(probabilities, chosen) {
       row.append(made("span", "name", task), track, made("span", "share"));
       list.append(row);
     }
-    row.classList.toggle("chosen", task === chosen);
+    row.classList.toggle("chosen", chosen(task));
     row.querySelector(".share").textContent = `${(100 * share).toFixed(1)} %`;
     const bar = row.querySelector(".bar");
     requestAnimationFrame(() => { bar.style.width = `${100 * share}%`; });
   }
 }
 
-function passage(answer, context) {
+function passage(spans, text, label) {
   const node = made("div", "passage");
   node.tabIndex = 0;
   node.setAttribute("role", "group");
-  node.setAttribute("aria-label", "Context with the answer marked");
+  node.setAttribute("aria-label", label);
   // The server counts characters, and a string here counts some of them twice.
-  const characters = [...context];
-  node.append(
-    characters.slice(0, answer.start).join(""),
-    made("mark", "", characters.slice(answer.start, answer.end).join("")),
-    characters.slice(answer.end).join(""),
-  );
+  const characters = [...text];
+  let last = 0;
+  for (const span of spans) {
+    const mark = made("mark", "", characters.slice(span.start, span.end).join(""));
+    const kind = span.entity_group ?? span.tag;
+    if (kind) mark.append(made("small", "", ` ${kind}`));
+    node.append(characters.slice(last, span.start).join(""), mark);
+    last = span.end;
+  }
+  node.append(characters.slice(last).join(""));
   return node;
 }
 
 function showAnswer(answer, input, milliseconds) {
   const place = element("answer");
-  const { form } = formOf(answer);
+  const { form, key } = formOf(answer);
   const text = made("p", form === "code" ? "said code" : "said", said(answer) || "(nothing)");
   text.tabIndex = 0;
   const parts = [text];
-  if (form === "span" && input.context && answer.end > answer.start) parts.push(passage(answer, input.context));
+  if (form === "span" && input.context && answer.end > answer.start) {
+    parts.push(passage([answer], input.context, "Context with the answer marked"));
+  }
+  if (form === "spans" && answer[key].length) parts.push(passage(answer[key], input.text, "Text with the spans marked"));
+  const shares = distribution(answer, input);
+  if (shares.length) {
+    const list = made("ul", "bars");
+    list.setAttribute("aria-label", "Probabilities");
+    const given = new Set([answer[key], answer.level].flat());
+    drawBars(list, shares, (label) => given.has(label));
+    parts.push(list);
+  }
   const score = typeof answer.score === "number" ? `, score ${answer.score.toFixed(3)}` : "";
   parts.push(made("p", "hint", `by ${answer.task}${score}, in ${milliseconds.toFixed(0)} ms`));
   place.replaceChildren(...parts);
@@ -93,7 +122,7 @@ function showAnswer(answer, input, milliseconds) {
   const forced = input.task_hint ? ` You asked ${input.task_hint} to answer.` : "";
   element("verdict").textContent = `The router is ${(100 * routing.confidence).toFixed(1)} % sure of `
     + `${routing.predicted_task}.${forced}${doubt}`;
-  drawBars(routing.probabilities, answer.task);
+  drawBars(element("bars"), Object.entries(routing.probabilities), (task) => task === answer.task);
   element("compare").hidden = tasks.length < 2;
   element("others").replaceChildren();
 }
@@ -120,7 +149,8 @@ async function answer() {
 }
 
 async function compare() {
-  const others = tasks.filter((task) => task.name !== asked.task && (!task.needs_context || asked.input.context));
+  const others = tasks.filter((task) => task.name !== asked.task && (!task.needs_context || asked.input.context)
+    && task.takes_choices === Boolean(asked.input.choices));
   await busy(element("compare"), async () => {
     const inputs = others.map((task) => ({ ...asked.input, task_hint: task.name }));
     const { content } = await request("v1/predict", { inputs });
@@ -136,8 +166,9 @@ function fill(input) {
   element("text").value = input.text;
   element("context").value = input.context ?? "";
   element("instruction").value = input.instruction ?? "";
+  element("choices").value = (input.choices ?? []).join("\n");
   element("task").value = "";
-  element("more").open = Boolean(input.context || input.instruction);
+  element("more").open = Boolean(input.context || input.instruction || input.choices);
   answer();
 }
 
