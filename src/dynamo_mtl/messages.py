@@ -1,7 +1,29 @@
-"""Helps to write messages: suggestions for misspelt names, and lists that stay short."""
+"""Helps to write messages: where they go, suggestions for misspelt names, and lists that stay short."""
 
 import difflib
+import logging
+import sys
 from collections.abc import Iterable
+
+
+def log_to_console(level: int) -> None:
+    """Log to standard error from ``level`` on; of other packages only warnings."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s  %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.getLogger("dynamo_mtl").setLevel(level)
+    for library in ("torchao", "torch.utils._pytree"):  # they warn of kernels for other hardware
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def show_progress() -> None:
+    """Log progress to standard error, in a terminal or a notebook, unless the program has set up its own logging."""
+    if not logging.getLogger().handlers:
+        log_to_console(logging.INFO)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.messages import log_to_console
 from dynamo_mtl.storage import writable_folder
 
 if TYPE_CHECKING:
@@ -91,17 +91,7 @@ def writable_file(output: Path, option: str = "--output") -> None:
 def start_logging(verbose: bool, quiet: bool = False) -> None:
     """Log to standard error: progress, also details if ``verbose``, or only warnings if ``quiet``."""
     quiet = quiet or not speaks()
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s  %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.getLogger("dynamo_mtl").setLevel(level)
-    for library in ("torchao", "torch.utils._pytree"):  # they warn of kernels for other hardware
-        logging.getLogger(library).setLevel(logging.ERROR)
+    log_to_console(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
 def speaks() -> bool:

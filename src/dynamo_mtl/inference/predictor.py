@@ -83,6 +83,7 @@ class Predictor:
             rows.update(zip(chunk, found, strict=True))
         return torch.stack([rows[index] for index in range(len(inputs))])
 
+    @torch.inference_mode()
     def route(self, inputs: Sequence[TextInput]) -> list[Route]:
         """Route inputs without answering them. Only the layers that the router reads are computed.
 

@@ -15,22 +15,30 @@ from dynamo_mtl.errors import ConfigError, DataError
 from dynamo_mtl.messages import shortened
 from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.registry import task_types
+from dynamo_mtl.tasks.task import Task
 
 
-def guess_task(path: Path, chosen: Mapping[str, str] | None = None, reading: Reading | None = None) -> Guess:
+def guess_task(
+    path: Path,
+    chosen: Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+    name: str | None = None,
+    kind: type[Task] | None = None,
+) -> Guess:
     """Guess the task of a file from all its rows.
 
     Args:
         path: a file, or a folder with splits.
         chosen: our column → the file's column, where the user has chosen one.
         reading: how the file is written.
+        name: name of the task; that of the file if None.
+        kind: its type, where it is known.
 
     Raises:
         DataError: it cannot be read, or has no rows.
         ConfigError: no task fits, or several do; the message is a question that names them.
     """
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().name.partition(".")[0])[:50] or "task"
-    name = name if name[0].isalpha() else f"task_{name}"  # not a number, which no key can be
+    name = name or _name_of(path)
     rows = (row for row, _ in read_rows(_location(path), "train", DataConfig(), reading=reading or Reading()))
     columns, count = read_columns(rows)
     if not count:
@@ -44,12 +52,22 @@ def guess_task(path: Path, chosen: Mapping[str, str] | None = None, reading: Rea
             f"its first line seems to be a row: {shortened(columns, 4)}; put a line with names of columns in "
             "front of it, or write the configuration by hand with tasks.NAME.reading.header"
         )
-    kinds = sorted(task_types().values(), key=lambda kind: kind.recognition_rank)
-    found = next((guess for kind in kinds if (guess := kind.recognise(table, name)) is not None), None)
+    kinds = sorted(task_types().values(), key=lambda one: one.recognition_rank) if kind is None else [kind]
+    found = next((guess for one in kinds if (guess := one.recognise(table, name)) is not None), None)
+    if found is None and kind is not None:
+        raise table.ask(
+            f"has the columns {shortened(table.columns)}, in which no examples of {kind.type} are found; its columns "
+            f"are {', '.join(kind.column_names)}: say which is which"
+        )
     if found is None:
         raise _nothing(table)
     found.held_out = _lacks_validation(path)
     return found
+
+
+def _name_of(path: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().name.partition(".")[0])[:50] or "task"
+    return name if name[0].isalpha() else f"task_{name}"  # not a number, which no key can be
 
 
 def _location(path: Path) -> str:
