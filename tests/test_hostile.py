@@ -299,10 +299,10 @@ def test_formats_are_read_migrated_or_refused(saved):
     """Fails without the version in ``dynamo.json``: a newer layout would be read as this one."""
     path = saved / "dynamo.json"
     metadata = json.loads(path.read_text())
-    assert metadata["format"] == 4
-    path.write_text(json.dumps({**metadata, "format": 5}))
+    assert metadata["format"] == 5
+    path.write_text(json.dumps({**metadata, "format": 6}))
     write_manifest(saved)
-    with pytest.raises(CheckpointError, match=r"format 5 is newer than this program reads \(4\); update it"):
+    with pytest.raises(CheckpointError, match=r"format 6 is newer than this program reads \(5\); update it"):
         load_system(saved, CPU)
     path.write_text(json.dumps({**metadata, "format": 1}))
     (saved / "manifest.json").unlink()  # version 1 had none, and no task copied words

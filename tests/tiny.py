@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
@@ -109,3 +110,12 @@ def answer_by_text(system):
         for name in ("summarization", "code_generation", "translation"):
             system.model.head(name).embeddings.normal_(std=0.4)
             system.model.head(name).bias.normal_(std=0.3)
+
+
+def nearly(answer, tolerance=1e-4):
+    """An answer to compare with, whose numbers may differ by rounding, also those in lists and mappings."""
+    if isinstance(answer, dict):
+        return {key: nearly(value, tolerance) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [nearly(value, tolerance) for value in answer]
+    return pytest.approx(answer, abs=tolerance) if isinstance(answer, float) else answer

@@ -12,7 +12,7 @@ from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.inference.api import DynamoInference
 
 SHAPES = {
-    "sentiment": {"label", "score"},
+    "sentiment": {"label", "score", "probabilities"},
     "qa": {"answer", "score", "start", "end"},
     "summarization": {"summary_text", "score"},
     "code_generation": {"generated_text", "score"},

@@ -81,12 +81,12 @@ def compare(config: PipelineConfig, settings: CompareConfig, split: str = "valid
     assert device is not None
     root = Path(config.checkpoint_dir)
     final = final_checkpoint(config)
-    _train(config, final, PHASES)
+    train_unless_done(config, final, PHASES)
     notes: dict[str, Any] = {"learning_rates": {}}
     folders = {"dynamo": final, "single_task": root / FOLDERS[1]}
     for name in OWN_TRAINING:
         if name in settings.systems:
-            folders[name], notes["learning_rates"][name] = _train_baseline(config, settings, name)
+            folders[name], notes["learning_rates"][name] = train_baseline(config, settings, name)
     if "two_pass" in settings.systems:
         folders["two_pass"] = _train_two_pass(config)
     system, metadata = load_system(final, device, config)
@@ -135,7 +135,7 @@ def changed_config(config: PipelineConfig, changes: Mapping[str, Any], folder: P
     return with_settings(config, {**changes, "checkpoint_dir": str(folder), "log_dir": str(folder / "logs")})
 
 
-def _train(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
+def train_unless_done(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
     """Train unless ``final`` is there with the same settings."""
     if (final / METADATA).is_file():
         difference = changed_setting(read_settings(final / CONFIG), config)
@@ -147,7 +147,7 @@ def _train(config: PipelineConfig, final: Path, phases: Sequence[int]) -> None:
     train(config, phases, resume=LATEST)
 
 
-def _train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) -> tuple[Path, dict[str, Any]]:
+def train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) -> tuple[Path, dict[str, Any]]:
     """Train a baseline at the best of its learning rates. Returns its folder, and what the trials found."""
     key = OWN_TRAINING[name][1]
     root = Path(config.checkpoint_dir) / name
@@ -156,12 +156,12 @@ def _train_baseline(config: PipelineConfig, settings: CompareConfig, name: str) 
     for rate in rates if len(rates) > 1 else []:
         place = root / "trials" / f"{rate:g}"
         trial = _baseline_config(config, name, {key: rate, "step_share": settings.trial_share}, place)
-        _train(trial, place / FOLDERS[3], PHASES)
+        train_unless_done(trial, place / FOLDERS[3], PHASES)
         score = read_metadata(place / FOLDERS[3]).validation_score
         losses[f"{rate:g}"] = math.inf if score is None else -score
         logger.info("%s at learning rate %g: validation loss %.4f", name, rate, losses[f"{rate:g}"])
     best = min(rates, key=lambda rate: losses.get(f"{rate:g}", math.inf))
-    _train(_baseline_config(config, name, {key: best}), root / FOLDERS[3], PHASES)
+    train_unless_done(_baseline_config(config, name, {key: best}), root / FOLDERS[3], PHASES)
     return root / FOLDERS[3], {"chosen": best, "trial_losses": losses}
 
 
@@ -184,7 +184,7 @@ def _train_two_pass(config: PipelineConfig) -> Path:
         copy_folder(Path(config.checkpoint_dir) / FOLDERS[1], root / FOLDERS[1])
 
     on_main_process(copy)
-    _train(changed, root / FOLDERS[2], (2,))
+    train_unless_done(changed, root / FOLDERS[2], (2,))
     return root / FOLDERS[2]
 
 

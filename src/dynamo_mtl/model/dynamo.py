@@ -228,7 +228,9 @@ class DynamoModel(nn.Module):
         assert batch.target_plan is not None
         words = [self.embed_target(head, ids, batch.target_pieces.get(head)) for head, ids in batch.target_ids.items()]
         trainable = self.trains_backbone or any(word.requires_grad for word in words)
-        attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=trunk.recorded)
+        missing = len(batch.ids) - len(trunk.hidden)  # the trunk of repeated inputs has no padding
+        before = [F.pad(pairs, (0, 0, 0, missing)) for pairs in trunk.recorded] if missing else trunk.recorded
+        attention = PackedAttention(batch.target_plan, self.encoder.config.num_heads, before=before)
         with nullcontext() if trainable else torch.no_grad(), self._precision():
             padding = len(batch.target_positions) - sum(map(len, words))
             hidden = self.encoder.embed(F.pad(torch.cat(words), (0, 0, 0, padding)), batch.target_positions)

@@ -49,7 +49,8 @@ def find_label_lists(table: Table) -> LabelLists | None:
     for column in columns:
         lists = [value for value in column.sample if isinstance(value, list)]
         names = sorted({one for value in lists for one in value if isinstance(one, str)})
-        if lists and len(lists) == len(column.sample) and 2 <= len(names) <= REPEATED * len(lists) + 2:
+        is_named = "labels" in table.chosen or 2 <= len(names) <= REPEATED * len(lists) + 2
+        if lists and len(lists) == len(column.sample) and is_named:
             return LabelLists(names, column.name, [column.name], f"'{column.name}' holds lists of {len(names)} labels")
     for column in columns:
         if not column.is_nested and not column.is_text and (names := column.parts()):

@@ -1,0 +1,126 @@
+"""Train an adapter for each of many tasks with labels of every kind, and score them beside full fine-tuning.
+
+    python benchmarks/labels.py results/labels.json data.root=DATA
+    python benchmarks/labels.py results/labels.json --only trec6 stsb data.root=DATA
+
+An interrupted run goes on where it was, and what was trained with the same settings is not trained again.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import machine
+
+from dynamo_mtl.checkpoint.metadata import read_metadata
+from dynamo_mtl.config.identity import settings_of
+from dynamo_mtl.config.load import DynamoConfig, load_config
+from dynamo_mtl.config.overrides import with_settings
+from dynamo_mtl.evaluation.benchmark import Scoreboard, load_predictor
+from dynamo_mtl.evaluation.compare import train_baseline, train_unless_done
+from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_oracle
+from dynamo_mtl.evaluation.confidence import score_confidence
+from dynamo_mtl.evaluation.inputs import task_examples
+from dynamo_mtl.messages import log_to_console
+from dynamo_mtl.training.stages import FOLDERS
+
+CONFIG = Path(__file__).parents[1] / "configs" / "labels.yaml"
+FULL = ("rte", "mrpc", "stsb", "nlupp_banking", "trec6", "sst5", "wnut17", "pos_gum", "subjqa_electronics", "copa")
+"""Tasks whose backbone is also fine-tuned in full: one or more of each type."""
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Train what is missing, score, and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", nargs="+", help="train and score only these tasks")
+    parser.add_argument("--full", nargs="*", default=list(FULL), help="tasks to fine-tune in full")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    given, settings = parser.parse_known_args()
+    log_to_console(logging.INFO)
+    config = load_config(given.config, settings)
+    if given.only:
+        config = only(config, given.only)
+    folder = Path(config.checkpoint_dir) / FOLDERS[1]
+    train_unless_done(config, folder, (1,))
+    tasks = scored(config, folder)
+    for name in given.full:
+        if name in tasks:
+            tasks[name] |= fine_tuned(config, name)
+    ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
+    metadata = read_metadata(folder)
+    result = {
+        "tasks": tasks,
+        "mean_ratio": sum(ratios) / len(ratios) if ratios else None,
+        "minutes": metadata.train_seconds / 60,
+        "backbone": metadata.backbone,
+        "commit": metadata.commit,
+        "machine": machine(CPU),
+        "settings": settings_of(config),
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, own in tasks.items():
+        shown = "  ".join(f"{key} {own[key]:.4g}" for key in ("trivial", "adapter", "full_finetuning") if key in own)
+        print(f"{name:20s} {own['metric']:10s} {shown}")
+    print(f"mean of adapter / full fine-tuning: {result['mean_ratio']}")
+
+
+def only(config: DynamoConfig, names: list[str]) -> DynamoConfig:
+    """The configuration of some of its tasks."""
+    raw = config.model_dump()
+    raw["data"]["paths"] = {name: config.data.paths[name] for name in names}
+    for section in ("tasks", "lora_configs"):
+        raw[section] = {name: raw[section][name] for name in names}
+    return DynamoConfig.model_validate(raw)
+
+
+def scored(config: DynamoConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the adapters on the whole validation data, each task given, with those of the trivial systems."""
+    predictor = load_predictor(folder, CPU, config)
+    system, seed = predictor.system, config.training.seed
+    board = Scoreboard({name: task_examples(system, name, "validation", seed) for name in system.tasks})
+    board.add_trivial(system, seed)
+    board.add("oracle", ComparedSystem(predictor, choose_oracle))
+    confidence = score_confidence(system, config, "validation", seed, list(system.tasks))
+    found: dict[str, dict[str, Any]] = {}
+    for name, task in system.tasks.items():
+        metric, measured = task.main_metric, confidence.get(name, {})
+        found[name] = {
+            "type": task.type,
+            "metric": metric,
+            "adapter": board.scores["oracle"][name][metric],
+            "interval": board.intervals["oracle"][name],
+            "trivial": board.scores["trivial"][name][metric],
+            "ece_before": measured.get("ece_before"),
+            "ece_after": measured.get("ece_after"),
+            "ece_labels": measured.get("n"),
+            "n": len(board.examples[name]),
+            "scores": board.scores["oracle"][name],
+            "calibration": asdict(task.calibration),
+        }
+    return found
+
+
+def fine_tuned(config: DynamoConfig, name: str) -> dict[str, Any]:
+    """Scores of the whole backbone fine-tuned for one task, with as many steps, at the best of a few learning rates."""
+    own = with_settings(only(config, [name]), {"checkpoint_dir": str(Path(config.checkpoint_dir) / "full" / name)})
+    folder, rates = train_baseline(own, own.compare, "full_finetuning")
+    predictor = load_predictor(folder, CPU)
+    board = Scoreboard({name: task_examples(predictor.system, name, "validation", config.training.seed)})
+    board.add("full_finetuning", ComparedSystem(predictor, choose_oracle))
+    scores = board.scores["full_finetuning"][name]
+    return {
+        "full_finetuning": scores[predictor.system.tasks[name].main_metric],
+        "full_minutes": read_metadata(folder).train_seconds / 60,
+        "learning_rates": rates,
+    }
+
+
+if __name__ == "__main__":
+    main()
