@@ -1,7 +1,7 @@
 """Train an adapter for each of many tasks with labels of every kind, and score them beside full fine-tuning.
 
     python benchmarks/labels.py results/labels.json data.root=DATA
-    python benchmarks/labels.py results/labels.json --only trec6 stsb data.root=DATA
+    python benchmarks/labels.py results/labels.json data.root=DATA --only trec6,stsb
 
 An interrupted run goes on where it was, and what was trained with the same settings is not trained again.
 """
@@ -38,18 +38,19 @@ def main() -> None:
     """Train what is missing, score, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--only", nargs="+", help="train and score only these tasks")
-    parser.add_argument("--full", nargs="*", default=list(FULL), help="tasks to fine-tune in full")
+    parser.add_argument("settings", nargs="*", help="as key.sub=value")
+    parser.add_argument("--only", help="train and score only these tasks, such as trec6,stsb")
+    parser.add_argument("--full", default=",".join(FULL), help="tasks whose backbone is also fine-tuned in full")
     parser.add_argument("--config", type=Path, default=CONFIG)
-    given, settings = parser.parse_known_args()
+    given = parser.parse_args()
     log_to_console(logging.INFO)
-    config = load_config(given.config, settings)
+    config = load_config(given.config, given.settings)
     if given.only:
-        config = only(config, given.only)
+        config = only(config, given.only.split(","))
     folder = Path(config.checkpoint_dir) / FOLDERS[1]
     train_unless_done(config, folder, (1,))
     tasks = scored(config, folder)
-    for name in given.full:
+    for name in given.full.split(","):
         if name in tasks:
             tasks[name] |= fine_tuned(config, name)
     ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
