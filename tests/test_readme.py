@@ -153,6 +153,10 @@ def test_python_blocks_run_as_written(workplace, monkeypatch):
 
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(objective, "TERMS", dict(objective.TERMS))
+    rows = [f"it was {word} on day {n},{stars}" for n in range(12) for word, stars in (("bad", 1), ("fine", 4))]
+    (workplace / "reviews.csv").write_text("\n".join(["review,stars", *rows]))
+    rows = [f"who is at gate {n}?,{who} is at gate {n} today.,{who}" for n in range(12) for who in ("Ada", "Ben")]
+    (workplace / "questions.csv").write_text("\n".join(["question,context,answer", *rows]))
     blocks = [block for page in (README, GUIDE, SERVING) for block in _blocks(page, "python")]
     assert len(blocks) >= 4
     for block in blocks:
@@ -171,6 +175,7 @@ WALKED = (
     "export",
     "troubleshooting",
     "generated_code",
+    "labels",
 )
 """Pages whose blocks are run here; README, guide and serving above and below, your_own_data by test_newcomer.py."""
 NEEDS = re.compile(r"<!-- needs: (?:hub|gpu|data|docker|ray) -->\n\n```.*?```", flags=re.DOTALL)

@@ -8,8 +8,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from dynamo_mtl.checkpoint.metadata import Metadata
+from dynamo_mtl.config.system_config import SystemConfig
+from dynamo_mtl.config.validation import validate
 from dynamo_mtl.data.samples import sample_rows
+from dynamo_mtl.data.samples.classification import TOPICS
+from dynamo_mtl.data.samples.multi_label import ASPECTS
 from dynamo_mtl.system import build_system
+from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.tables import all_examples
 
 TASKS = ("sentiment", "qa", "summarization", "code_generation", "translation")
@@ -110,6 +115,44 @@ def answer_by_text(system):
         for name in ("summarization", "code_generation", "translation"):
             system.model.head(name).embeddings.normal_(std=0.4)
             system.model.head(name).bias.normal_(std=0.3)
+
+
+KINDS = {
+    "topics": {"type": "classification", "labels": list(TOPICS), "pooling": "first"},
+    "aspects": {"type": "multi_label", "labels": list(ASPECTS), "pooling": "first"},
+    "marks": {"type": "regression", "score_range": [0, 10], "pooling": "first"},
+    "levels": {"type": "regression", "score_range": [0, 10], "ordinal": True},
+    "quiz": {"type": "multiple_choice"},
+    "names": {"type": "token_classification", "kinds": ["PER", "ORG", "LOC"]},
+    "faq": {"type": "qa", "no_answer": True},
+}
+"""A task with every kind of label."""
+
+
+def kinds_examples(name):
+    """Eight examples of a task of ``KINDS``."""
+    kind, settings = task_types()[KINDS[name]["type"]], KINDS[name]
+    task = kind(name, validate(kind.Config, settings, name))
+    rows = [row for _, row in zip(range(8), sample_rows(settings["type"], "train"), strict=False)]
+    return [task.read(row, "row") for row in rows]
+
+
+def make_kinds_system(model_settings):
+    """One untrained system with the tasks of ``KINDS``, whose adapters are not no-ops."""
+    config = {
+        "data": {"paths": dict.fromkeys(KINDS, "unused"), "max_source_length": 48, "window_overlap": 16},
+        "tasks": KINDS, "model": model_settings, "router": {"hidden_sizes": [8]},
+        "lora_configs": {name: {"rank": 2, "dropout": 0.0} for name in KINDS},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    checked = validate(SystemConfig, config, "test")
+    built = build_system(checked, lambda task: kinds_examples(task.name), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in built.model.bank.parameters():
+            parameter.normal_(std=0.2)
+    for name, task in built.tasks.items():
+        task.study(built.model.head(name), kinds_examples(name))
+    return built
 
 
 def nearly(answer, tolerance=1e-4):

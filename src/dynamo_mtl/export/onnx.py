@@ -27,6 +27,7 @@ from dynamo_mtl.model.router import PREFIXES
 from dynamo_mtl.storage import new_folder, write_folder
 from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.generation_task import GenerationTask
+from dynamo_mtl.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,19 @@ def _buffer(part: str, layer: int, site: str) -> str:
     return f"{part}_{layer}_{site.replace('.', '_')}"
 
 
+def _is_exported(task: Task) -> bool:
+    return not isinstance(task, GenerationTask) and not task.takes_choices
+
+
 class RoutedGraph(nn.Module):
     """The module that is exported."""
 
     def __init__(self, system: System, calibration: Calibration) -> None:
         super().__init__()
         self.model, self.calibration = system.model, calibration
-        self.exported = [n for n in system.model.task_names if not isinstance(system.tasks[n], GenerationTask)]
+        self.exported = [name for name, task in system.tasks.items() if _is_exported(task)]
+        takes_choices = [task.takes_choices for task in system.tasks.values()]
+        self.register_buffer("takes_choices", torch.tensor(takes_choices), persistent=False)
         self.temperatures = {name: system.tasks[name].calibration.temperature for name in self.exported}
         self.first_position = system.first_position
         bank = self.model.bank
@@ -127,6 +134,7 @@ class RoutedGraph(nn.Module):
             hidden = encoder.run(hidden, attend, layer, layer + 1)
             features.append(self._pool(hidden, ids, mask))
         logits = model.router(torch.cat(features, dim=1)).logits / model.router.temperature
+        logits = logits.masked_fill(self.get_buffer("takes_choices"), float("-inf"))  # no row has options
         count = logits.shape[1]
         chosen = torch.where(task < 0, logits.argmax(dim=1), task)
         adapters = _PaddedAdapters(self, F.one_hot(chosen, count).to(hidden.dtype))
@@ -209,7 +217,8 @@ def export_onnx(checkpoint: Path, output: Path, quantize: bool = False) -> Path:
         raise CheckpointError(f"{output}: cannot be written ({error.strerror})") from error
     left_out = [name for name in system.tasks if name not in graph.exported]
     if left_out:
-        logger.info("not exported, since they write text: %s; dynamo serve answers them", ", ".join(left_out))
+        names = ", ".join(left_out)
+        logger.info("not exported, since they write text or choose among options: %s; dynamo serve answers them", names)
     return output
 
 
@@ -220,7 +229,10 @@ def make_graph(system: System, calibration: Calibration) -> RoutedGraph:
         raise ConfigError("export: only a model whose router reads the trunk and chooses one adapter can be exported")
     graph = RoutedGraph(system, calibration)
     if not graph.exported:
-        raise ConfigError("export: every task of this model writes text; onnx holds tasks with labels or spans only")
+        raise ConfigError(
+            "export: every task of this model writes text or chooses among options; onnx holds tasks with labels or "
+            "spans only"
+        )
     system.model.dtype = torch.float32
     system.model.float()
     return graph.eval()
