@@ -46,11 +46,20 @@ def predict(
     routing: dict[str, Any] = result.pop("routing_info")
     for task, answer in result.items():
         for key, value in answer.items():
-            typer.echo(f"{task}.{key}: {value}")
+            typer.echo(f"{task}.{key}: {_shown(value)}")
     doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
     typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
+
+
+def _shown(value: Any) -> str:
+    """A value of an answer on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(own)}" for key, own in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_shown, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 @app.command()

@@ -153,7 +153,7 @@ def _read_split(
         if note is not None:
             found.reading_notes[note] = found.reading_notes.get(note, 0) + 1
         found.empty_texts += not example.text.strip()
-        key = _digest((example.text, example.context))
+        key = _digest((example.text, example.context, example.choices))
         if example.context is not None:
             contexts.add(_digest(example.context))
         if key in inputs:
@@ -161,8 +161,7 @@ def _read_split(
             found.contradictions += inputs[key] != example.target
         else:
             inputs[key] = example.target
-        label = task.label(example)
-        if label is not None:
+        for label in task.labels_of(example):
             found.labels[label] = found.labels.get(label, 0) + 1
         # Reservoir sampling (Vitter 1985, algorithm R): every usable row is as likely as any other.
         if len(kept) < sample:

@@ -114,17 +114,19 @@ class SourceEncoder:
         instruction_length = len(clean(instruction)) + 1 if instruction and context is None else 0
         cut = end < len(encoding.ids) or len(body) < len(whole)
         options = tuple(clean(choice) for choice in choices or ())
+        encoded = [self._choice(option) for option in options]
+        cut = cut or any(is_cut for _, is_cut in encoded)
         return EncodedSource(
             windows, body, cut, instruction_length, question_cut, context is not None, len(whole), options,
-            [self._choice(option) for option in options],
+            [ids for ids, _ in encoded],
         )  # fmt: skip
 
-    def _choice(self, text: str) -> list[int]:
-        """An option: the marker, which is the token that begins a text, then its tokens and a separator."""
-        special = self.tokenizer
+    def _choice(self, text: str) -> tuple[list[int], bool]:
+        """An option, and whether it was cut: a marker (the token that begins a text), its tokens, a separator."""
+        special, room = self.tokenizer, self.max_choice - 2
         limit = self.max_choice * CHARACTERS_PER_TOKEN
         ids = special.backend.encode(text[:limit], add_special_tokens=False).ids
-        return [special.first, *ids[: self.max_choice - 2], special.separator]
+        return [special.first, *ids[:room], special.separator], len(ids) > room or len(text) > limit
 
 
 @dataclass(frozen=True)

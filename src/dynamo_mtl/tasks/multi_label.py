@@ -137,6 +137,9 @@ class MultiLabel(TextTask):
         numbers = json.loads(example.target)
         return self.config.labels[numbers[0]] if numbers else None
 
+    def labels_of(self, example: Example) -> Sequence[str]:
+        return [self.config.labels[number] for number in json.loads(example.target)]
+
     def confusion(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, dict[str, int]]:
         return {}  # a set of labels is not confused with one other label
 

@@ -238,6 +238,11 @@ class Task(abc.ABC):
         """The expected class; None for types without classes."""
         return None
 
+    def labels_of(self, example: Example) -> Sequence[str]:
+        """All labels of an example, to count them: the expected class, if there is one."""
+        label = self.label(example)
+        return [] if label is None else [label]
+
     def lost(self, example: EncodedExample, source: EncodedSource, target: str) -> str | None:
         """What part of ``target`` the encoded example has lost, in a few words; None if it has lost nothing."""
         return None
