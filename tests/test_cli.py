@@ -1,5 +1,6 @@
 """The command line: what works, and one sentence with exit code 2 for what cannot."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 from tiny import TASKS
 
+from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.tasks.registry import task_types
 
 ROOT = Path(__file__).parent.parent
 
@@ -233,11 +236,54 @@ def test_a_wrong_phase_or_config_file_is_said(tiny_config_file, capsys):
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("configs/*.yaml"), ROOT / "config.yaml"]), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path):
     config = load_config(path)
-    assert {task.type for task in config.tasks.values()} <= set(TASKS)
+    assert {task.type for task in config.tasks.values()} <= set(task_types())
     assert len(config.tasks) >= 3
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.stem)
+def _invented(task, number):
+    """A row for a task of ``configs/labels.yaml``, from its settings."""
+    text = f"the bus number {number} is late"
+    if task.type == "qa":
+        return {"question": "what?", "context": text, "answers": {"text": ["bus"], "answer_start": [4]}}
+    if task.type == "multiple_choice":
+        return {"question": text, "choices": ["a bus", "a tram"], "answer": number % 2}
+    if task.type == "token_classification":
+        tags = task.tags or ["O", f"B-{task.kinds[0]}"]
+        return {"tokens": text.split(), "tags": [tags[n % len(tags)] for n in range(6)]}
+    texts = {"text_a": text, "text_b": "it is late"} if task.text_pair else {"text": text}
+    if task.type == "regression":
+        return {**texts, "score": task.score_range[number % 2]}
+    labels = task.labels[number % len(task.labels)]
+    return {**texts, "labels": [labels]} if task.type == "multi_label" else {**texts, "label": labels}
+
+
+def test_the_config_of_all_labels_trains_on_invented_rows(tiny_roberta, tmp_path, cache_dir):
+    """A step of each adapter of ``configs/labels.yaml``. Fails if its settings do not go together."""
+    path = ROOT / "configs" / "labels.yaml"
+    config = load_config(path)
+    for name, task in config.tasks.items():
+        for split, count in (("train", 8), ("validation", 4)):
+            place = tmp_path / "data" / name / f"{split}.jsonl.gz"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with gzip.open(place, "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(_invented(task, number)) + "\n" for number in range(count))
+    small = {
+        **{f"tasks.{name}.training.max_steps": 1 for name in config.tasks},
+        "data.root": tmp_path / "data", "data.cache_dir": cache_dir, "data.max_source_length": 96,
+        "data.window_overlap": 16,
+        "model.base_model_name": tiny_roberta, "model.hidden_size": 32, "model.tap_layer": 1, "model.precision": "fp32",
+        "log_dir": tmp_path / "logs", "checkpoint_dir": tmp_path / "checkpoints",
+    }  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(path), "--phase", "1", *(f"{key}={value}" for key, value in small.items())])
+    assert end.value.code == 0
+    assert len(read_metadata(tmp_path / "checkpoints" / "phase_1").tasks) == 24
+
+
+SHIPPED = sorted(path for path in ROOT.glob("configs/*.yaml") if path.stem != "labels")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_config_trains(path, tiny_roberta, tmp_path, cache_dir):
     """A step of each phase over a tiny backbone, on the sample corpus. Fails if settings do not go together."""
     config = load_config(path)

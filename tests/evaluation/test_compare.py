@@ -180,5 +180,5 @@ def test_serving_settings_train_nothing_anew(job, monkeypatch):
     trained = []
     monkeypatch.setattr(compared, "train", lambda *given, **_: trained.append(given))
     config = load_config(job / "job.yaml", ["serving.port=9999", "training.token_budget=512"])
-    compared._train(config, compared.final_checkpoint(config), compared.PHASES)
+    compared.train_unless_done(config, compared.final_checkpoint(config), compared.PHASES)
     assert not trained

@@ -222,3 +222,25 @@ def test_rows_that_training_leaves_out_do_not_fail_the_check(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*command, str(config)])
         assert stop.value.code == 0, capsys.readouterr()
+
+
+def test_lists_are_no_code_and_a_target_that_many_texts_share_is_the_second_text(tmp_path):
+    """Python reads a list as a program, and few different values look like labels. Fails if either is believed."""
+    lists = _jsonl(tmp_path, "a.jsonl", [{"text": t, "labels": [["lift"], ["door", "lift"], []][n % 3]}
+                                         for n, t in enumerate(TEXTS)])  # fmt: skip
+    assert guess_task(lists).type == "multi_label"
+    options = _jsonl(tmp_path, "b.jsonl", [{"question": t, "choices": ["up", "down", "out"], "answer": n % 3}
+                                           for n, t in enumerate(TEXTS)])  # fmt: skip
+    assert guess_task(options).type == "multiple_choice"
+    rows = [(t, ["lifts", "stairs"][n // 2 % 2], ["for", "against"][n % 2]) for n, t in enumerate(TEXTS)]
+    stance = guess_task(_csv(tmp_path, "c.csv", ["text_a", "text_b", "label"], rows))
+    assert (stance.type, stance.settings["text_pair"], stance.settings["labels"]) == (
+        "classification", True, ["against", "for"],
+    )  # fmt: skip
+    words = [{"tokens": t.split(), "tags": ["D", "N", "N", "N", "P", "P", "P", "P", "P", "P"][: len(t.split())]}
+             for t in TEXTS]  # fmt: skip
+    assert guess_task(_jsonl(tmp_path, "d.jsonl", words)).settings["tags"] == ["D", "N", "P"]
+    spans = [{"text": ["the lift"] * (n % 2), "answer_start": [0] * (n % 2)} for n in range(len(TEXTS))]
+    asked = [{"question": f"Which {n}?", "context": t, "answers": spans[n]} for n, t in enumerate(TEXTS)]
+    found = guess_task(_jsonl(tmp_path, "e.jsonl", asked))
+    assert (found.type, found.settings["no_answer"]) == ("qa", True)

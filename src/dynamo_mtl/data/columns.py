@@ -120,7 +120,7 @@ class Column:
     @property
     def is_code(self) -> bool:
         """Whether most values are Python that does something: a bare name or number could be a label."""
-        found = sum(_is_code(str(value)) for value in self.sample[:200])
+        found = 0 if self.is_nested else sum(_is_code(str(value)) for value in self.sample[:200])
         return found >= 0.6 * len(self.sample[:200]) > 0
 
     @property

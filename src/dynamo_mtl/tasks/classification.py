@@ -94,8 +94,9 @@ class Classification(TextTask):
                 f"which column is the label, {each}? say --column {name}.label=NAME, and name a file twice, with a "
                 "copy under another name, to learn several"
             )
-        guess = cls._guess_labels(table, name, texts_beside(table, chosen, name), chosen)
-        others = [column.name for column in labels if column.name != chosen]
+        texts = texts_beside(table, chosen, name)
+        guess = cls._guess_labels(table, name, texts, chosen)
+        others = [column.name for column in labels if column.name not in (chosen, *texts)]
         if guess is not None and others:
             guess.notes.append(f"'{chosen}' is taken as the label; it could also be {', '.join(others)}")
         return guess

@@ -79,6 +79,9 @@ def texts_beside(table: Table, label: str, name: str, others: Sequence[str] = ()
             f"{each} hold texts beside the label '{label}': say --column {name}.text=NAME for the one that it is "
             f"about, and --column {name}.text_pair=NAME for the second one if it is about two"
         )
+    pair = table.named(TextTask.optional_columns["text_pair"])
+    if len(texts) == 1 and pair not in (None, label, texts[0].name, *others):
+        texts.append(table.columns[str(pair)])  # such as a target that many texts share
     if texts:
         second = TextTask.optional_columns["text_pair"]
         return [column.name for column in sorted(texts, key=lambda column: column.name.strip().casefold() in second)]

@@ -15,7 +15,7 @@ from dynamo_mtl.tasks.encoding import TaskView
 from dynamo_mtl.tasks.task import Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
-TEXT_NAMES = ("text", "sentence", "content")
+TEXT_NAMES = ("text", "sentence", "content", "text_a", "sentence_a", "sentence1", "text1")
 """Names of the column of texts."""
 
 
@@ -39,7 +39,7 @@ class TextTask(Task):
 
     lora = LoraConfig(rank=16, alpha=32.0, target_modules=["query", "value"])
     all_windows = True
-    optional_columns = {"text_pair": ("text_pair", "sentence2", "text2", "hypothesis")}
+    optional_columns = {"text_pair": ("text_pair", "sentence2", "text2", "hypothesis", "text_b", "sentence_b")}
     missing_context = "compares two texts, and there is one; give the second as text_pair"
     hub_task = "text-classification"
     starter_training = {"max_steps": 900, "batch_size": 32}
