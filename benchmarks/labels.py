@@ -24,8 +24,11 @@ from dynamo_mtl.evaluation.benchmark import Scoreboard, load_predictor
 from dynamo_mtl.evaluation.compare import train_baseline, train_unless_done
 from dynamo_mtl.evaluation.compared_systems import ComparedSystem, choose_oracle
 from dynamo_mtl.evaluation.confidence import score_confidence
-from dynamo_mtl.evaluation.inputs import task_examples
 from dynamo_mtl.messages import log_to_console
+from dynamo_mtl.system import System
+from dynamo_mtl.tasks.tables import all_examples, open_task_table
+from dynamo_mtl.tasks.task import Example
+from dynamo_mtl.training.examples import split_validation
 from dynamo_mtl.training.stages import FOLDERS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "labels.yaml"
@@ -82,10 +85,10 @@ def only(config: DynamoConfig, names: list[str]) -> DynamoConfig:
 
 
 def scored(config: DynamoConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    """Scores of the adapters on the whole validation data, each task given, with those of the trivial systems."""
+    """Scores of the adapters on validation data, each task given, with those of the trivial systems."""
     predictor = load_predictor(folder, CPU, config)
     system, seed = predictor.system, config.training.seed
-    board = Scoreboard({name: task_examples(system, name, "validation", seed) for name in system.tasks})
+    board = Scoreboard({name: held_out(system, name, config) for name in system.tasks})
     board.add_trivial(system, seed)
     board.add("oracle", ComparedSystem(predictor, choose_oracle))
     confidence = score_confidence(system, config, "validation", seed, list(system.tasks))
@@ -108,12 +111,19 @@ def scored(config: DynamoConfig, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def held_out(system: System, name: str, config: DynamoConfig) -> list[Example]:
+    """All validation rows of a task; of one whose thresholds were fitted on half of them, the other half."""
+    table = open_task_table(system.tasks[name], "validation", config.data, config.training.seed)
+    has_thresholds = bool(system.tasks[name].calibration.thresholds)
+    return list(all_examples(split_validation(system.tasks[name], table)[0] if has_thresholds else table))
+
+
 def fine_tuned(config: DynamoConfig, name: str) -> dict[str, Any]:
     """Scores of the whole backbone fine-tuned for one task, with as many steps, at the best of a few learning rates."""
     own = with_settings(only(config, [name]), {"checkpoint_dir": str(Path(config.checkpoint_dir) / "full" / name)})
     folder, rates = train_baseline(own, own.compare, "full_finetuning")
     predictor = load_predictor(folder, CPU)
-    board = Scoreboard({name: task_examples(predictor.system, name, "validation", config.training.seed)})
+    board = Scoreboard({name: held_out(predictor.system, name, config)})
     board.add("full_finetuning", ComparedSystem(predictor, choose_oracle))
     scores = board.scores["full_finetuning"][name]
     return {

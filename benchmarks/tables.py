@@ -217,6 +217,21 @@ def small_table(path: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n{milliseconds} on {performance.describe_machine(content['machine'])}."
 
 
+def uneven_table(path: Path) -> str:
+    """What weights of labels and smoothing do where labels are rare, or wrong."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    made = {"rare": f"rarest 1:{content['ratio']}", "wrong": f"{100 * content['wrong']:.0f} % wrong"}
+    rows = [
+        [task, made[how], way, f"{own['macro_f1']:.3f}", f"{own['accuracy']:.3f}", f"{own['ece_after']:.3f}",
+         str(own["training_examples"])]
+        for task, hows in content["tasks"].items()
+        for how, ways in hows.items()
+        for way, own in ways.items()
+    ]  # fmt: skip
+    header = ["task", "labels", "training", "macro F1", "accuracy", "ece, calibrated", "rows"]
+    return f"{markdown_table(header, rows)}\n\n{content['steps']} updates each, one seed."
+
+
 def serving_table(path: Path) -> str:
     """What the server did under load."""
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -260,6 +275,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "serving": serving_table,
     "small": small_table,
     "targets": targets.targets_table,
+    "uneven": uneven_table,
 }
 """What a table shows of its file."""
 TABLE = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- /table -->", flags=re.DOTALL)

@@ -92,6 +92,34 @@ def test_data_from_memory_is_the_same_in_any_form(given, tmp_path):
     assert [json.loads(line) for line in place.read_text().splitlines()] == REVIEWS
 
 
+def test_names_of_a_data_sets_labels_are_kept(tmp_path):
+    """``ClassLabel`` numbers. Fails if labels become class 0, class 1."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["sad", "glad"])}
+    )
+    data = datasets.Dataset.from_list([{"text": "a", "label": 1}, {"text": "b", "label": 0}], features=features)
+    rows = [json.loads(line) for line in stored(data, tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows] == ["glad", "sad"]
+
+
+def test_what_the_columns_do_not_say_the_settings_may(small, tmp_path):
+    """Soft labels, levels, two columns of 0 and 1; each with other rows to score."""
+    soft = [{"text": f"it was so {n}", "probabilities": [n % 4 / 4, 1 - n % 4 / 4]} for n in range(30)]
+    stars = [{"review": f"it was so {n}", "stars": n % 5 + 1} for n in range(30)]
+    flags = [{"text": f"it was so {n}", "bed": n % 2, "food": n // 2 % 2} for n in range(30)]
+    few = {"training": {"max_steps": 1, "batch_size": 4}}
+    tasks = {
+        "soft": Classification(soft, soft_labels=True, labels=["no", "yes"], **few),
+        "stars": Regression(stars, text="review", label="stars", score_range=[1, 5], ordinal=True, **few),
+        "flags": MultiLabel(flags, labels=["bed", "food"], **few),
+    }
+    model = Dynamo(tasks, **small).fit()
+    result = model.evaluate({"stars": stars[:7]})
+    assert result.systems["oracle"]["stars"]["n"] == 7
+    with pytest.raises(ConfigError, match="data: no task 'star'; did you mean 'stars'"):
+        model.evaluate({"star": stars})
+
+
 def test_missing_values_are_null_and_other_values_text(tmp_path):
     frame = pd.DataFrame({"a": [1.5, None], "b": [pd.Timestamp("2024-01-02"), pd.NaT], "c": [np.array([1, 2]), ("x",)]})
     rows = [json.loads(line) for line in stored(frame, tmp_path / "x.jsonl").read_text().splitlines()]

@@ -125,8 +125,10 @@ KINDS = {
     "quiz": {"type": "multiple_choice"},
     "names": {"type": "token_classification", "kinds": ["PER", "ORG", "LOC"]},
     "faq": {"type": "qa", "no_answer": True},
-}
-"""A task with every kind of label."""
+    "sums": {"type": "summarization", "target_vocabulary": 300, "max_target_length": 20,
+             "generation": {"max_new_tokens": 4}},
+}  # fmt: skip
+"""A task with every kind of label, and one that writes."""
 
 
 def kinds_examples(name):
@@ -152,6 +154,7 @@ def make_kinds_system(model_settings):
             parameter.normal_(std=0.2)
     for name, task in built.tasks.items():
         task.study(built.model.head(name), kinds_examples(name))
+    built.model.eval()
     return built
 
 

@@ -7,17 +7,20 @@ either is the same, bit for bit.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dynamo_mtl.config.load import DynamoConfig, load_config
+from dynamo_mtl.config.overrides import with_settings
+from dynamo_mtl.config.validation import validate
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.inference.api import DynamoInference
-from dynamo_mtl.messages import show_progress
-from dynamo_mtl.setup.guess import guess_task
+from dynamo_mtl.messages import did_you_mean, show_progress
+from dynamo_mtl.setup.guess import UnknownColumnError, guess_task
 from dynamo_mtl.setup.init import starter_config
 from dynamo_mtl.storage import at_home
 from dynamo_mtl.strict_yaml import dump_yaml, parse_yaml
@@ -30,6 +33,8 @@ from dynamo_mtl.training.stages import FOLDERS
 logger = logging.getLogger(__name__)
 
 SCORED = ("dynamo", "oracle", "trivial")
+FEW_ROWS = 500
+"""Number of rows that is assumed of data whose columns were not looked at, to hold out a share of it."""
 
 
 class Dynamo:
@@ -68,13 +73,15 @@ class Dynamo:
         if not tasks:
             raise ConfigError("tasks: there are none; give a name and examples for each")
         for name, given in tasks.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+                raise ConfigError(f"tasks: '{name:.50}' is no name for a task; use letters, digits, _ and -")
             guess, more = self._guess(name, given if isinstance(given, TaskData) else TaskData(given))
             guesses.append(guess)
             own[name] = more
         raw = parse_yaml(starter_config(guesses, backbone), "the starter configuration")
         for section, value in {**settings, "tasks": own}.items():
             _merge(raw, section, value)
-        for folder in ("checkpoint_dir", "log_dir"):
+        for folder in {"checkpoint_dir", "log_dir"} - settings.keys():
             raw[folder] = str(self.output_dir / folder.removesuffix("_dir"))
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(dump_yaml(raw), encoding="utf-8")
@@ -114,10 +121,21 @@ class Dynamo:
         self._model = None
         return self
 
-    def evaluate(self) -> Result:
-        """Score the trained model on the validation examples, routed and with known tasks, beside a trivial system."""
+    def evaluate(self, data: Mapping[str, Data] | None = None) -> Result:
+        """Score the trained model, routed and with known tasks, beside a trivial system.
+
+        Args:
+            data: examples to score for some tasks, in the form of the training data; the validation examples if None.
+        """
         show_progress()
-        return evaluate_checkpoint(self.model.checkpoint, self.config, "validation", SCORED)
+        config = self.config
+        for name, rows in (data or {}).items():
+            if name not in config.tasks:
+                raise ConfigError(f"data: no task '{name}'; {did_you_mean(name, config.tasks)}")
+            place = stored(rows, self.output_dir / "data" / name / "scored.jsonl")
+            config = with_settings(config, {f"tasks.{name}.validation_file": str(place),
+                                            f"tasks.{name}.validation_share": None})  # fmt: skip
+        return evaluate_checkpoint(self.model.checkpoint, config, "validation", SCORED)
 
     def predict(self, inputs: Any, **how: Any) -> Any:
         """Answer one input or many, of any mix of tasks; see ``DynamoInference.__call__``."""
@@ -136,8 +154,18 @@ class Dynamo:
         place = self.output_dir / "data" / name
         train_path = stored(given.data, place / "train.jsonl")
         kind = None if given.type is None else task_type(given.type, f"tasks.{name}.type")
-        guess = guess_task(train_path, given.columns, name=name, kind=kind)
         more = dict(given.settings)
+        try:
+            guess = guess_task(train_path, given.columns, name=name, kind=kind)
+        except UnknownColumnError:
+            raise
+        except ConfigError:
+            # The columns alone do not say it, but the settings may: soft labels, levels, a column for each label.
+            if kind is None or not more:
+                raise
+            validate(kind.Config, {"type": kind.type, **more}, f"tasks.{name}")
+            columns = {"columns": given.columns} if given.columns else {}
+            guess = Guess(name, kind.type, str(train_path), FEW_ROWS, "it was said to be", columns)
         if given.validation is not None:
             more["validation_file"] = str(stored(given.validation, place / "validation.jsonl"))
             guess.held_out = False

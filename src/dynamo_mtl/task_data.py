@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dynamo_mtl.data.files import named, schema_names
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.storage import at_home
 
@@ -176,7 +177,7 @@ def stored(data: Data, place: Path) -> Path:
     count = 0
     with place.open("w", encoding="utf-8") as file:
         for row in _rows(data):
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_plain(row)) + "\n")
             count += 1
     if not count:
         raise DataError(f"{type(data).__name__}: has no rows; a task learns from examples")
@@ -184,6 +185,7 @@ def stored(data: Data, place: Path) -> Path:
 
 
 def _rows(data: Data) -> Iterator[Mapping[str, Any]]:
+    names = schema_names(getattr(data, "features", None))
     if hasattr(data, "to_dicts"):  # polars
         data = data.to_dicts()
     elif hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
@@ -198,7 +200,7 @@ def _rows(data: Data) -> Iterator[Mapping[str, Any]]:
                 f"row {number}: should be a mapping of column names to values, found {type(row).__name__}"
                 + ("; of a dictionary of splits give one split" if isinstance(row, str) else "")
             )
-        yield row
+        yield named(row, names)
 
 
 def _plain(value: Any) -> Any:

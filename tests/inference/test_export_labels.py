@@ -36,7 +36,7 @@ def saved(tmp_path_factory, session_config):
 def answers(saved):
     """The model's own answer of each task."""
     system, _ = load_system(saved, CPU)
-    names = [name for name in KINDS if name not in ("quiz", "faq")]
+    names = [name for name in KINDS if name not in ("quiz", "faq", "sums")]
     made = Predictor(system).predict([TextInput(TEXT)] * len(names), names)
     return {one.task: one.answer for one in made}
 
@@ -71,6 +71,9 @@ def test_the_graph_gives_calibrated_logits_and_scores(saved, answers):
     aspects = torch.sigmoid(run("aspects")["aspects"][0]).tolist()
     assert aspects == pytest.approx(list(answers["aspects"]["probabilities"].values()), abs=1e-4)
     assert float(run("marks")["marks"][0, 0].clamp(0, 10)) == pytest.approx(answers["marks"]["value"], abs=1e-3)
+    levels = torch.softmax(run("levels")["levels"][0], dim=0).tolist()
+    assert levels == pytest.approx(list(answers["levels"]["probabilities"].values()), abs=1e-4)
+    assert about["exported"]["levels"]["labels"] == list(answers["levels"]["probabilities"])
 
 
 @pytest.mark.parametrize(

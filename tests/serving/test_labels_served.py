@@ -20,6 +20,7 @@ INPUTS = [
     QUIZ,
     {"text": "Ada Abel of Kestrel Bank visited Halvik", "task_hint": "names"},
     {"question": "who sang?", "context": "Ada sang in Rome.", "task_hint": "faq"},
+    {"text": "Ada sang in Rome. It rained.", "task_hint": "sums"},
 ]
 
 

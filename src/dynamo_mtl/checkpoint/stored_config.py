@@ -28,7 +28,7 @@ def read_system_config(place: Path | Mapping[str, Any]) -> SystemConfig:
 CHANGEABLE = (
     "model.precision", "model.quantization", "router.top_k", "router.on_rejection", "data.max_source_length",
     "data.window_overlap", "data.max_windows", "tasks.*.generation", "tasks.*.max_answer_tokens",
-    "tasks.*.top_labels",
+    "tasks.*.top_labels", "tasks.*.thresholds",
 )  # fmt: skip
 """Settings of a trained model that a configuration file may change. All others come from the checkpoint."""
 

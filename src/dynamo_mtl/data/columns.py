@@ -19,6 +19,8 @@ REPEATED = 0.5
 """Largest share of distinct values in a column of labels."""
 SAMPLE = 2000
 """Values that are looked at closely."""
+MARKS = (";", "|", ",", " / ")
+"""Marks between labels in one cell, of which the first that occurs counts."""
 _KEPT = 20_000
 """Most distinct values to count. A column with more does not hold labels."""
 
@@ -133,7 +135,7 @@ class Column:
 
     def parts(self) -> list[str]:
         """Return the single labels if values are lists of labels, such as ``a; b``; else an empty list."""
-        for mark in (";", "|", ",", " / "):
+        for mark in MARKS:
             split = [[part.strip() for part in str(value).split(mark)] for value in self.sample]
             if sum(len(own) > 1 for own in split) < 0.15 * len(split):
                 continue

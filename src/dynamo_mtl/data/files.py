@@ -107,8 +107,6 @@ def _squad_rows(path: Path, articles: list[Any]) -> Rows:
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    if question.get("is_impossible"):
-                        continue
                     yield {**question, "context": paragraph["context"]}, f"{path}, question {question['id']}"
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: neither a list of objects nor the SQuAD format (missing {error})") from error

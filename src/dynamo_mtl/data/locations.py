@@ -11,8 +11,8 @@ from dynamo_mtl.data.samples import SAMPLE
 from dynamo_mtl.errors import DataError
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training", "train-v1.1"),
-    "validation": ("validation", "valid", "val", "dev", "dev-v1.1"),
+    "train": ("train", "training", "train-v1.1", "train-v2.0"),
+    "validation": ("validation", "valid", "val", "dev", "dev-v1.1", "dev-v2.0"),
     "test": ("test",),
 }
 SHARD = r"-\d+(-of-\d+)?"

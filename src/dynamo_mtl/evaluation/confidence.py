@@ -38,7 +38,7 @@ def score_confidence(
         of_task = system.tasks[task]
         table = open_task_table(of_task, split, config.data, seed)
         if of_task.calibration.rows and rows_hash(table) == of_task.calibration.data:
-            table, _ = split_validation(table)
+            table, _ = split_validation(of_task, table)
         needs = system.config.tasks[task].requires_instruction
         instruction = of_task.evaluation_instructions[0] if needs else None
         encoded = [

@@ -90,7 +90,7 @@ class RoutedGraph(nn.Module):
         self.exported = [name for name, task in system.tasks.items() if _is_exported(task)]
         takes_choices = [task.takes_choices for task in system.tasks.values()]
         self.register_buffer("takes_choices", torch.tensor(takes_choices), persistent=False)
-        self.temperatures = {name: system.tasks[name].calibration.temperature for name in self.exported}
+        self.tasks = {name: system.tasks[name] for name in self.exported}
         self.first_position = system.first_position
         bank = self.model.bank
         for layer in range(self.model.tap_layer, self.model.encoder.config.num_layers):
@@ -143,13 +143,13 @@ class RoutedGraph(nn.Module):
 
     def _head(self, name: str, hidden: Tensor, mask: Tensor) -> Tensor:
         """Calibrated logits, or scores as they are in the data."""
-        head, temperature = self.model.head(name), self.temperatures[name]
+        head, task = self.model.head(name), self.tasks[name]
         if isinstance(head, ClassificationHead):
             real = mask[:, :, None].to(hidden.dtype)
             outputs = head(hidden[:, 0], (hidden * real).sum(dim=1) / real.sum(dim=1))
-            return head.values(outputs) if isinstance(head, RegressionHead) else outputs / temperature
+            return task.exported(head.values(outputs) if isinstance(head, RegressionHead) else outputs)
         assert isinstance(head, TokenHead)
-        return head(hidden) / temperature
+        return task.exported(head(hidden))
 
     def _pool(self, hidden: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """``router.pool`` of rows of one window each."""

@@ -16,7 +16,7 @@ from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
 from dynamo_mtl.inference.answers import answer_of, refuse, route_info, routing_info, shown
 from dynamo_mtl.inference.decoding import Decoder
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.request_reader import Given, RequestReader
+from dynamo_mtl.inference.request_reader import Given, RequestReader, check_choices
 from dynamo_mtl.inference.requests import Pending, Question, TextInput
 from dynamo_mtl.storage import at_home, copy_folder, verify_folder
 from dynamo_mtl.system import load_system
@@ -233,6 +233,7 @@ class DynamoInference:
             case; calibrated ``confidence`` and ``probabilities``; ``familiarity``, the share of known inputs that are
             at least as unusual; and ``thresholds``, the confidence and familiarity below which inputs are rejected.
         """
+        check_choices(choices)
         for name, value in (("text", text), ("context", context), ("instruction", instruction)):
             if not isinstance(value, str) and (name == "text" or value is not None):
                 raise ConfigError(f"input: {name} should be a text, found {type(value).__name__}")

@@ -95,7 +95,7 @@ class RequestReader:
             if key not in INPUT_KEYS:
                 raise ConfigError(f"input: no key '{key}'; {did_you_mean(str(key), INPUT_KEYS)}")
             if key == "choices":
-                _check_choices(value)
+                check_choices(value)
             elif not isinstance(value, str | None):
                 raise ConfigError(f"input: {key} should be a text, found {type(value).__name__}")
         texts = [values[key] for key in TEXT_KEYS if values.get(key) is not None]
@@ -118,7 +118,8 @@ class RequestReader:
         return question
 
 
-def _check_choices(given: Any) -> None:
+def check_choices(given: Any) -> None:
+    """Refuse choices that are not two texts or more. Raises ``ConfigError``."""
     if given is None:
         return
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):

@@ -174,7 +174,7 @@ def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> 
     assert known is not None
     route, rng = system.route_of(name), np.random.default_rng([config.seed, 3])
     added = collect_router_memory(source, config, [name])
-    rows = first_examples(source.tables[name].validation, config.eval_examples)
+    rows = source.choosing(name, config.eval_examples)
     asking = RouterInputs(system, "validation")
     instructed = [asking.instructed(name, row, asking.draw_instruction(name, rng)) for row in rows]
     plain = [one for row in rows if (one := asking.plain(name, row)) is not None]

@@ -14,6 +14,8 @@ from dynamo_mtl.metrics.bootstrap import resamples
 def classification_scores(predictions: Sequence[int | None], references: Sequence[int]) -> dict[str, float]:
     """Accuracy, and precision, recall and F1 averaged over the classes in ``references`` (macro), each in [0, 1].
 
+    Also ``f1_last``, the F1 of the highest class in ``references``, such as the second of two, and Matthews' ``mcc``.
+
     A prediction of None (no label at all) counts as wrong. A class without any prediction has precision 0.
     """
     pairs = list(zip(predictions, references, strict=True))
@@ -33,6 +35,7 @@ def classification_scores(predictions: Sequence[int | None], references: Sequenc
         "precision": sum(precision) / classes,
         "recall": sum(recall) / classes,
         "f1": sum(f1) / classes,
+        "f1_last": f1[-1],
         "mcc": matthews_correlation(predictions, references),
     }
 

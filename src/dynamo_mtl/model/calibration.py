@@ -62,7 +62,7 @@ class AnswerCalibration:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     temperature: float = 1.0
-    """Divides the head's logits. It changes no answer."""
+    """Divides the head's logits. It changes no label that is chosen."""
     thresholds: list[float] = field(default_factory=list)
     """The probability from which each label of several is given; of extracted answers, from which there is one."""
     abstain_below: float | None = None

@@ -186,7 +186,7 @@ def _measure(
     lengths: list[int] = []
     counts: Counter[str] = Counter()
     for example in examples:
-        source = encoder.encode(example.text, example.context)
+        source = encoder.encode(example.text, example.context, None, example.choices)
         lengths.append(sum(len(window.ids) for window in source.windows))
         counts["cut"] += source.cut or (not task.all_windows and len(source.windows) > 1)
         counts["cut question"] += source.question_cut

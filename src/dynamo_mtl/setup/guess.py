@@ -18,6 +18,10 @@ from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.task import Task
 
 
+class UnknownColumnError(ConfigError):
+    """A column that was chosen is not in the table."""
+
+
 def guess_task(
     path: Path,
     chosen: Mapping[str, str] | None = None,
@@ -46,7 +50,7 @@ def guess_task(
     table = Table(path, columns, count, chosen or {})
     for own, given in table.chosen.items():
         if given not in columns:
-            raise ConfigError(f"--column: {path} has no column '{given}' for {own}; it has {shortened(columns)}")
+            raise UnknownColumnError(f"--column: {path} has no column '{given}' for {own}; it has {shortened(columns)}")
     if any(column.name in column.counts or re.fullmatch(r"[\d.,-]+", column.name) for column in columns.values()):
         raise table.ask(
             f"its first line seems to be a row: {shortened(columns, 4)}; put a line with names of columns in "

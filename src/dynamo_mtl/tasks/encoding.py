@@ -20,7 +20,7 @@ from dynamo_mtl.model.backbone import SourceTokenizer
 from dynamo_mtl.model.batch import Batch, Target, Window, build_batch
 
 CHOICE_TOKENS = 1024
-"""Most tokens of options that are read together. More are read in several rows, with the same result."""
+"""Most tokens of options that are read together without labels. More are read in several rows, with the same result."""
 CHARACTERS_PER_TOKEN = 12
 """Assumed characters per token when a text is cut before tokenisation; far above the mean of any language."""
 
@@ -232,8 +232,11 @@ def _targets(example: EncodedExample, first_window: int, task: str) -> Iterator[
     """What is read or written after the windows of an example: a target after the first, or options after each."""
     if example.target_ids is not None:
         yield Target(first_window, task, example.target_ids, example.target_pieces)
-    for window in range(example.deep if example.choices else 0):
-        for group in split_by_size([len(ids) for ids in example.choices], CHOICE_TOKENS):
+    sizes = [len(ids) for ids in example.choices]
+    # The gradient of a question that several rows see would be that of one of them, so nothing labelled is split.
+    groups = [list(range(len(sizes)))] if example.labels else split_by_size(sizes, CHOICE_TOKENS)
+    for window in range(example.deep if sizes else 0):
+        for group in groups:
             chosen = [example.choices[number] for number in group]
             yield Target(first_window + window, task, [i for ids in chosen for i in ids], parts=list(map(len, chosen)))
 
@@ -282,7 +285,8 @@ def _view(
 
 def _tensor(labels: list[Any]) -> Tensor:
     """``(labels,)`` whole numbers, ``(labels,)`` fractions, or ``(labels, n)`` fractions."""
-    return torch.tensor(labels) if labels else torch.empty(0, dtype=torch.long)
+    found = torch.tensor(labels) if labels else torch.empty(0, dtype=torch.long)
+    return found.long() if found.dtype == torch.bool else found
 
 
 def _copy_view(examples: Sequence[EncodedExample], starts: Tensor) -> CopyView | None:

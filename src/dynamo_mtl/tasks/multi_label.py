@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynamo_mtl.data.columns import MARKS
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.messages import shortened
 from dynamo_mtl.metrics.classification import set_interval, set_scores
@@ -25,8 +26,6 @@ from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example
 from dynamo_mtl.tasks.text_task import TEXT_NAMES, TextTask, TextTaskConfig
 
-SEPARATORS = (";", "|", ",")
-"""Marks between labels in one cell, of which the first that occurs counts."""
 ENOUGH = 20
 """Fewest validation rows with a label from which a threshold of its own is fitted."""
 
@@ -36,9 +35,9 @@ class MultiLabelConfig(TextTaskConfig):
 
     labels: list[str] = Field(min_length=2)
     """Names of the labels. The data has a list of them in the column ``labels``, or a column of 0 and 1 for each."""
-    thresholds: Literal["per_label", "one"] = "per_label"
-    """Whether each label has its own probability from which it is given, or all have the same. A label that is rare in
-    the validation data has the common one in any case."""
+    thresholds: Literal["per_label", "one"] | Annotated[float, Field(ge=0, le=1)] = "per_label"
+    """The probability from which a label is given: one for each label, or one for all, found on validation data; or
+    the number itself. A label that is rare in the validation data has the common one in any case."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target of each label that is moved to one half (Szegedy et al. 2016, arXiv 1512.00567)."""
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
@@ -105,14 +104,17 @@ class MultiLabel(TextTask):
                 )
             return {number for number, flag in enumerate(flags.values()) if flag in ("1", "true")}
         given = self._parts(self.optional_value(row, "labels", where))
-        numbers = {name.casefold(): number for number, name in enumerate(names)}
-        unknown = next((one for one in given if str(one).strip().casefold() not in numbers), None)
+        exact = {name: number for number, name in enumerate(names)}
+        folded = {name.casefold(): number for number, name in enumerate(names)}
+        written = [str(one).strip() for one in given]
+        numbers = [exact.get(one, folded.get(one.casefold())) for one in written]
+        unknown = next((one for one, number in zip(written, numbers, strict=True) if number is None), None)
         if unknown is not None:
             raise DataError(
                 f"{where}: '{unknown}' is no label of task '{self.name}'; its labels are {shortened(names)}",
                 "a label that is not in the set",
             )
-        return {numbers[str(one).strip().casefold()] for one in given}
+        return {number for number in numbers if number is not None}
 
     def _parts(self, given: Any) -> list[Any]:
         """The single labels of a cell: a list, JSON of one, or labels with marks between them."""
@@ -122,11 +124,11 @@ class MultiLabel(TextTask):
         if text.startswith("["):
             try:
                 return list(json.loads(text))
-            except ValueError:
+            except (ValueError, RecursionError):
                 text = text.strip("[]").replace("'", "")  # a list as Python writes it
         if text.casefold() in {name.casefold() for name in self.config.labels}:
             return [text]
-        mark = next((mark for mark in SEPARATORS if mark in text), ";")
+        mark = next((mark for mark in MARKS if mark in text), ";")
         return [part for part in text.split(mark) if part.strip()]
 
     def output_names(self) -> list[str]:
@@ -155,7 +157,7 @@ class MultiLabel(TextTask):
             rows += 1
             counts.update(json.loads(example.target))
         labels = range(len(self.config.labels))
-        self._weights = torch.tensor([(rows - counts[one]) / max(1, counts[one]) for one in labels])
+        self._weights = torch.tensor([max(1, rows - counts[one]) / max(1, counts[one]) for one in labels])
 
     def encode(self, example: Example, source: EncodedSource, route: int) -> EncodedExample:
         given = set(json.loads(example.target))
@@ -195,7 +197,10 @@ class MultiLabel(TextTask):
 
     def _answer(self, probabilities: Sequence[float]) -> Answer:
         by_label = dict(zip(self.config.labels, probabilities, strict=True))
-        least = self.calibration.thresholds or [0.5] * len(by_label)
+        chosen = self.config.thresholds
+        least = [chosen if isinstance(chosen, float) else 0.5] * len(by_label)
+        if not isinstance(chosen, float) and self.calibration.thresholds:
+            least = self.calibration.thresholds
         given = [label for (label, share), own in zip(by_label.items(), least, strict=True) if share >= own]
         return {"labels": given, "probabilities": self.likeliest(by_label)}
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,8 @@ class MultipleChoiceConfig(TaskConfig):
 
     passage: bool = False
     """Whether each example has a passage, in the column ``context``, that the question is about."""
+    first_number: Literal[0, 1] = 0
+    """Number of the first option, where the answer is a number."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over the options (Szegedy et al. 2016, arXiv 1512.00567)."""
     classifier_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -53,7 +55,6 @@ class MultipleChoice(Task):
     lora = LoraConfig(rank=16, alpha=32.0, target_modules="all-linear")
     all_windows = True
     takes_choices = True
-    missing_context = "answers from a passage, and there is none; give it as context"
     column_names = {
         "text": ("question", "text", "premise", "ctx"),
         "choices": ("choices", "options", "endings", "candidates"),
@@ -78,46 +79,55 @@ class MultipleChoice(Task):
         if "label" in table.chosen:
             return None
         columns = table.columns
+        chosen = table.chosen
         lists = [c for c in columns.values() if c.sample and all(_texts(value) is not None for value in c.sample)]
+        lists = [c for c in lists if chosen.get("choices", c.name) == c.name]
         numbered = [c.name for c in columns.values() if NUMBERED.fullmatch(c.name)]
         if not lists and len(numbered) < 2:
             return None
         options = [_texts(value) or [] for value in lists[0].sample] if lists else []
-        answer = table.chosen.get("answer") or next(
-            (c.name for c in columns.values() if c.name not in numbered and _says_which(c.sample, options, numbered)),
-            None,
-        )
+        rest = [c for c in columns.values() if c.name not in numbered and c.name == chosen.get("answer", c.name)]
+        ways = [(c.name, first) for first in (0, 1) for c in rest if _says_which(c.sample, options, numbered, first)]
+        answer, first = next(iter(ways), (chosen.get("answer"), 0))
         rest = [c for c in columns.values() if c.name not in (answer, *numbered) and c.is_text]
-        question = table.chosen.get("text") or table.named(cls.column_names["text"])
+        question = chosen.get("text") or table.named(cls.column_names["text"])
         question = question or (rest[0].name if len(rest) == 1 else None)
         if answer is None or question is None:
             return None
-        passage = table.named(cls.optional_columns["context"])
+        passage = chosen.get("context") or table.named(cls.optional_columns["context"])
         found = {"text": question, "answer": answer}
         found |= {"choices": lists[0].name} if lists else {}
         found |= {"context": passage} if passage is not None else {}
         where = f"'{lists[0].name}'" if lists else shortened(numbered)
         settings: dict[str, Any] = {"passage": True} if passage is not None else {}
+        settings |= {"first_number": 1} if first else {}
         return cls.guess(table, name, f"'{answer}' says which of the options in {where} is right", found, **settings)
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         choices, names = self._choices(row, where)
         given = self.column(row, "answer", where)
-        number = _number(given, choices, names)
-        if number is None:
+        numbers = _numbers(given, choices, names, self.config.first_number)
+        if len(numbers) != 1:
+            what = "can mean several" if numbers else "is none"
             raise DataError(
-                f"{where}: the answer {given!r:.60} of task '{self.name}' is none of its {len(choices)} options; give "
-                "the number of the right one, from 0, its letter, or its text",
-                "an answer that is no option",
+                f"{where}: the answer {given!r:.60} of task '{self.name}' {what} of its {len(choices)} options; give "
+                f"the number of the right one, from {self.config.first_number} (tasks.{self.name}.first_number), its "
+                "letter, or its text",
+                "an answer that is no option" if not numbers else "an answer that can mean several options",
             )
         context = self.text_column(row, "context", where) if self.config.passage else None
-        return Example(self.text_column(row, "text", where), context, json.dumps(number), choices)
+        return Example(self.text_column(row, "text", where), context, json.dumps(numbers[0]), choices)
 
     def _choices(self, row: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
         """The options of a row, and the names by which the answer may call them."""
         given = [str(name) for name in row if NUMBERED.fullmatch(str(name))]
         has_list = any(name in row for name in self.names_of("choices"))
-        found = [row[name] for name in given] if given and not has_list else self.column(row, "choices", where)
+        if given and not has_list:
+            found: Any = [row[name] for name in given]
+            while found and found[-1] in (None, ""):  # a question with fewer options than others
+                found.pop()
+        else:
+            found = _parsed(self.column(row, "choices", where))
         texts = _texts(found)
         if texts is None:
             raise DataError(
@@ -130,9 +140,6 @@ class MultipleChoice(Task):
             )
         names = found.get("label") if isinstance(found, Mapping) else None
         return [clean(text) for text in texts], [str(name) for name in names or ()]
-
-    def split_group(self, example: Example) -> str:
-        return example.text if example.context is None else example.context
 
     def output_names(self) -> list[str]:
         return ["option"]
@@ -171,8 +178,8 @@ class MultipleChoice(Task):
         return self._logits(head, hidden, view), view.labels["answer"]
 
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
-        if not len(view.markers):  # nothing to choose from, which callers are told
-            return [{"choice": "", "index": -1, "score": 0.0, "probabilities": []} for _ in sources]
+        if not len(view.markers):
+            return [_answer((), ()) for _ in sources]
         shares = torch.softmax(self._logits(head, hidden, view) / self.calibration.temperature, dim=1).tolist()
         return [
             _answer(source.choices, row[: len(source.choices)]) for source, row in zip(sources, shares, strict=True)
@@ -189,42 +196,54 @@ class MultipleChoice(Task):
 
 
 def _answer(choices: Sequence[str], shares: Sequence[float]) -> Answer:
+    """An answer, or an empty one to an input without options, whose caller is told that they are missing."""
+    if not choices:
+        return {"choice": "", "index": -1, "score": 0.0, "probabilities": []}
     best = max(range(len(choices)), key=shares.__getitem__)
     return {"choice": choices[best], "index": best, "score": shares[best], "probabilities": list(shares)}
 
 
-def _texts(given: Any) -> list[str] | None:
-    """Options as a list of texts; None if they are of another form. Also reads JSON, and ``{"text": [...]}``."""
+def _parsed(given: Any) -> Any:
+    """A cell, or what it holds as JSON."""
     if isinstance(given, str) and given.strip().startswith(("[", "{")):
         with suppress(ValueError, RecursionError):
-            given = json.loads(given)
+            return json.loads(given)
+    return given
+
+
+def _texts(given: Any) -> list[str] | None:
+    """Options as a list of texts; None if they are of another form. Also reads JSON, and ``{"text": [...]}``."""
+    given = _parsed(given)
     found = given.get("text") if isinstance(given, Mapping) else given
     if not isinstance(found, list) or not all(isinstance(one, str | int | float) for one in found):
         return None
     return [str(one) for one in found]
 
 
-def _number(given: Any, choices: Sequence[str], names: Sequence[str] = ()) -> int | None:
-    """Number of the right option, from its number, its name, its letter or its text; None if it is none of them."""
+def _numbers(given: Any, choices: Sequence[str], names: Sequence[str] = (), first: int = 0) -> list[int]:
+    """Numbers of the options that an answer can mean, by its number, its name, its letter or its text."""
     written = str(given).strip().removesuffix(".0")
     if written in names:
-        return list(names).index(written)
-    if not isinstance(given, bool) and re.fullmatch(r"\d{1,4}", written) and int(written) < len(choices):
-        return int(written)
+        return [list(names).index(written)]
+    found: list[int] = []
+    if not isinstance(given, bool) and re.fullmatch(r"\d{1,4}", written) and 0 <= int(written) - first < len(choices):
+        found.append(int(written) - first)
     if re.fullmatch(r"[A-Za-z]", written) and ord(written.upper()) - ord("A") < len(choices):
-        return ord(written.upper()) - ord("A")
-    return list(choices).index(written) if written in choices else None
+        found.append(ord(written.upper()) - ord("A"))
+    if isinstance(given, str) and written in choices:
+        found.append(list(choices).index(written))
+    return list(dict.fromkeys(found))
 
 
-def _says_which(values: Sequence[Any], options: Sequence[Sequence[str]], numbered: Sequence[str]) -> bool:
+def _says_which(values: Sequence[Any], options: Sequence[Sequence[str]], numbered: Sequence[str], first: int) -> bool:
     """Whether each value names one of the options of its row."""
     if not values or any(isinstance(value, list | Mapping | float) and not _is_whole(value) for value in values):
         return False
     own = options or [[""] * len(numbered)] * len(values)
     return len(own) == len(values) and all(
-        _number(value, row) is not None for value, row in zip(values, own, strict=True)
+        _numbers(value, row, first=first) for value, row in zip(values, own, strict=True)
     )
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value == int(value)
+    return isinstance(value, float) and value.is_integer()

@@ -172,7 +172,9 @@ class QuestionAnswering(Task):
         if not self.config.no_answer:
             return None
         logits = self._logits(head, hidden, view)
-        spans = logits[:, 1:].amax(dim=1).sum(dim=1)  # may join the edges of two spans, unlike an answer
+        totals = logits[:, 1:, None, 0] + logits[:, None, 1:, 1]
+        allowed = torch.ones_like(totals[0], dtype=torch.bool).triu().tril(self.config.max_answer_tokens - 1)
+        spans = totals.masked_fill(~allowed, float("-inf")).flatten(1).amax(dim=1)
         margins = spans - logits[:, 0].sum(dim=1)
         count = len(view.examples)
         best = margins.new_full((count,), float("-inf")).scatter_reduce(0, view.window_rows, margins, "amax")
@@ -209,7 +211,7 @@ class QuestionAnswering(Task):
 
     def _given(self, margin: float, answer: Answer, none: float) -> Answer:
         """The answer of a task whose questions may have none: empty where the margin is too small."""
-        answerable = 1 / (1 + math.exp(-max(-500.0, margin) / self.calibration.temperature))
+        answerable = 1 / (1 + math.exp(-max(-500.0, margin / self.calibration.temperature)))
         least = next(iter(self.calibration.thresholds), 0.5)
         guess = {"answerable": answerable, "best_guess": answer["answer"]}
         if answerable >= least:

@@ -88,7 +88,9 @@ class Regression(TextTask):
             raise table.ask(f"which column is the score, {each}? say --column {name}.score=NAME")
         chosen = next((c for c in scores if c.name == table.chosen.get("score")), (named or scores)[0])
         texts = texts_beside(table, chosen.name, name, [c.name for c in scores])
-        values = [float(value.replace(",", ".")) for value in chosen.counts]
+        values = [number for number in map(_number, chosen.counts) if number is not None]
+        if not values:
+            raise table.ask(f"'{chosen.name}' is to be the score, and holds no numbers")
         low, high = math.floor(min(values)), math.ceil(max(values))
         pairs: dict[str, Any] = {"text_pair": True} if len(texts) > 1 else {}
         found = {**dict(zip(("text", "text_pair"), texts, strict=False)), "score": chosen.name}
@@ -100,11 +102,8 @@ class Regression(TextTask):
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         given = self.column(row, "score", where)
-        try:
-            score = math.nan if isinstance(given, bool) else float(str(given).strip().replace(",", "."))
-        except ValueError:
-            score = math.nan
-        if math.isnan(score):
+        score = None if isinstance(given, bool) else _number(given)
+        if score is None:
             raise DataError(f"{where}: the score {given!r:.40} of task '{self.name}' is not a number", "not a number")
         low, high = self.config.score_range
         if not low <= score <= high:
@@ -122,7 +121,7 @@ class Regression(TextTask):
         return Example(*self.texts(row, where), json.dumps(score))
 
     def output_names(self) -> list[str]:
-        return [f"above {level}" for level in self.levels[:-1]] or ["score"]
+        return [str(level) for level in self.levels] or ["score"]
 
     def label(self, example: Example) -> str | None:
         return f"{json.loads(example.target):g}" if self.levels else None
@@ -171,14 +170,17 @@ class Regression(TextTask):
         by_level = dict(zip(map(str, self.levels), probabilities, strict=True))
         level = max(by_level, key=by_level.__getitem__)
         value = math.fsum(own * share for own, share in zip(self.levels, probabilities, strict=True))
-        return {"value": value, "level": level, "score": by_level[level], "probabilities": by_level}
+        return {"value": value, "level": level, "score": by_level[level], "probabilities": self.likeliest(by_level)}
+
+    def exported(self, outputs: Tensor) -> Tensor:
+        return super().exported(level_log_probabilities(outputs)) if self.levels else outputs
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         expected = [json.loads(example.target) for example in examples]
         found = regression_scores([None if a is None else a["value"] for a in answers], expected)
         if not self.levels:
             return found
-        levels = [None if a is None else a["level"] for a in answers]
+        levels = [None if a is None else a.get("level") for a in answers]  # of another task, which has none
         right = sum(level == f"{score:g}" for level, score in zip(levels, expected, strict=True))
         return {**found, "accuracy": right / len(expected)}
 
@@ -192,6 +194,15 @@ class Regression(TextTask):
             return [{"value": statistics.fmean(scores)}] * len(examples)
         counts = Counter(scores)
         return [self._answer([counts[level] / len(scores) for level in self.levels])] * len(examples)
+
+
+def _number(given: Any) -> float | None:
+    """A score as tables write it; None if it is no number."""
+    try:
+        score = float(str(given).strip().replace(",", "."))
+    except ValueError:
+        return None
+    return None if math.isnan(score) else score
 
 
 def ordinal_losses(outputs: Tensor, levels: Tensor) -> Tensor:
@@ -208,6 +219,6 @@ def ordinal_losses(outputs: Tensor, levels: Tensor) -> Tensor:
 
 def level_log_probabilities(outputs: Tensor) -> Tensor:
     """Log-probabilities ``(n, levels)`` by the chain rule, from the outputs that ``ordinal_losses`` trains."""
-    zero = outputs.new_zeros(len(outputs), 1)
+    zero = torch.zeros_like(outputs[:, :1])
     above = torch.cat([zero, F.logsigmoid(outputs).cumsum(dim=1)], dim=1)  # of being at least at each level
     return above + torch.cat([F.logsigmoid(-outputs), zero], dim=1)

@@ -61,7 +61,9 @@ def open_task_table(task: Task, split: str, config: DataConfig, seed: int) -> da
 def _reader_revision(kind: type[Task]) -> str:
     """Hash of the source files that say how a type reads rows. If one changes, prepared rows are read again."""
     digest = hashlib.sha256()
-    for module in dict.fromkeys(base.__module__ for base in kind.__mro__ if issubclass(base, Task)):
+    own = dict.fromkeys(base.__module__ for base in kind.__mro__ if issubclass(base, Task))
+    used = (str(getattr(one, "__module__", "")) for module in own for one in vars(sys.modules[module]).values())
+    for module in dict.fromkeys([*own, *sorted({name for name in used if name.startswith(f"{__package__}.")})]):
         with suppress(OSError, TypeError, KeyError):  # typed into an interpreter, or without its source
             digest.update(inspect.getsource(sys.modules[module]).encode())
     return digest.hexdigest()[:16]

@@ -184,11 +184,7 @@ class Task(abc.ABC):
 
     def column(self, row: Mapping[str, Any], name: str, where: str) -> Any:
         """The value of one of our columns, under its configured or a known name."""
-        names = self.names_of(name)
-        found = [candidate for candidate in names if candidate in row]
-        if not found and name not in self.config.columns:  # "Text" for "text", as spreadsheets write it
-            wanted = {candidate.casefold() for candidate in names}
-            found = [given for given in row if str(given).strip().casefold() in wanted]
+        names, found = self.names_of(name), self._present(row, name)
         for candidate in found:
             if row[candidate] is not None:
                 return row[candidate]
@@ -200,6 +196,14 @@ class Task(abc.ABC):
             f"name it with tasks.{self.name}.columns",
             f"no column '{names[0]}'",
         )
+
+    def _present(self, row: Mapping[str, Any], name: str) -> list[str]:
+        """The columns of a row that can be one of ours."""
+        found = [candidate for candidate in self.names_of(name) if candidate in row]
+        if not found and name not in self.config.columns:  # "Text" for "text", as spreadsheets write it
+            wanted = {candidate.casefold() for candidate in self.names_of(name)}
+            found = [given for given in row if str(given).strip().casefold() in wanted]
+        return found
 
     def names_of(self, column: str) -> tuple[str, ...]:
         """The names that one of our columns may have in the data: the configured one, else all that are known."""
@@ -213,12 +217,8 @@ class Task(abc.ABC):
 
     def optional_value(self, row: Mapping[str, Any], name: str, where: str) -> Any:
         """Like ``column``; None where the row has the column, but no value in it."""
-        found = [candidate for candidate in self.names_of(name) if candidate in row]
-        return (
-            None
-            if found and all(row[one] is None or row[one] == "" for one in found)
-            else self.column(row, name, where)
-        )
+        values = [row[candidate] for candidate in self._present(row, name)]
+        return None if values and all(value in (None, "") for value in values) else self.column(row, name, where)
 
     def text_column(self, row: Mapping[str, Any], name: str, where: str) -> str:
         """Like ``column``, for text; lone surrogates, which no file can hold, are replaced."""
@@ -315,6 +315,10 @@ class Task(abc.ABC):
         """
         return None
 
+    def exported(self, outputs: Tensor) -> Tensor:
+        """What an exported graph gives for the head's outputs: calibrated logits, where nothing else is said."""
+        return outputs / self.calibration.temperature
+
     def calibrate(self, logits: Tensor, truth: Tensor) -> AnswerCalibration:
         """Fit the calibration of the answers to the evidence of many examples, one after the other."""
         return AnswerCalibration(fit_temperature(logits, truth))
@@ -333,7 +337,8 @@ class Task(abc.ABC):
         """Expected label → answered label → how often, for types with labels; ``none`` is an answer of another type."""
         found: dict[str, dict[str, int]] = {}
         for answer, example in zip(answers, examples, strict=True):
-            expected, given = self.label(example), "none" if answer is None else str(answer.get("label"))
+            expected = self.label(example)
+            given = "none" if answer is None else str(answer.get("best_guess", answer.get("label")))
             if expected is not None:
                 own = found.setdefault(expected, {})
                 own[given] = own.get(given, 0) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -86,11 +87,11 @@ class TokenClassification(Task):
                     found = {"text": texts[0], "entities": column.name}
                     return cls.guess(table, name, f"'{column.name}' holds spans of a kind", found, kinds=kinds)
         lists = [c for c in table.columns.values() if c.sample and all(isinstance(v, list) for v in c.sample)]
-        for words in lists:
-            for tags in lists:
+        for words in (c for c in lists if c.name == table.chosen.get("tokens", c.name)):
+            for tags in (c for c in lists if c.name == table.chosen.get("tags", c.name)):
                 pairs = zip(words.sample, tags.sample, strict=False)
                 same = words is not tags and all(len(one) == len(other) for one, other in pairs)
-                written = sorted({str(tag) for value in tags.sample for tag in value})
+                written = sorted({str(tag) for value in tags.sample for tag in value}, key=_by_number)
                 is_entities = all(TAG.fullmatch(tag) for tag in written)
                 is_plain = 2 <= len(written) <= min(MOST_TAGS, _distinct(words.sample) / 2)
                 if not same or not written or not (is_entities or is_plain):
@@ -164,11 +165,12 @@ class TokenClassification(Task):
     def _tag(self, given: Any) -> str | None:
         """The tag, from its name or its number; None if it is not one of the task's."""
         classes = self.scheme.classes
-        if type(given) is int:
+        if type(given) is int and str(given) not in classes:
             return classes[given] if 0 <= given < len(classes) else None
+        given = str(given)
         if given in classes or self.config.tags is not None:
             return given if given in classes else None
-        is_other_scheme = isinstance(given, str) and given[:1] in BEGINNINGS + CONTINUATIONS and given[1:2] == "-"
+        is_other_scheme = given[:1] in BEGINNINGS + CONTINUATIONS and given[1:2] == "-"
         return given if is_other_scheme and given[2:] in self.config.kinds else None
 
     def reading_note(self, row: Mapping[str, Any], example: Example) -> str | None:
@@ -274,6 +276,10 @@ class TokenClassification(Task):
         return [{self.answer_key: spans} for spans in found]
 
 
+def _by_number(tag: str) -> tuple[int, str]:
+    return (int(tag) if tag.isdecimal() else -1, tag)
+
+
 def _spans_of(example: Example) -> list[Entity]:
     return [(start, end, kind) for start, end, kind in json.loads(example.target)]
 
@@ -285,3 +291,12 @@ def _distinct(lists: Sequence[list[Any]]) -> int:
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
+
+
+def __getattr__(name: str) -> type[Any]:
+    """Accept the names of version 0.1.0, to be removed in the next release."""
+    now = {"NamedEntities": TokenClassification, "EntityConfig": TokenClassificationConfig}.get(name)
+    if now is None:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    warnings.warn(f"{name} is now {now.__name__}", DeprecationWarning, stacklevel=2)
+    return now

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dynamo_mtl.distributed import join_shares, world
 from dynamo_mtl.model.batch import to_device
-from dynamo_mtl.model.calibration import AnswerCalibration
+from dynamo_mtl.model.calibration import NEVER, AnswerCalibration
 from dynamo_mtl.out_of_memory import run_in_groups
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
@@ -38,12 +38,16 @@ def calibrate_answers(source: ExampleSource, task: str, budget: int) -> AnswerCa
     deep = [example.without_shallow_windows() for example in rows.encoded]
     found = collect_evidence(system, deep, budget) if len(deep) >= FEWEST else None
     if found is None:
+        if len(deep) < FEWEST:
+            logger.info("%s  %d rows are too few to calibrate its answers; %d are needed", task, len(deep), FEWEST)
         return of_task.calibration
     of_task.calibration = of_task.calibrate(*found)
     if of_task.tunes_answers:
         judged = judge_examples(system, deep, rows.sources, budget)
         answers = [one.answer for one in judged if one.answer is not None]
         of_task.calibration = of_task.tune(answers, rows.examples)
+    if of_task.calibration.abstain_below == NEVER:
+        logger.warning("%s  no part of the answers reaches the wanted precision, so every answer is withheld", task)
     table = source.tables[task].validation
     of_task.calibration = replace(of_task.calibration, rows=len(deep), data=rows_hash(table))
     logger.info("%s  answers calibrated on %d rows: temperature %.3f", task, len(deep), of_task.calibration.temperature)

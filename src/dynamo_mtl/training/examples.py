@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import datasets
@@ -11,7 +12,7 @@ from dynamo_mtl.router_inputs import RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import all_examples, example_at, first_examples
-from dynamo_mtl.tasks.task import Example
+from dynamo_mtl.tasks.task import Example, Task
 
 MOST_CALIBRATING = 1000
 """Most validation rows that calibrate the answers of a task."""
@@ -64,12 +65,16 @@ class ExampleSource:
 
     def validation(self, task: str, count: int) -> ValidationRows:
         """The first ``count`` validation examples that choose a state, encoded without an instruction unless needed."""
-        rows, _ = split_validation(self.tables[task].validation)
-        return self._encoded(task, first_examples(rows, count))
+        return self._encoded(task, self.choosing(task, count))
+
+    def choosing(self, task: str, count: int) -> list[Example]:
+        """The first ``count`` validation examples that choose states, of adapters and of the router."""
+        rows, _ = split_validation(self.system.tasks[task], self.tables[task].validation)
+        return first_examples(rows, count)
 
     def calibration(self, task: str) -> ValidationRows:
         """The validation examples that calibrate a task's answers, of which none chooses anything."""
-        _, rows = split_validation(self.tables[task].validation)
+        _, rows = split_validation(self.system.tasks[task], self.tables[task].validation)
         return self._encoded(task, first_examples(rows, MOST_CALIBRATING))
 
     def _encoded(self, task: str, rows: list[Example]) -> ValidationRows:
@@ -81,11 +86,16 @@ class ExampleSource:
         return ValidationRows(rows, sources, encoded)
 
 
-def split_validation(table: datasets.Dataset) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Validation rows that choose the best state of a task, and those that calibrate its answers: every second one.
+def split_validation(task: Task, table: datasets.Dataset) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Validation rows that choose the best state of a task, and those that calibrate its answers: about half each.
 
-    A file that is sorted by label has all labels in both parts. A table of a single row is both.
+    A hash of the text or passage decides, so rows of one passage stay together, and the order of the rows does not
+    matter. If that leaves one half with less than a quarter, every second row is taken. A single row is in both.
     """
     if len(table) < 2:
         return table, table
-    return table.select(range(0, len(table), 2)), table.select(range(1, len(table), 2))
+    sides = [hashlib.sha256(task.split_group(one).encode()).digest()[0] % 2 for one in all_examples(table)]
+    if not len(sides) <= 4 * sum(sides) <= 3 * len(sides):
+        sides = [number % 2 for number in range(len(sides))]
+    halves = [[row for row, side in enumerate(sides) if side == half] for half in (0, 1)]
+    return table.select(halves[0]), table.select(halves[1])

@@ -32,6 +32,7 @@ function formOf(answer) {
 function said(answer) {
   const { key, form } = formOf(answer);
   const value = answer[key];
+  if (value === "" && answer.best_guess) return `(no answer; the best guess is ${answer.best_guess})`;
   if (value === null && answer.best_guess) return `(not sure enough; the best guess is ${answer.best_guess})`;
   if (typeof value === "string") return value;
   if (typeof value === "number") return value.toFixed(3);

@@ -23,7 +23,6 @@ from dynamo_mtl.model.calibration import Calibration, fit_calibration
 from dynamo_mtl.router_inputs import InputKind, RouterInputs
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
-from dynamo_mtl.tasks.tables import first_examples
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
@@ -193,7 +192,7 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
     rng = np.random.default_rng([config.seed, 3])
     inputs, rate = RouterInputs(source.system, "validation"), source.system.config.data.crossed_rate
     for task in source.system.tasks:
-        for example in first_examples(source.tables[task].validation, config.eval_examples):
+        for example in source.choosing(task, config.eval_examples):
             for one in inputs.of_example(task, example, rng, rate):
                 kinds[one.kind].append(inputs.encode(one))
     budget = config.token_budget
