@@ -98,7 +98,7 @@ def test_another_task_answers_when_it_is_chosen(page):
 
 def test_the_answer_is_marked_in_its_context(page):
     """Fails if the marked characters are not those of the answer; the context begins with one of two UTF-16 units."""
-    page.get_by_text("Context and instruction").click()
+    page.get_by_text("Context, instruction and choices").click()
     context = "\U0001f6a2 The ferry left at noon and stopped at Lindholm."
     page.get_by_label("Context, or second text").fill(context)
     page.get_by_label("Task", exact=True).select_option("qa")
@@ -121,7 +121,7 @@ def test_what_the_other_tasks_make_of_it(page):
 
 def test_markup_in_an_input_is_text(page):
     """Fails if what was typed becomes part of the page: as an answer, in its context, or in an error."""
-    page.get_by_text("Context and instruction").click()
+    page.get_by_text("Context, instruction and choices").click()
     page.get_by_label("Context, or second text").fill(INJECTED)
     page.get_by_label("Task", exact=True).select_option("qa")
     answered(page, INJECTED)
