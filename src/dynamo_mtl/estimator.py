@@ -6,7 +6,6 @@ either is the same, bit for bit.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +28,6 @@ from dynamo_mtl.tasks.recognition import Guess
 from dynamo_mtl.tasks.registry import task_type
 from dynamo_mtl.training.run import train
 from dynamo_mtl.training.stages import FOLDERS
-
-logger = logging.getLogger(__name__)
 
 SCORED = ("dynamo", "oracle", "trivial")
 FEW_ROWS = 500

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynamo_mtl.config.training_config import PipelineConfig
+from dynamo_mtl.evaluation.inputs import task_input
 from dynamo_mtl.metrics.routing import (
     CALIBRATION_BINS,
     area_under_risk_coverage,
@@ -39,10 +40,9 @@ def score_confidence(
         table = open_task_table(of_task, split, config.data, seed)
         if of_task.calibration.rows and rows_hash(table) == of_task.calibration.data:
             table, _ = split_validation(of_task, table)
-        needs = system.config.tasks[task].requires_instruction
-        instruction = of_task.evaluation_instructions[0] if needs else None
         encoded = [
-            system.encode(example, task, instruction).without_shallow_windows() for example in all_examples(table)
+            system.encode(one, task, task_input(system, task, one).instruction).without_shallow_windows()
+            for one in all_examples(table)
         ]
         evidence = collect_evidence(system, encoded, config.training.token_budget)
         if evidence is not None:

@@ -19,6 +19,13 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     return float(low), float(high)
 
 
+def ratio_interval(counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of ``Σ counts[:, 0] / Σ counts[:, 1]`` over resamples of the examples (Efron 1979)."""
+    above, below = np.moveaxis(counts[resamples(len(counts), seed)].sum(axis=1), 1, 0)
+    low, high = np.percentile(above / np.maximum(1, below), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def resamples(count: int, seed: int = 0) -> np.ndarray:
     """``(resamples, count)`` numbers of examples, drawn with replacement."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynamo_mtl.metrics.bootstrap import resamples
+from dynamo_mtl.metrics.bootstrap import ratio_interval
 
 
 def classification_scores(predictions: Sequence[int | None], references: Sequence[int]) -> dict[str, float]:
@@ -96,6 +96,4 @@ def set_interval(
     """95 % percentile interval of ``micro_f1`` over resamples of the examples (Efron 1979)."""
     found = [prediction or set() for prediction in predictions]
     counts = [(2 * len(p & r), len(p) + len(r)) for p, r in zip(found, references, strict=True)]
-    hits, total = np.moveaxis(np.array(counts)[resamples(len(counts), seed)].sum(axis=1), 1, 0)
-    low, high = np.percentile(hits / np.maximum(1, total), [2.5, 97.5])
-    return float(low), float(high)
+    return ratio_interval(np.array(counts), seed)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynamo_mtl.metrics.bootstrap import resamples
+from dynamo_mtl.metrics.bootstrap import ratio_interval
 
 Entity = tuple[int, int, str]
 """First character, the one after the last, kind."""
@@ -26,10 +26,8 @@ def entity_interval(
     predictions: Sequence[Sequence[Entity]], references: Sequence[Sequence[Entity]], seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile interval of F1 over all entities, over resamples of the texts (Efron 1979)."""
-    picks = resamples(len(references), seed)
-    right, found, expected = np.moveaxis(_counts(predictions, references)[picks].sum(axis=1), 1, 0)
-    low, high = np.percentile(200 * right / np.maximum(1, found + expected), [2.5, 97.5])
-    return float(low), float(high)
+    right, found, expected = _counts(predictions, references).T
+    return ratio_interval(np.stack([200 * right, found + expected], axis=1), seed)
 
 
 def _counts(predictions: Sequence[Sequence[Entity]], references: Sequence[Sequence[Entity]]) -> np.ndarray:

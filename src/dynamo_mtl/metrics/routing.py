@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dynamo_mtl.metrics.regression import ranks
+
 CALIBRATION_BINS = 15
 
 
@@ -70,9 +72,7 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
 
     This is the area under the ROC curve (Hanley and McNeil 1982, Radiology 143).
     """
-    _, place, counts = np.unique(np.concatenate([known, unknown]), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    wins = ranks[len(known) :].sum() - len(unknown) * (len(unknown) + 1) / 2
+    wins = ranks(np.concatenate([known, unknown]))[len(known) :].sum() - len(unknown) * (len(unknown) + 1) / 2
     return float(wins / (len(known) * len(unknown)))
 
 

@@ -200,6 +200,14 @@ class TaskView:
     marker_windows: Tensor
     """``(options over all deep windows,)`` which of the deep windows each of them follows."""
 
+    def averaged(self, found: Tensor) -> Tensor:
+        """Values of the deep windows ``(deep windows, n)``, averaged over those of each example: ``(examples, n)``."""
+        if len(found) == len(self.examples):
+            return found
+        counts = torch.bincount(self.window_rows, minlength=len(self.examples))
+        sums = found.new_zeros(len(self.examples), found.shape[1]).index_add(0, self.window_rows, found)
+        return sums / counts[:, None]
+
 
 @dataclass(frozen=True)
 class PackedExamples:

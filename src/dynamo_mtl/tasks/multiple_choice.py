@@ -158,11 +158,7 @@ class MultipleChoice(Task):
         places = torch.arange(len(view.markers), device=hidden.device) - first[view.marker_windows]
         scores = head(hidden[view.markers])
         table = scores.new_full((len(counts), int(counts.max())), float("-inf"))
-        table = table.index_put((view.marker_windows, places), scores)
-        if len(table) == len(view.examples):
-            return table
-        sums = table.new_zeros(len(view.examples), table.shape[1]).index_add(0, view.window_rows, table)
-        return sums / torch.bincount(view.window_rows, minlength=len(view.examples))[:, None]
+        return view.averaged(table.index_put((view.marker_windows, places), scores))
 
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         logits, answers = self.evidence(head, hidden, view)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamo_mtl.metrics.bootstrap import resamples
+from dynamo_mtl.metrics.bootstrap import ratio_interval
 from dynamo_mtl.metrics.entities import Entity, entity_interval, entity_scores
 
 OUTSIDE = 0
@@ -19,6 +19,9 @@ OUTSIDE = 0
 BEGINNINGS, CONTINUATIONS = "BSU", "IELM"
 """Prefixes of tags in the schemes that are read: BIO, IOB1, BIOES and BILOU."""
 TAG = re.compile(rf"O|[{BEGINNINGS}{CONTINUATIONS}]-.+")
+
+WORD = re.compile(r"\w+|[^\w\s]")
+"""A word of a text that has a tag: a run of letters and digits, or any other sign."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class WordTagScheme(TagScheme):
         for token in tokens:
             for place in range(token.start, token.end):
                 first.setdefault(place, token)
-        found = [(match, first.get(match.start())) for match in re.finditer(r"\w+|[^\w\s]", text)]
+        found = [(match, first.get(match.start())) for match in WORD.finditer(text)]
         return [
             {"tag": self.classes[token.number], "score": token.score, "start": match.start(), "end": match.end(),
              "word": match[0]}
@@ -180,10 +183,7 @@ class WordTagScheme(TagScheme):
     def interval(
         self, found: Sequence[Sequence[Span] | None], expected: Sequence[Sequence[Entity]]
     ) -> tuple[float, float]:
-        counts = self._counts(found, expected)
-        right, words = np.moveaxis(counts[resamples(len(counts))].sum(axis=1), 1, 0)
-        low, high = np.percentile(right / np.maximum(1, words), [2.5, 97.5])
-        return float(low), float(high)
+        return ratio_interval(self._counts(found, expected))
 
     def _counts(self, found: Sequence[Sequence[Span] | None], expected: Sequence[Sequence[Entity]]) -> np.ndarray:
         """``(texts, 2)`` words that are right, and all words. What stands at a word's first character is its tag."""
@@ -206,7 +206,7 @@ class WordTagScheme(TagScheme):
                     "tag": counts[word].most_common(1)[0][0] if word in counts else commonest,
                     "score": 1.0, "start": match.start(), "end": match.end(), "word": match[0],
                 }
-                for match in re.finditer(r"\w+|[^\w\s]", text)
+                for match in WORD.finditer(text)
                 for word in (match[0].casefold(),)
             ]
             for text in texts

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from dynamo_mtl.model.adapter import LoraConfig
-from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig, RegressionHead
+from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.tasks.encoding import TaskView
 from dynamo_mtl.tasks.task import Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
@@ -65,15 +64,10 @@ class TextTask(Task):
 
     def outputs(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         """The head's outputs ``(examples, outputs)`` in fp32, averaged over the windows of each example."""
-        assert isinstance(head, ClassificationHead | RegressionHead)
+        assert isinstance(head, ClassificationHead)
         tokens = hidden[view.tokens]
         mask = view.mask[:, :, None].to(tokens.dtype)
-        found = head(tokens[:, 0], (tokens * mask).sum(dim=1) / mask.sum(dim=1))
-        if len(found) == len(view.examples):
-            return found
-        counts = torch.bincount(view.window_rows, minlength=len(view.examples))
-        sums = found.new_zeros(len(view.examples), found.shape[1]).index_add(0, view.window_rows, found)
-        return sums / counts[:, None]
+        return view.averaged(head(tokens[:, 0], (tokens * mask).sum(dim=1) / mask.sum(dim=1)))
 
     def likeliest(self, by_label: Mapping[str, float]) -> dict[str, float]:
         """The probabilities that an answer gives: all in their order, or those of the likeliest labels."""
