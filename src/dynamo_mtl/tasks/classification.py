@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,16 +23,17 @@ from dynamo_mtl.model.calibration import AnswerCalibration, least_confidence
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
-from dynamo_mtl.tasks.label_columns import LABEL_NAMES, each_once, only, texts_beside
+from dynamo_mtl.tasks.label_columns import LABEL_NAMES, only, texts_beside
+from dynamo_mtl.tasks.labelled_text import LabelledText, LabelledTextConfig
 from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.text_task import TEXT_NAMES, TextTask, TextTaskConfig
+from dynamo_mtl.tasks.text_task import TEXT_NAMES, TextTask
 
 SUM_TOLERANCE = 1e-3
 """How far the sum of given probabilities may be from 1, which rounding explains."""
 
 
-class ClassificationConfig(TextTaskConfig):
+class ClassificationConfig(LabelledTextConfig):
     """Labels are names, or numbers in the data; their names are what users read."""
 
     labels: list[str] = Field(min_length=2)
@@ -48,18 +49,8 @@ class ClassificationConfig(TextTaskConfig):
     """Share of right answers that is wanted. Where the confidence is below the one that reaches it on validation rows,
     no label is given, and the best guess stands beside it."""
 
-    _labels_once = field_validator("labels")(each_once)
 
-    @model_validator(mode="after")
-    def _weight_for_each(self) -> Self:
-        if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.labels):
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels; give one for each"
-            )
-        return self
-
-
-class Classification(TextTask):
+class Classification(LabelledText):
     """Single-label classification of a text, or of a pair of texts."""
 
     type = "classification"
@@ -75,11 +66,6 @@ class Classification(TextTask):
     problem_type = "single_label_classification"
     recognition_rank = 8
     config: ClassificationConfig
-
-    def __init__(self, name: str, config: ClassificationConfig) -> None:
-        super().__init__(name, config)
-        weights = config.class_weights
-        self._weights = torch.tensor(weights) if isinstance(weights, list) else None
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
@@ -208,9 +194,6 @@ class Classification(TextTask):
         labels = ", ".join(self.config.labels)
         return super().subject if self.config.description or len(labels) > 60 else f"{super().subject}: {labels}"
 
-    def output_names(self) -> list[str]:
-        return self.config.labels
-
     def label(self, example: Example) -> str | None:
         return self.config.labels[self._expected(example)]
 
@@ -234,7 +217,7 @@ class Classification(TextTask):
     def losses(self, head: Head, hidden: Tensor, view: TaskView) -> Tensor:
         smoothing = self.config.label_smoothing if head.training else 0.0
         logits = self.outputs(head, hidden, view)
-        weights = None if self._weights is None else self._weights.to(logits)
+        weights = self.weights_like(logits)
         return F.cross_entropy(logits, view.labels["label"], weights, reduction="none", label_smoothing=smoothing)
 
     def evidence(self, head: Head, hidden: Tensor, view: TaskView) -> tuple[Tensor, Tensor]:

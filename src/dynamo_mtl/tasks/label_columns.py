@@ -14,18 +14,6 @@ LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "senti
 """Names that tell the label from other columns of few values."""
 
 
-def each_once(labels: list[str]) -> list[str]:
-    """Check that no label is empty or given twice, and drop blanks around them. Raises ``ValueError`` otherwise."""
-    seen: set[str] = set()
-    for label in labels:
-        name = label.strip()
-        if not name or name in seen:
-            what = f"'{name}' is there twice" if name else "a label is empty"
-            raise ValueError(f"{what}; give each label once, without blanks around it")
-        seen.add(name)
-    return [label.strip() for label in labels]
-
-
 @dataclass(frozen=True)
 class LabelLists:
     """Where a table has several labels of a row."""

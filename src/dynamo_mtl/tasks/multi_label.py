@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,16 +21,17 @@ from dynamo_mtl.model.calibration import AnswerCalibration
 from dynamo_mtl.model.heads import Head, HeadConfig
 from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource, TaskView
 from dynamo_mtl.tasks.instruction_templates import read_instruction_templates
-from dynamo_mtl.tasks.label_columns import each_once, find_label_lists, texts_beside
+from dynamo_mtl.tasks.label_columns import find_label_lists, texts_beside
+from dynamo_mtl.tasks.labelled_text import LabelledText, LabelledTextConfig
 from dynamo_mtl.tasks.recognition import Guess, Table
 from dynamo_mtl.tasks.task import Answer, Example
-from dynamo_mtl.tasks.text_task import TEXT_NAMES, TextTask, TextTaskConfig
+from dynamo_mtl.tasks.text_task import TEXT_NAMES
 
 ENOUGH = 20
 """Fewest validation rows with a label from which a threshold of its own is fitted."""
 
 
-class MultiLabelConfig(TextTaskConfig):
+class MultiLabelConfig(LabelledTextConfig):
     """Several labels for a text."""
 
     labels: list[str] = Field(min_length=2)
@@ -44,18 +45,8 @@ class MultiLabelConfig(TextTaskConfig):
     """How much an example that has a label counts for that label, where one that lacks it counts 1. ``balanced`` is the
     number of examples that lack it divided by the number of those that have it."""
 
-    _labels_once = field_validator("labels")(each_once)
 
-    @model_validator(mode="after")
-    def _weight_for_each(self) -> MultiLabelConfig:
-        if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.labels):
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels; give one for each"
-            )
-        return self
-
-
-class MultiLabel(TextTask):
+class MultiLabel(LabelledText):
     """A yes or no for each of the labels."""
 
     type = "multi_label"
@@ -68,11 +59,6 @@ class MultiLabel(TextTask):
     problem_type = "multi_label_classification"
     recognition_rank = 5
     config: MultiLabelConfig
-
-    def __init__(self, name: str, config: MultiLabelConfig) -> None:
-        super().__init__(name, config)
-        weights = config.class_weights
-        self._weights = torch.tensor(weights) if isinstance(weights, list) else None
 
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
@@ -131,9 +117,6 @@ class MultiLabel(TextTask):
         mark = next((mark for mark in MARKS if mark in text), ";")
         return [part for part in text.split(mark) if part.strip()]
 
-    def output_names(self) -> list[str]:
-        return self.config.labels
-
     def label(self, example: Example) -> str | None:
         """The first of its labels, so that a held-out share has some of each; None of an empty set."""
         numbers = json.loads(example.target)
@@ -168,7 +151,7 @@ class MultiLabel(TextTask):
         smoothing = self.config.label_smoothing if head.training else 0.0
         target = view.labels["labels"] * (1 - smoothing) + smoothing / 2
         logits = self.outputs(head, hidden, view)
-        weights = None if self._weights is None else self._weights.to(logits)
+        weights = self.weights_like(logits)
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weights)
         return losses.mean(dim=1)
 
