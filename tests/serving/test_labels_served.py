@@ -43,6 +43,54 @@ def test_all_kinds_are_answered_in_one_request_as_python_does(serve, model):
     assert routed["predicted_task"] == "quiz"
 
 
+def test_several_tasks_answer_one_text_in_one_request(serve, model):
+    server, client = serve()
+    asked = ["topics", "marks", "names", "sums", "faq"]
+    body = {"inputs": INPUTS[0]["text"], "tasks": asked}
+    found = client.post("/v1/predict", json=body).json()
+    assert found == nearly(json.loads(json.dumps(model(body["inputs"], tasks=asked))), 1e-5)
+    assert list(found["answers"]) == asked
+    assert found["answers"]["faq"]["error_type"] == "validation"
+    both = client.post("/v1/predict", json={**body, "inputs": [body["inputs"], "great handle"]}).json()
+    assert both[0] == nearly(found, 1e-5)
+    everything = client.post("/v1/predict", json={**body, "tasks": "all"}).json()
+    assert set(everything["answers"]) == {name for name in KINDS if name not in ("quiz", "faq")}
+    assert server.engine.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"tasks": ["topic"]}, "tasks: no such task or group; known: topics, "),
+        ({"tasks": "group:zebra"}, "tasks: no such task or group"),
+        ({"tasks": []}, "tasks: "),
+        ({"tasks": "all", "task_hint": "marks"}, "task_hint: found beside tasks"),
+        ({"tasks": ["quiz", "faq"]}, "the task 'quiz' chooses among options"),
+        ({"tasks": "all", "inputs": ["a"] * 40}, "8 tasks about 40 inputs are 320 questions; send at most 256"),
+    ],
+)
+def test_wrong_tasks_are_one_sentence(serve, more, sentence):
+    _, client = serve()
+    response = client.post("/v1/predict", json={"inputs": "a", **more})
+    assert response.status_code == 422
+    assert sentence in response.json()["error"]
+    assert "zebra" not in response.text
+
+
+def test_a_task_that_fails_does_not_take_the_others_with_it(serve, model, monkeypatch):
+    _, client = serve()
+    task = model.system.tasks["marks"]
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(task, "answers", broken)
+    response = client.post("/v1/predict", json={"inputs": "a", "tasks": ["topics", "marks"]})
+    assert response.status_code == 200
+    assert response.json()["answers"]["marks"]["error_type"] == "internal"
+    assert "label" in response.json()["answers"]["topics"]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -125,4 +173,10 @@ def test_the_page_shows_probabilities_and_choices(serve):
         page.get_by_label("Text or question").fill("Ada Abel of Kestrel Bank visited Halvik")
         page.get_by_role("button", name="Answer", exact=True).click()
         expect(page.locator("#answer")).to_contain_text("by names")
+        page.get_by_label("Task").select_option("all")
+        page.get_by_role("button", name="Answer", exact=True).click()
+        expect(page.locator("#answer h3")).to_have_count(len(KINDS) - 2)
+        expect(page.locator("#answer h3").first).to_have_text("topics")
+        expect(page.locator("#verdict")).to_contain_text("All of these tasks were asked.")
+        expect(page.locator("#bars .chosen")).to_have_count(len(KINDS) - 2)
         browser.close()

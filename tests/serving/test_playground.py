@@ -111,12 +111,12 @@ def test_what_the_other_tasks_make_of_it(page):
     """Fails if a task is missing, or the one that answered is asked again."""
     first = answered(page, "A slow start but what an ending.")[0].json()["task"]
     page.get_by_role("button", name="What the other tasks make of it").click()
-    expect(page.locator("#others dt").first).to_be_visible()
+    expect(page.locator("#others h3").first).to_be_visible()
     # Without a context nothing is asked of the task that needs one.
     everything = page.locator("#task option").all_inner_texts()[1:]
     assert len(everything) == 5
     expected = [task for task in everything if task not in (first, "qa")]
-    assert page.locator("#others dt").all_inner_texts() == expected
+    assert page.locator("#others h3").all_inner_texts() == expected
 
 
 def test_markup_in_an_input_is_text(page):

@@ -25,6 +25,9 @@ def predict(
     task_hint: Annotated[
         str | None, typer.Option(help="Task that must answer; the router chooses if not given.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks that must all answer: a,b or group:NAME or all; auto for the router.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -37,7 +40,7 @@ def predict(
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
     result = DynamoInference(checkpoint).predict(
-        text, context=context, instruction=instruction, choices=choice or None, task_hint=task_hint,
+        text, context=context, instruction=instruction, choices=choice or None, task_hint=task_hint, tasks=tasks,
         return_routing_info=True,
     )  # fmt: skip
     if as_json:
@@ -48,7 +51,8 @@ def predict(
         for key, value in answer.items():
             typer.echo(f"{task}.{key}: {_shown(value)}")
     doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
-    typer.echo(f"routed to {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
+    says = "routed to" if tasks is None else "the router alone would choose"
+    typer.echo(f"{says} {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
 

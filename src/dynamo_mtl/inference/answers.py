@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_mtl.errors import InputError, RejectedError
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.requests import Pending, Prediction, Route
+from dynamo_mtl.inference.requests import Asked, Pending, Prediction, Route
 
 
 def shown(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
     """An answer as a call gives it."""
     routing = routing_info(predictor, prediction)
     return {**answer_of(prediction), "task": prediction.task, "routing": routing}
+
+
+def failed(message: str, kind: str = "validation") -> dict[str, str]:
+    """What stands in place of an answer: a sentence, and a word for programs."""
+    return {"error": message, "error_type": kind}
+
+
+def shown_together(
+    predictor: Predictor, asked: Asked, answers: Mapping[str, Mapping[str, Any]], route: Route | None
+) -> dict[str, Any]:
+    """The answers of several tasks to one input, under their names, and how the router would have chosen.
+
+    Args:
+        predictor: what answered.
+        asked: the input.
+        answers: task → its answer, or what failed.
+        route: of the input; None if no task answered.
+    """
+    assert asked.names is not None
+    refused = {name: failed(says) for name, says in asked.refused.items()}
+    routing = {} if route is None else {"routing": route_info(predictor, route)}
+    return {"answers": {name: refused.get(name) or answers[name] for name in asked.names}, **routing}
+
+
+def shown_all(predictor: Predictor, asked: Asked, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What a call gives for one input.
+
+    Raises:
+        InputError, RejectedError: as ``refuse``, if only one answer is wanted.
+    """
+    if asked.names is None:
+        refuse(predictor, predictions[0])
+        return shown(predictor, predictions[0])
+    answers = {one.task: answer_of(one) for one in predictions}
+    return shown_together(predictor, asked, answers, predictions[0].route)
 
 
 def refuse(predictor: Predictor, routed: Prediction | Pending) -> None:

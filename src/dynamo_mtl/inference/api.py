@@ -13,11 +13,11 @@ from dynamo_mtl.checkpoint.hub import fetch, push
 from dynamo_mtl.checkpoint.stored_config import used_with
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
-from dynamo_mtl.inference.answers import answer_of, refuse, route_info, routing_info, shown
+from dynamo_mtl.inference.answers import answer_of, failed, refuse, route_info, routing_info, shown_all
 from dynamo_mtl.inference.decoding import Decoder
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.request_reader import Given, RequestReader, check_choices
-from dynamo_mtl.inference.requests import Pending, Question, TextInput
+from dynamo_mtl.inference.request_reader import Given, Manner, RequestReader, check_choices
+from dynamo_mtl.inference.requests import Asked, Pending, TextInput
 from dynamo_mtl.storage import at_home, copy_folder, verify_folder
 from dynamo_mtl.system import load_system
 from dynamo_mtl.tasks.generation_task import GenerationTask
@@ -99,6 +99,7 @@ class DynamoInference:
         inputs: Given | Iterable[Given],
         *,
         task_hint: str | None = None,
+        tasks: str | Sequence[str] | None = None,
         top_k: int | None = None,
         batch_size: int = 64,
         **generation: Any,
@@ -110,6 +111,9 @@ class DynamoInference:
                 ``choices`` and ``task_hint``; or an iterable of these. A list or tuple returns a list. Any other
                 iterable returns an iterator that reads ``batch_size`` inputs ahead.
             task_hint: the task that must answer inputs without a ``task_hint`` of their own.
+            tasks: the tasks that must all answer every input, which is read once: names; ``group:NAME`` or ``all`` for
+                those of a group or of the model that the input fits. An answer is then ``{"answers": {task: answer},
+                "routing"}``.
             top_k: number of adapters to mix; the configured number if None.
             batch_size: number of inputs to answer together.
             generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
@@ -124,13 +128,10 @@ class DynamoInference:
             ConfigError: a task or setting does not exist, or a single input is not valid.
             InputError, RejectedError: for a single input, as in ``predict``.
         """
-        self.reader.check(task_hint, top_k)
-        self.reader.decoding(generation, task_hint)
+        manner = self.reader.manner(task_hint, tasks, top_k, generation)
         if isinstance(inputs, str | Mapping):
-            question = self.reader.question(cast("Given", inputs), task_hint, top_k, generation)
-            prediction = self.predictor.answer([question])[0]
-            refuse(self.predictor, prediction)
-            return shown(self.predictor, prediction)
+            asked = self.reader.read(cast("Given", inputs), manner)
+            return shown_all(self.predictor, asked, self.predictor.answer(asked.questions))
         if not isinstance(inputs, Iterable) or hasattr(inputs, "columns"):
             raise ConfigError(
                 f"an input should be a text or a mapping, or many of them; found {type(inputs).__name__}; of a table "
@@ -139,7 +140,7 @@ class DynamoInference:
         answers = (
             answer
             for first, batch in _batches(inputs, batch_size)
-            for answer in self._answer_each(batch, first, task_hint, top_k, generation)
+            for answer in self._answer_each(batch, first, manner)
         )
         return list(answers) if isinstance(inputs, list | tuple) else answers
 
@@ -151,6 +152,7 @@ class DynamoInference:
         instruction: str | None = None,
         choices: Sequence[str] | None = None,
         task_hint: str | None = None,
+        tasks: str | Sequence[str] | None = None,
         top_k: int | None = None,
         return_routing_info: bool = False,
         **generation: Any,
@@ -163,27 +165,32 @@ class DynamoInference:
             instruction: what to do with the text, in words.
             choices: the options to choose from, two or more; such an input is sent to a task of multiple choice.
             task_hint: the task that must answer; the router chooses if None.
+            tasks: the tasks that must all answer, as in a call.
             top_k: how many adapters to mix; as configured if None.
             return_routing_info: add ``routing_info`` with the predicted task, all probabilities, and ``rejected``:
                 whether the input probably belongs to no task, since the router is unsure or knows no similar input.
             generation: decoding settings, such as ``max_new_tokens`` or ``num_beams``, for the tasks that write text.
 
         Returns:
-            ``{task: answer}``, with ``routing_info`` if asked for.
+            ``{task: answer}``, with ``routing_info`` if asked for. With ``tasks``, an answer under each name.
 
         Raises:
             ConfigError: no such task or setting.
             InputError: the task that answers needs a passage and there is none, or cannot use the decoding settings.
             RejectedError: the input was rejected, and ``router.on_rejection`` is ``error``.
         """
-        self.reader.check(task_hint, top_k)
+        manner = self.reader.manner(task_hint, tasks, top_k, generation)
         given = {"text": text, "context": context, "instruction": instruction, "choices": choices}
-        question = self.reader.question(given, task_hint, top_k, generation)
-        prediction = self.predictor.answer([question])[0]
-        refuse(self.predictor, prediction)
-        result: dict[str, Any] = {prediction.task: answer_of(prediction)}
+        asked = self.reader.read(given, manner)
+        predictions = self.predictor.answer(asked.questions)
+        if asked.names is None:
+            refuse(self.predictor, predictions[0])
+        result: dict[str, Any] = {name: failed(says) for name, says in asked.refused.items()}
+        result |= {prediction.task: answer_of(prediction) for prediction in predictions}
+        if asked.names is not None:
+            result = {name: result[name] for name in asked.names}
         if return_routing_info:
-            result["routing_info"] = routing_info(self.predictor, prediction)
+            result["routing_info"] = routing_info(self.predictor, predictions[0])
         return result
 
     def stream(
@@ -243,32 +250,42 @@ class DynamoInference:
         thresholds = {"confidence": calibration.threshold, "familiarity": calibration.familiarity}
         return {"task": task, **info, "thresholds": thresholds}
 
-    def _answer_each(
-        self,
-        batch: Sequence[Given],
-        first: int,
-        task_hint: str | None,
-        top_k: int | None,
-        generation: Mapping[str, Any],
-    ) -> Iterator[dict[str, Any]]:
-        """Answers of a batch of inputs, the first of which has the number ``first``."""
-        read: list[Question | DynamoError] = []
-        for given in batch:
+    def answer_each(self, inputs: Sequence[Given], manner: Manner) -> Iterator[dict[str, Any] | DynamoError]:
+        """Answer inputs together. One that cannot be answered gets its error, and the others are still answered.
+
+        Args:
+            inputs: as of a call.
+            manner: how, as ``self.reader.manner`` returns it.
+
+        Yields:
+            For each input its answer as of a call, or the error.
+        """
+        read: list[Asked | DynamoError] = []
+        for given in inputs:
             try:
-                read.append(self.reader.question(given, task_hint, top_k, generation))
+                read.append(self.reader.read(given, manner))
             except DynamoError as error:
                 read.append(error)
-        predictions = iter(self.predictor.answer([one for one in read if isinstance(one, Question)]))
-        for number, one in enumerate(read, start=first):
+        questions = [question for one in read if isinstance(one, Asked) for question in one.questions]
+        predictions = iter(self.predictor.answer(questions))
+        for one in read:
+            if isinstance(one, DynamoError):
+                yield one
+                continue
+            own = list(itertools.islice(predictions, len(one.questions)))
             try:
-                if isinstance(one, DynamoError):
-                    raise one
-                prediction = next(predictions)
-                refuse(self.predictor, prediction)
-                yield shown(self.predictor, prediction)
+                yield shown_all(self.predictor, one, own)
             except DynamoError as error:
-                kind = "rejected" if isinstance(error, RejectedError) else "validation"
-                yield {"error": f"input {number}: {error}", "error_type": kind}
+                yield error
+
+    def _answer_each(self, batch: Sequence[Given], first: int, manner: Manner) -> Iterator[dict[str, Any]]:
+        """Answers of a batch of inputs, the first of which has the number ``first``, with errors as mappings."""
+        for number, made in enumerate(self.answer_each(batch, manner), start=first):
+            if isinstance(made, DynamoError):
+                kind = "rejected" if isinstance(made, RejectedError) else "validation"
+                yield failed(f"input {number}: {made}", kind)
+            else:
+                yield made
 
     def _pieces(self, pending: Pending, decoder: Decoder) -> Iterator[str]:
         draft, task = pending.draft, self.system.tasks[pending.task]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dynamo_mtl.config.validation import validate
 from dynamo_mtl.errors import ConfigError, InputError
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.requests import Question
+from dynamo_mtl.inference.requests import Asked, Question
+from dynamo_mtl.inference.task_choice import TaskChoice, choose_tasks
 from dynamo_mtl.messages import did_you_mean
+from dynamo_mtl.tasks.encoding import EncodedSource
 from dynamo_mtl.tasks.generation_task import GenerationConfig, GenerationTask
 
 TEXT_KEYS = ("text", "question")
@@ -28,6 +30,19 @@ class Decoding:
     """Task → its settings, for the tasks that can use them."""
     unusable: dict[str, str]
     """Task → why it cannot use them."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the inputs of a call are to be answered."""
+
+    task_hint: str | None = None
+    """The task that must answer inputs that name none; the router chooses if None."""
+    tasks: TaskChoice | None = None
+    """The tasks that must all answer; only one does if None."""
+    top_k: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Decoding settings, for the tasks that write text."""
 
 
 class RequestReader:
@@ -79,15 +94,66 @@ class RequestReader:
             raise ConfigError(next(iter(found.unusable.values())))
         return found
 
-    def question(
-        self, given: Given, task_hint: str | None, top_k: int | None, generation: Mapping[str, Any]
-    ) -> Question:
-        """Check and encode one input.
+    def manner(
+        self,
+        task_hint: str | None = None,
+        tasks: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> Manner:
+        """Check how a call wants its inputs answered. Raises ``ConfigError``."""
+        self.check(task_hint, top_k)
+        chosen = choose_tasks(tasks, self.system)
+        if chosen is not None and task_hint is not None:
+            raise ConfigError("task_hint: found beside tasks, which names all that answer; leave one out")
+        self.decoding(generation or {}, task_hint)
+        return Manner(task_hint, chosen, top_k, generation or {})
+
+    def read(self, given: Given, manner: Manner) -> Asked:
+        """Check and encode one input for all tasks that are asked about it.
 
         Raises:
             ConfigError: the input is not valid, or the task or a decoding setting does not exist.
-            InputError: the named task cannot answer it as it is.
+            InputError: no task that is asked can answer it as it is.
         """
+        values, source = self._encoded(given)
+        if manner.tasks is None:
+            hint = values.get("task_hint") or manner.task_hint
+            self.check(hint, manner.top_k)
+            question = self._question(source, hint, manner)
+            if hint is not None and (problem := self.predictor.problem(question, hint)) is not None:
+                raise InputError(problem)
+            return Asked([question])
+        if values.get("task_hint") is not None:
+            raise ConfigError("input: task_hint stands beside tasks, which names all that answer; leave one out")
+        questions: list[Question] = []
+        refused: dict[str, str] = {}
+        for name in manner.tasks.names:
+            question = self._question(source, name, manner)
+            problem = self.predictor.problem(question, name)
+            if problem is None:
+                questions.append(question)
+            else:
+                refused[name] = problem
+        if not questions:
+            raise InputError("; ".join(refused.values()))
+        names = manner.tasks.names
+        if manner.tasks.only_fitting:
+            names, refused = [name for name in names if name not in refused], {}
+        return Asked(questions, refused, names)
+
+    def question(
+        self, given: Given, task_hint: str | None, top_k: int | None, generation: Mapping[str, Any]
+    ) -> Question:
+        """Like ``read``, for one answer."""
+        return self.read(given, Manner(task_hint, None, top_k, generation)).questions[0]
+
+    def _question(self, source: EncodedSource, task: str | None, manner: Manner) -> Question:
+        decoding = self.decoding(manner.generation, task)
+        return Question(source, task, None, manner.top_k, decoding.settings, decoding.unusable)
+
+    def _encoded(self, given: Given) -> tuple[dict[str, Any], EncodedSource]:
+        """The parts of an input, and its tokens. Raises ``ConfigError``."""
         if not isinstance(given, str | Mapping):
             raise ConfigError(f"an input should be a text or a mapping, found {type(given).__name__}")
         values = {"text": given} if isinstance(given, str) else dict(given)
@@ -106,16 +172,10 @@ class RequestReader:
             raise ConfigError(
                 "input: found both context and text_pair, which are two names for the same; leave one out"
             )
-        hint = values.get("task_hint") or task_hint
-        self.check(hint, top_k)
         source = self.system.source.encode(
             str(texts[0]), next(iter(contexts), None), values.get("instruction"), values.get("choices")
         )
-        decoding = self.decoding(generation, hint)
-        question = Question(source, hint, None, top_k, decoding.settings, decoding.unusable)
-        if hint is not None and (problem := self.predictor.problem(question, hint)) is not None:
-            raise InputError(problem)
-        return question
+        return values, source
 
 
 def check_choices(given: Any) -> None:

@@ -82,6 +82,18 @@ class Question:
         return sum(len(window.ids) + choices for window in self.source.windows)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One input, and all that is asked about it."""
+
+    questions: list[Question]
+    """One for each task that must answer; a single one if only one answer is wanted. They share their source."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Task → why it cannot answer this input."""
+    names: Sequence[str] | None = None
+    """The tasks that were asked by name, in order; None if only one answer is wanted."""
+
+
 @dataclass
 class Pending:
     """A routed input on the way to its answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from dynamo_mtl.config.serving_config import ServingConfig
-from dynamo_mtl.errors import InputError, RejectedError
-from dynamo_mtl.inference.answers import refuse, shown
+from dynamo_mtl.errors import ConfigError, InputError, RejectedError
+from dynamo_mtl.inference.answers import answer_of, failed, refuse, shown, shown_together
 from dynamo_mtl.inference.api import DynamoInference
-from dynamo_mtl.inference.requests import Prediction, Question
+from dynamo_mtl.inference.request_reader import Manner
+from dynamo_mtl.inference.requests import Asked, Prediction
+from dynamo_mtl.inference.task_choice import ALL, GROUP, choose_tasks, groups
 from dynamo_mtl.serving.engine import Engine
 from dynamo_mtl.serving.http_errors import RequestError, as_failure
 from dynamo_mtl.serving.http_requests import Input, PredictRequest, RouteRequest, read_body, read_json, validated
@@ -82,12 +85,40 @@ class Server:
                 raise RequestError(
                     422, "validation", f"{place}: no such task; known: {', '.join(self.model.task_names)}"
                 )
-        self.engine.check_room(len(items))
+        manner = self._manner(asked)
+        each = 1 if manner.tasks is None else len(manner.tasks.names)
+        if each > 1 and len(items) * each > self.config.max_requests:
+            raise RequestError(
+                422, "validation",
+                f"tasks: {each} tasks about {len(items)} inputs are {len(items) * each} questions; send at most "
+                f"{self.config.max_requests} at a time",
+            )  # fmt: skip
+        self.engine.check_room(len(items) * each)
         request.state.inputs = len(items)
-        questions = await asyncio.to_thread(self._encoded, items, asked.task_hint, asked.top_k, asked.parameters.given)
+        read = await asyncio.to_thread(self._encoded, items, manner)
         limit = self.config.deadline_seconds
-        seconds = min(limit, asked.deadline_seconds or limit)
-        jobs = self.engine.submit(questions, seconds)
+        found = await self.settle(request, read, min(limit, asked.deadline_seconds or limit))
+        shown = [self._shown(one, own, str(request.state.request_id)) for one, own in found]
+        if not isinstance(asked.inputs, list):
+            content, status, headers = shown[0]
+            return JSONResponse(content, status, headers)
+        late = [one for one in shown if one[1] in (503, 504)]
+        if late:
+            return JSONResponse(late[0][0], late[0][1], late[0][2])
+        return JSONResponse([content for content, _, _ in shown])
+
+    async def settle(
+        self, request: Request, read: Sequence[Asked], seconds: float | None = None
+    ) -> list[tuple[Asked, list[Job]]]:
+        """Have all that is asked answered, and return each input with its jobs, which have all ended.
+
+        Raises:
+            Overloaded, Unavailable: it is not accepted.
+            DeadlineExceeded: it takes longer than ``seconds``, or the configured time if None.
+            Abandoned: the client went away.
+        """
+        seconds = seconds or self.config.deadline_seconds
+        jobs = self.engine.submit([question for one in read for question in one.questions], seconds)
         try:
             # The engine checks deadlines only between passes, so this timeout covers a pass that hangs.
             async with asyncio.timeout(seconds + GRACE_SECONDS):
@@ -97,14 +128,8 @@ class Server:
         finally:
             for job in jobs:
                 job.give_up()
-        shown = [self._shown(job, str(request.state.request_id)) for job in jobs]
-        if not isinstance(asked.inputs, list):
-            content, status, headers = shown[0]
-            return JSONResponse(content, status, headers)
-        late = [one for one in shown if one[1] in (503, 504)]
-        if late:
-            return JSONResponse(late[0][0], late[0][1], late[0][2])
-        return JSONResponse([content for content, _, _ in shown])
+        remaining = iter(jobs)
+        return [(one, list(itertools.islice(remaining, len(one.questions)))) for one in read]
 
     async def route(self, request: Request) -> Response:
         """Say where inputs belong, without answering them."""
@@ -127,6 +152,7 @@ class Server:
                 {
                     "name": name,
                     "type": system.config.tasks[name].type,
+                    "group": system.config.tasks[name].group,
                     "needs_context": task.needs_context,
                     "takes_choices": task.takes_choices,
                     "requires_instruction": system.config.tasks[name].requires_instruction,
@@ -201,13 +227,17 @@ class Server:
         body = await read_body(request, self.config)
         return validated(kind, read_json(body), self.config)
 
-    def _encoded(
-        self, items: Sequence[Input], task_hint: str | None, top_k: int | None, parameters: dict[str, Any]
-    ) -> list[Question]:
-        return [
-            self.model.reader.question(item.model_dump(exclude_none=True), task_hint, top_k, parameters)
-            for item in items
-        ]
+    def _manner(self, asked: PredictRequest) -> Manner:
+        """How a request wants its inputs answered. An error names what is known, and not what was sent."""
+        try:
+            choose_tasks(asked.tasks, self.model.system)
+        except ConfigError:
+            known = ", ".join((*self.model.task_names, *(f"{GROUP}{name}" for name in groups(self.model.system)), ALL))
+            raise RequestError(422, "validation", f"tasks: no such task or group; known: {known}") from None
+        return self.model.reader.manner(asked.task_hint, asked.tasks, asked.top_k, asked.parameters.given)
+
+    def _encoded(self, items: Sequence[Input], manner: Manner) -> list[Asked]:
+        return [self.model.reader.read(item.model_dump(exclude_none=True), manner) for item in items]
 
     def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
         return [
@@ -236,8 +266,27 @@ class Server:
             waiting.cancel()
             gone.cancel()
 
-    def _shown(self, job: Job, request_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+    def _shown(self, asked: Asked, jobs: Sequence[Job], request_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Return the content, status and headers of the response to one input."""
+        found = [self.outcome(job) for job in jobs]
+        if asked.names is None:
+            if not isinstance(found[0], RequestError):
+                return shown(self.model.predictor, found[0]), 200, {}
+            said = found[0]
+            return {**failed(said.message, said.error_type), "request_id": request_id}, said.status, said.headers
+        late = next((one for one in found if isinstance(one, RequestError) and one.status in (503, 504)), None)
+        if late is not None:
+            return {**failed(late.message, late.error_type), "request_id": request_id}, late.status, late.headers
+        answers: dict[str, dict[str, Any]] = {}
+        for question, one in zip(asked.questions, found, strict=True):
+            assert question.task is not None
+            is_answer = not isinstance(one, RequestError)
+            answers[question.task] = answer_of(one) if is_answer else failed(one.message, one.error_type)
+        route = next((one.route for one in found if not isinstance(one, RequestError)), None)
+        return shown_together(self.model.predictor, asked, answers, route), 200, {}
+
+    def outcome(self, job: Job) -> Prediction | RequestError:
+        """What a job that has ended gave, and count it."""
         reason = job.future.exception()
         if reason is None:
             prediction: Prediction = job.future.result()
@@ -248,14 +297,12 @@ class Server:
             else:
                 self.metrics.answers.labels(prediction.task).inc()
                 self.metrics.rejected.inc(prediction.rejected)
-                return shown(self.model.predictor, prediction), 200, {}
+                return prediction
         if isinstance(reason, RejectedError):
             self.metrics.rejected.inc()
         elif not isinstance(reason, DeadlineExceeded | Unavailable | InputError):
             self.metrics.failed.inc()
-        said = as_failure(reason)
-        content = {"error": said.message, "error_type": said.error_type, "request_id": request_id}
-        return content, said.status, said.headers
+        return as_failure(reason)
 
 
 async def _disconnected(request: Request) -> None:

@@ -91,6 +91,11 @@ class PredictRequest(RouteRequest):
     """Inputs to answer."""
 
     task_hint: str | None = Field(default=None, description="The task that must answer inputs that name none.")
+    tasks: str | Annotated[list[str], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None,
+        description="The tasks that must all answer every input: names; `group:NAME` or `all` for those that it fits.",
+        examples=["all", ["sentiment", "topic"]],
+    )
     top_k: int | None = Field(default=None, ge=1, description="How many adapters to mix; the model's choice if null.")
     parameters: Parameters = Parameters()
     deadline_seconds: float | None = Field(
@@ -200,8 +205,9 @@ def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> R
             if not _encodes(given if isinstance(given, str) else "".join(given)):
                 raise _invalid(f"{where}.{name}: has half of a surrogate pair, which is no character")
     if isinstance(found, PredictRequest):
-        if not _encodes(found.task_hint or ""):
-            raise _invalid("task_hint: has half of a surrogate pair, which is no character")
+        for name, given in (("task_hint", found.task_hint or ""), ("tasks", found.tasks or "")):
+            if not _encodes("".join(given)):
+                raise _invalid(f"{name}: has half of a surrogate pair, which is no character")
         for name, limit in (
             ("max_new_tokens", config.max_new_tokens),
             ("min_new_tokens", config.max_new_tokens),

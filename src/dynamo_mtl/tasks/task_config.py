@@ -35,6 +35,8 @@ class TaskConfig(BaseModel):
     """The task's type; taken from its name if not given."""
     description: str | None = Field(default=None, min_length=1, max_length=200)
     """What the task is about, in a few words. Instructions name it where another task has the same type."""
+    group: str | None = Field(default=None, min_length=1, max_length=100)
+    """Name of a group of tasks that read the same inputs; ``group:NAME`` asks all of them about one text."""
     train_file: str | None = None
     """Overrides the training file of the task's data path."""
     validation_file: str | None = None

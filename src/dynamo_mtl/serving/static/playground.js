@@ -49,15 +49,21 @@ function distribution(answer, input) {
 }
 
 function currentInput() {
-  const context = element("context").value, instruction = element("instruction").value, hint = element("task").value;
+  const context = element("context").value, instruction = element("instruction").value;
   const choices = element("choices").value.split("\n").filter((line) => line.trim());
   return {
     text: element("text").value,
     ...(context.trim() ? { context } : {}),
     ...(instruction.trim() ? { instruction } : {}),
     ...(choices.length ? { choices } : {}),
-    ...(hint ? { task_hint: hint } : {}),
   };
+}
+
+// What the page asks of the server: one answer, or those of several tasks.
+function question(input) {
+  const chosen = element("task").selectedOptions[0], hint = element("task").value;
+  if (chosen.dataset.tasks) return { inputs: input, tasks: chosen.dataset.tasks };
+  return { inputs: input, ...(hint ? { task_hint: hint } : {}) };
 }
 
 function drawBars(list, shares, chosen) {
@@ -97,8 +103,8 @@ function passage(spans, text, label) {
   return node;
 }
 
-function showAnswer(answer, input, milliseconds) {
-  const place = element("answer");
+// The parts of the page that show one answer.
+function shownAnswer(answer, input) {
   const { form, key } = formOf(answer);
   const text = made("p", form === "code" ? "said code" : "said", said(answer) || "(nothing)");
   text.tabIndex = 0;
@@ -115,17 +121,42 @@ function showAnswer(answer, input, milliseconds) {
     drawBars(list, shares, (label) => given.has(label));
     parts.push(list);
   }
+  return parts;
+}
+
+function showAnswer(answer, input, hint, milliseconds) {
   const score = typeof answer.score === "number" ? `, score ${answer.score.toFixed(3)}` : "";
-  parts.push(made("p", "hint", `by ${answer.task}${score}, in ${milliseconds.toFixed(0)} ms`));
-  place.replaceChildren(...parts);
-  const routing = answer.routing;
-  const doubt = routing.rejected ? " This is likely to be an input of none of these tasks, so the answer is a guess." : "";
-  const forced = input.task_hint ? ` You asked ${input.task_hint} to answer.` : "";
-  element("verdict").textContent = `The router is ${(100 * routing.confidence).toFixed(1)} % sure of `
-    + `${routing.predicted_task}.${forced}${doubt}`;
-  drawBars(element("bars"), Object.entries(routing.probabilities), (task) => task === answer.task);
+  const by = made("p", "hint", `by ${answer.task}${score}, in ${milliseconds.toFixed(0)} ms`);
+  element("answer").replaceChildren(...shownAnswer(answer, input), by);
+  const doubt = answer.routing.rejected
+    ? " This is likely to be an input of none of these tasks, so the answer is a guess." : "";
+  showRouting(answer.routing, `${hint ? ` You asked ${hint} to answer.` : ""}${doubt}`, [answer.task]);
   element("compare").hidden = tasks.length < 2;
+}
+
+function card(name, answer, input) {
+  const node = made("article", "card");
+  node.append(made("h3", "", name));
+  if (answer.error) node.append(made("p", "error", answer.error));
+  else node.append(...shownAnswer({ ...answer, task: name }, input));
+  return node;
+}
+
+function showAnswers(content, input, milliseconds) {
+  const cards = made("div", "cards");
+  const found = Object.entries(content.answers);
+  for (const [name, answer] of found) cards.append(card(name, answer, input));
+  element("answer").replaceChildren(
+    cards, made("p", "hint", `${found.length} answers to one text, in ${milliseconds.toFixed(0)} ms`));
+  showRouting(content.routing, " All of these tasks were asked.", found.map(([name]) => name));
+  element("compare").hidden = true;
+}
+
+function showRouting(routing, remark, answering) {
   element("others").replaceChildren();
+  element("verdict").textContent = `The router is ${(100 * routing.confidence).toFixed(1)} % sure of `
+    + `${routing.predicted_task}.${remark}`;
+  drawBars(element("bars"), Object.entries(routing.probabilities), (task) => answering.includes(task));
 }
 
 function showError(place, error) {
@@ -142,10 +173,12 @@ async function busy(button, work, place) {
 async function answer() {
   const input = currentInput();
   if (!input.text.trim()) { element("text").focus(); return; }
+  const body = question(input);
   await busy(element("send"), async () => {
-    const { content, milliseconds } = await request("v1/predict", { inputs: input });
+    const { content, milliseconds } = await request("v1/predict", body);
     asked = { input, task: content.task };
-    showAnswer(content, input, milliseconds);
+    if (content.answers) showAnswers(content, input, milliseconds);
+    else showAnswer(content, input, body.task_hint, milliseconds);
   }, element("answer"));
 }
 
@@ -153,13 +186,10 @@ async function compare() {
   const others = tasks.filter((task) => task.name !== asked.task && (!task.needs_context || asked.input.context)
     && task.takes_choices === Boolean(asked.input.choices));
   await busy(element("compare"), async () => {
-    const inputs = others.map((task) => ({ ...asked.input, task_hint: task.name }));
-    const { content } = await request("v1/predict", { inputs });
-    const list = made("dl");
-    others.forEach((task, place) => {
-      list.append(made("dt", "", task.name), made("dd", "", content[place].error ?? said(content[place])));
-    });
-    element("others").replaceChildren(list);
+    const { content } = await request("v1/predict", { inputs: asked.input, tasks: others.map((task) => task.name) });
+    const cards = made("div", "cards");
+    for (const [name, answer] of Object.entries(content.answers)) cards.append(card(name, answer, asked.input));
+    element("others").replaceChildren(cards);
   }, element("others"));
 }
 
@@ -183,6 +213,14 @@ function offer(task, example) {
   element("examples").parentElement.hidden = false;
 }
 
+function choice(text, value, several, title) {
+  const option = made("option", "", text);
+  option.value = value;
+  if (several) option.dataset.tasks = several;
+  if (title) option.title = title;
+  element("task").append(option);
+}
+
 async function start() {
   element("ask").addEventListener("submit", (event) => { event.preventDefault(); answer(); });
   element("ask").addEventListener("keydown", (event) => {
@@ -192,12 +230,13 @@ async function start() {
   try {
     tasks = (await request("v1/tasks")).content;
     for (const task of tasks) {
-      const option = made("option", "", task.name);
-      option.value = task.name;
-      option.title = task.description;
-      element("task").append(option);
+      choice(task.name, task.name, null, task.description);
       for (const example of task.examples) offer(task, example);
     }
+    for (const group of new Set(tasks.map((task) => task.group).filter(Boolean))) {
+      choice(`all of the group ${group}`, `group:${group}`, `group:${group}`);
+    }
+    if (tasks.length > 1) choice("all tasks that fit", "all", "all");
   } catch (error) { showError(element("answer"), error); }
 }
 
