@@ -138,6 +138,10 @@ class Dynamo:
         """Answer one input or many, of any mix of tasks; see ``DynamoInference.__call__``."""
         return self.model(inputs, **how)
 
+    def predict_table(self, data: Any, **how: Any) -> Any:
+        """Answer every row of a data frame or of an iterable; see ``DynamoInference.predict_table``."""
+        return self.model.predict_table(data, **how)
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Copy the trained model into a folder."""
         return self.model.save_pretrained(folder)

@@ -38,3 +38,9 @@ def shortened(names: Iterable[str], most: int = 12) -> str:
     given = list(names)
     more = f" and {len(given) - most} more" if len(given) > most else ""
     return ", ".join(given[:most]) + more
+
+
+def clock(seconds: float) -> str:
+    """Return a time as minutes and seconds, such as ``3:07``."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -49,11 +49,11 @@ def write_folder(place: Path, fill: Callable[[Path], None]) -> None:
         fill(staging)
         write_manifest(staging)
         for path in (*_files(staging), *(p for p in staging.rglob("*") if p.is_dir()), staging):
-            _flush(path)
+            flush(path)
         if place.exists():
             os.replace(place, old)
         os.replace(staging, place)
-        _flush(place.parent)
+        flush(place.parent)
     except BaseException:
         if old.exists() and not place.exists():
             os.replace(old, place)
@@ -253,7 +253,8 @@ def _digest(path: Path) -> tuple[int, str]:
     return size, sha.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk store a file, or the names in a folder, now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +15,15 @@ import typer
 from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, checkpoint_config, needs, start_logging
 from dynamo_mtl.errors import ConfigError
 
+ROWS_FAILED = 1
+"""Exit code if some rows of a table could not be answered."""
+
 
 @app.command(context_settings={"ignore_unknown_options": True})  # a text may begin with "-"
 def predict(
     checkpoint: Checkpoint,
-    text: Annotated[str, typer.Argument(help="What to work on; - reads standard input.")],
+    text: Annotated[str | None, typer.Argument(help="What to work on; - reads standard input.")] = None,
+    *,
     context: Annotated[str | None, typer.Option(help="Passage that a question is about.")] = None,
     instruction: Annotated[str | None, typer.Option(help="What to do with the text, in words.")] = None,
     choice: Annotated[
@@ -29,18 +36,49 @@ def predict(
         str | None, typer.Option(help="Tasks that must all answer: a,b or group:NAME or all; auto for the router.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Table to answer row by row, or a folder of them; - for JSON lines.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for its rows with their answers, or a folder; - for JSON lines.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Column of the table that holds a part of the input, as text=review.")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option(help="Add a column of probabilities.")] = False,
+    prefix: Annotated[str, typer.Option(help="In front of the names of new columns.")] = "",
+    reading: Annotated[
+        list[str] | None, typer.Option(help="How the table is written, as encoding=cp1252, separator=; or quote='.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run over a table.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Route and answer one text."""
-    start_logging(verbose, quiet=True)
-    if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", text):
+    """Route and answer one text, or every row of a table. Exit code 1 if a row could not be answered."""
+    start_logging(verbose, quiet=source is None)
+    if text is not None and re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", text):
         raise ConfigError(f"no such option: {text.partition('=')[0]}; see dynamo predict --help")
+    if (text is None) == (source is None):
+        raise ConfigError("predict: give either a text, or a table with --input")
+    if source is None and output is not None:
+        raise ConfigError("--output: is for the rows of a table, which --input names")
+    if source is not None:
+        one = {"--context": context, "--instruction": instruction, "--choice": choice, "--json": as_json}
+        given = next((name for name, value in one.items() if value), None)
+        if given is not None:
+            raise ConfigError(f"{given}: is for a single text; a table has columns, see --column")
+        asked = {"tasks": tasks, "task_hint": task_hint, "probabilities": probabilities, "prefix": prefix,
+                 "columns": _pairs(column, "--column", "text=review")}  # fmt: skip
+        _predict_table(
+            checkpoint, source, output, asked, _pairs(reading, "--reading", "encoding=cp1252"), resume, overwrite
+        )
+        return
     from dynamo_mtl.inference.api import DynamoInference
 
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
     result = DynamoInference(checkpoint).predict(
-        text, context=context, instruction=instruction, choices=choice or None, task_hint=task_hint, tasks=tasks,
+        str(text), context=context, instruction=instruction, choices=choice or None, task_hint=task_hint, tasks=tasks,
         return_routing_info=True,
     )  # fmt: skip
     if as_json:
@@ -55,6 +93,48 @@ def predict(
     typer.echo(f"{says} {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
+
+
+def _pairs(given: list[str] | None, option: str, example: str) -> dict[str, str]:
+    """The values of an option of the form ``key=value``."""
+    pairs = [one.partition("=") for one in given or ()]
+    wrong = next((one for one in pairs if not one[0] or not one[2]), None)
+    if wrong is not None:
+        raise ConfigError(f"{option}: '{''.join(wrong):.60}' should be like {example}")
+    return {key: value for key, _, value in pairs}
+
+
+def _predict_table(
+    checkpoint: Path, source: Path, output: Path | None, asked: dict[str, Any], written: dict[str, str],
+    resume: bool, overwrite: bool,
+) -> None:  # fmt: skip
+    """Answer a table, and leave with exit code 1 if a row could not be answered."""
+    from dynamo_mtl.config.validation import validate
+    from dynamo_mtl.inference.api import DynamoInference
+    from dynamo_mtl.inference.bulk.input_rows import FileReading
+    from dynamo_mtl.inference.bulk.table import TableRequest
+    from dynamo_mtl.inference.bulk.table_files import predict_files, write_stream
+
+    if output is None:
+        raise ConfigError("--output: name a file for the answered rows, or - for JSON lines")
+    is_stream, reading = str(output) == "-", validate(FileReading, written, "--reading")
+    if resume and "-" in (str(source), str(output)):
+        raise ConfigError("--resume: needs files; a stream begins where it begins")
+    model, request = DynamoInference(checkpoint), TableRequest(**asked)
+    with tempfile.TemporaryDirectory(prefix="dynamo-") as folder:
+        if str(source) == "-":
+            source = Path(folder) / "input.jsonl"
+            with source.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        if is_stream:
+            counts = write_stream(model, source, sys.stdout.buffer, request, reading)
+        else:
+            counts = predict_files(
+                model, source, output, request, reading=reading, resume=resume, overwrite=overwrite
+            )  # fmt: skip
+    if counts.failed:
+        typer.echo(f"{counts.failed} of {counts.rows} rows could not be answered; see their column 'error'", err=True)
+        raise SystemExit(ROWS_FAILED)
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,31 +46,37 @@ def delimited_rows(
     Args:
         path: file whose name ends with ``.csv`` or ``.tsv``, perhaps followed by ``.gz``.
         reading: what cannot be seen from the file.
-        refuse: called before the first row with each line that does not fit, and later with each row that has other
-            rows in a cell.
+        refuse: called with each line that does not fit and each row that has other rows in a cell, in the order of
+            the file.
 
     Raises:
         DataError: there is no header, a column name occurs twice, or the file cannot be read as a table.
     """
     with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
         dialect, faults = _best(connection, place, path, reading)
+        bad: deque[tuple[int, DataError]] = deque()
         for line, (_, sentence, kind) in zip(lines_at(place, [fault[0] for fault in faults]), faults, strict=True):
-            hint = "; tasks.NAME.reading can say separator and quote" if kind == _COLUMNS else ""
-            refuse(DataError(f"{path}, line {line}: {sentence}{hint}", kind))
+            hint = f"; {reading.setting} can say separator and quote" if kind == _COLUMNS else ""
+            bad.append((line, DataError(f"{path}, line {line}: {sentence}{hint}", kind)))
         lines = RowLines(path, reading, dialect)
         looks_like_row = _row_test(connection, place, dialect) if reading.quote is None and dialect.quote else None
         for row in _scan(connection, place, dialect):
-            where = f"{path}, line {lines.find(row)}"
+            line = lines.find(row)
+            while bad and bad[0][0] < line:
+                refuse(bad.popleft()[1])
+            where = f"{path}, line {line}"
             if looks_like_row is not None and any(map(looks_like_row, row)):
                 refuse(
                     DataError(
                         f"{where}: a cell runs over several lines, of which one looks like a row: a quotation mark is "
-                        "probably not closed; if all is right, say tasks.NAME.reading.quote",
+                        f"probably not closed; if all is right, say {reading.setting}.quote",
                         "a cell that holds rows",
                     )
                 )
                 continue
             yield dict(zip(dialect.names, row, strict=True)), where
+        for _, error in bad:
+            refuse(error)
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def _best(
             continue  # not a way to read this file
         found.append((count, dialect, faults))
     if not found:
-        raise DataError(f"{path}: cannot be read as a table; say its separator and quote with tasks.NAME.reading")
+        raise DataError(f"{path}: cannot be read as a table; say its separator and quote with {reading.setting}")
     several = [one for one in found if len(one[1].names) > 1] or found
     count, dialect, faults = min(several, key=lambda one: len(one[2]))
     plain = next((one for one in several if not one[1].quote and one[0] > count and len(one[2]) == len(faults)), None)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from pyarrow import ArrowException, ArrowInvalid, ipc, parquet
 
 from dynamo_mtl.data.delimited import delimited_rows
-from dynamo_mtl.data.text_files import Reading, open_text
+from dynamo_mtl.data.text_files import Reading, not_encoded, open_text
 from dynamo_mtl.errors import DataError
 
 Refuse = Callable[[DataError], None]
@@ -57,11 +59,15 @@ def file_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:
 
 
 def _json_lines(path: Path, reading: Reading, refuse: Refuse) -> Rows:
-    with open_text(path, reading) as text:
+    # Bytes that are no text spoil their line alone. They are told by the surrogates that stand for them.
+    with open_text(path, reading, "surrogateescape") as text:
         for number, line in enumerate(text.file, start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            if not _encodes(line):
+                refuse(not_encoded(where, text.file.encoding, "invalid bytes", reading))
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -71,6 +77,13 @@ def _json_lines(path: Path, reading: Reading, refuse: Refuse) -> Rows:
                 refuse(DataError(f"{where}: expected a JSON object, found {type(row).__name__}", "not a JSON object"))
                 continue
             yield row, where
+
+
+def _encodes(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _json_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:
@@ -137,21 +150,32 @@ class ArrowRow(Mapping[str, Any]):
         return len(self._columns)
 
 
-def _arrow_rows(path: Path) -> Rows:
+@contextmanager
+def arrow_batches(path: Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]]:
+    """The schema and the rows of a Parquet or Arrow file, read as a stream.
+
+    Raises:
+        DataError: it is no such file.
+    """
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
     try:
         if kind == "Parquet":
             file = parquet.ParquetFile(path)
-            schema, batches = file.schema_arrow, file.iter_batches(batch_size=1000)
+            yield file.schema_arrow, file.iter_batches(batch_size=1000)
+            return
+        try:
+            stream = ipc.open_stream(path)
+        except ArrowInvalid:
+            reader = ipc.open_file(path)
+            yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
-            try:
-                batches = ipc.open_stream(path)
-            except ArrowInvalid:
-                reader = ipc.open_file(path)
-                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-                schema = reader.schema
-            else:
-                schema = batches.schema
+            yield stream.schema, iter(stream)
+    except ArrowInvalid as error:
+        raise DataError(f"{path}: not a {kind} file ({str(error).partition(chr(10))[0]})") from error
+
+
+def _arrow_rows(path: Path) -> Rows:
+    with arrow_batches(path) as (schema, batches):
         names = schema_names(datasets.Features.from_arrow_schema(schema) if schema.metadata else None)
         number = 0
         for batch in batches:
@@ -159,8 +183,6 @@ def _arrow_rows(path: Path) -> Rows:
             for place in range(batch.num_rows):
                 number += 1
                 yield ArrowRow(columns, place, names), f"{path}, row {number}"
-    except ArrowInvalid as error:
-        raise DataError(f"{path}: not a {kind} file ({str(error).partition(chr(10))[0]})") from error
 
 
 def _saved_rows(folder: Path) -> Rows:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,6 +23,8 @@ class Reading(BaseModel):
     """The format of a task's text files, where it cannot be detected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    setting: ClassVar[str] = "tasks.NAME.reading"
+    """Where a user says it, for messages."""
 
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     """Separator of the cells of a CSV or TSV file; detected if not given."""
@@ -59,8 +61,13 @@ def open_bytes(path: Path) -> Any:
 
 
 @contextmanager
-def open_text(path: Path, reading: Reading) -> Iterator[Text]:
+def open_text(path: Path, reading: Reading, errors: str = "strict") -> Iterator[Text]:
     """Open a file as text, without changing its line ends.
+
+    Args:
+        path: of the file.
+        reading: what a user has said of it.
+        errors: what to do with bytes that are not valid in its encoding, as of ``open``.
 
     Raises:
         DataError: while reading, if bytes are not valid in the file's encoding.
@@ -72,15 +79,20 @@ def open_text(path: Path, reading: Reading) -> Iterator[Text]:
     # A byte order mark is never part of the text, even if plain UTF-8 is asked for.
     is_utf8 = (reading.encoding or "").lower().replace("_", "-") in ("utf-8", "utf8")
     encoding = (None if is_utf8 else reading.encoding) or marked or "utf-8"
-    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
+    with io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=errors, newline="") as file:
         try:
             yield Text(file, is_plain=encoding == "utf-8" and not is_packed)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}{_line_of_bytes(path, encoding)}: not {encoding.upper()} text ({error.reason}); say its "
-                "encoding with tasks.NAME.reading.encoding, such as cp1252 for a file from Excel on Windows",
-                "another encoding",
-            ) from error
+            raise not_encoded(f"{path}{_line_of_bytes(path, encoding)}", encoding, error.reason, reading) from error
+
+
+def not_encoded(where: str, encoding: str, reason: str, reading: Reading) -> DataError:
+    """The error for bytes that are not valid in the encoding of their file."""
+    return DataError(
+        f"{where}: not {encoding.upper()} text ({reason}); say its encoding with {reading.setting}.encoding, such as "
+        "cp1252 for a file from Excel on Windows",
+        "another encoding",
+    )
 
 
 def _line_of_bytes(path: Path, encoding: str) -> str:

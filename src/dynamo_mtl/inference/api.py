@@ -193,6 +193,44 @@ class DynamoInference:
             result["routing_info"] = routing_info(self.predictor, predictions[0])
         return result
 
+    def predict_table(
+        self,
+        data: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        tasks: str | Sequence[str] | None = None,
+        task_hint: str | None = None,
+        top_k: int | None = None,
+        probabilities: bool = False,
+        prefix: str = "",
+        **generation: Any,
+    ) -> Any:
+        """Answer every row of a table, as ``dynamo predict --input`` does for files.
+
+        Args:
+            data: a pandas data frame, a list of mappings, or another iterable of mappings, of any length.
+            columns: part of an input (``text``, ``context``, ``instruction``, ``choices``, ``task_hint``) → the column
+                that holds it. What is not given is found by name.
+            tasks: the tasks that all answer every row, as in a call; the router chooses one for each row if None.
+            task_hint: the task that answers rows that name none.
+            top_k: number of adapters to mix; the configured number if None.
+            probabilities: add the probabilities of labels, and of tasks where the router chooses.
+            prefix: in front of the names of the new columns.
+            generation: decoding settings, for the tasks that write text.
+
+        Returns:
+            A data frame, a list, or an iterator, as given, whose rows also have ``task``, ``answer``, ``score``,
+            ``confidence``, ``rejected``, and ``error`` for a row without an answer; with ``tasks``, an answer under
+            each name. See ``bulk/answer_cells.py``.
+
+        Raises:
+            ConfigError: no column is known to hold the texts, or a task or setting does not exist.
+        """
+        from dynamo_mtl.inference.bulk.table import TableRequest, answer_table
+
+        request = TableRequest(columns or {}, tasks, task_hint, top_k, probabilities, prefix, generation)
+        return answer_table(self, data, request)
+
     def stream(
         self,
         text: str,

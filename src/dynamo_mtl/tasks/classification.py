@@ -67,6 +67,10 @@ class Classification(LabelledText):
     recognition_rank = 8
     config: ClassificationConfig
 
+    def __init__(self, name: str, config: ClassificationConfig) -> None:
+        super().__init__(name, config)
+        self.answer_parts = {"score": float, **({"best_guess": str} if config.precision is not None else {})}
+
     @classmethod
     def recognise(cls, table: Table, name: str) -> Guess | None:
         """Recognise a column of texts beside one with few different values."""

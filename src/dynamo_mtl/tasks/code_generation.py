@@ -25,6 +25,7 @@ class CodeGeneration(GenerationTask):
         "description": ("description", "docstring", "intent", "text", "prompt"),
         "code": ("code", "snippet", "function"),
     }
+    input_columns = {"description": "text"}
     instruction_templates = read_instruction_templates("code_generation")
     main_metric = "bleu"
     trivial_name = "code of the most similar training description"

@@ -56,6 +56,8 @@ class MultiLabel(LabelledText):
     main_metric = "micro_f1"
     trivial_name = "the labels that at least half of the training data has, or else the commonest"
     answer_key = "labels"
+    answer_type = object
+    answer_parts = {}
     problem_type = "multi_label_classification"
     recognition_rank = 5
     config: MultiLabelConfig

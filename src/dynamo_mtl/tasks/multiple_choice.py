@@ -61,11 +61,13 @@ class MultipleChoice(Task):
         "answer": ("answer", "label", "answerKey", "gold"),
     }
     optional_columns = {"context": ("context", "passage", "article")}
+    input_columns = {"text": "text", "context": "context", "choices": "choices"}
     instruction_templates = read_instruction_templates("multiple_choice")
     main_metric = "accuracy"
     trivial_name = "the place where the right option stands most often"
     hub_task = "multiple-choice"
     answer_key = "choice"
+    answer_parts = {"index": int, "score": float}
     recognition_rank = 4
     config: MultipleChoiceConfig
 

@@ -53,6 +53,7 @@ class QuestionAnswering(Task):
     tunes_answers = True
     column_names = {"question": ("question",), "context": ("context", "passage"), "answers": ("answers", "answer")}
     optional_columns = {"answer_start": ("answer_start", "answer_offset")}
+    input_columns = {"question": "text", "context": "context"}
     instruction_templates = read_instruction_templates("qa")
     main_metric = "f1"
     trivial_name = "the context's sentence with most words of the question, or none where most questions have none"
@@ -62,6 +63,11 @@ class QuestionAnswering(Task):
     published_head = PublishedHead("AutoModelForQuestionAnswering", names_labels=False)
     recognition_rank = 2
     config: QuestionAnsweringConfig
+
+    def __init__(self, name: str, config: QuestionAnsweringConfig) -> None:
+        super().__init__(name, config)
+        guess = {"best_guess": str} if config.no_answer else {}
+        self.answer_parts = {"score": float, "start": int, "end": int, **guess}
 
     def read(self, row: Mapping[str, Any], where: str) -> Example:
         context = self.text_column(row, "context", where)

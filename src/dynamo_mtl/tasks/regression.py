@@ -62,6 +62,7 @@ class Regression(TextTask):
     main_metric = "spearman"
     trivial_name = "mean score"
     answer_key = "value"
+    answer_type = float
     problem_type = "regression"
     recognition_rank = 6
     config: RegressionConfig
@@ -70,6 +71,7 @@ class Regression(TextTask):
         super().__init__(name, config)
         low, high = config.score_range
         self.levels = [int(low) + step for step in range(int(high - low) + 1)] if config.ordinal else []
+        self.answer_parts = {"level": str, "score": float} if config.ordinal else {}
         if config.ordinal:
             self.published_head = None
 

@@ -18,6 +18,7 @@ class Summarization(GenerationTask):
     type = "summarization"
     answer_key = "summary_text"
     column_names = {"document": ("document", "article", "text"), "summary": ("summary", "highlights")}
+    input_columns = {"document": "text"}
     instruction_templates = read_instruction_templates("summarization")
     main_metric = "rouge1"
     trivial_name = "first sentence"

@@ -75,6 +75,8 @@ class Task(abc.ABC):
     """Our column → the names that it has in published data; messages use the first."""
     optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The same for columns that a row may lack."""
+    input_columns: ClassVar[Mapping[str, str]] = {"text": "text", "text_pair": "context"}
+    """Our column → the part of an input that it is: ``text``, ``context`` or ``choices``."""
     tunes_answers: ClassVar[bool] = False
     """Whether ``tune`` fits anything."""
     instruction_templates: ClassVar[InstructionTemplates]
@@ -85,6 +87,10 @@ class Task(abc.ABC):
     """The hub's name of this kind of task, for model cards."""
     answer_key: str = "label"
     """Key of the main value of an answer."""
+    answer_type: type = str
+    """Type of the main value; ``object`` if it is a list or a mapping."""
+    answer_parts: Mapping[str, type] = {"score": float}
+    """What an answer has beside its main value and probabilities, for tables: key → type of the value."""
     answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
     """How the main value is shown: as text, as code, or as places in the passage or the text."""
     published_head: PublishedHead | None = None

@@ -60,9 +60,12 @@ class TokenClassification(Task):
         "tokens": ("tokens", "words"),
         "tags": ("ner_tags", "tags", "labels"),
     }
+    input_columns = {"text": "text"}
     instruction_templates = read_instruction_templates("token_classification")
     hub_task = "token-classification"
+    answer_type = object
     answer_form = "spans"
+    answer_parts = {}
     published_head = PublishedHead("AutoModelForTokenClassification", names_labels=True)
     recognition_rank = 1
     config: TokenClassificationConfig

@@ -39,6 +39,7 @@ class Translation(GenerationTask):
     answer_key = "translation_text"
     english_targets = False
     column_names = {"source": ("source", "text"), "target": ("target", "translation")}
+    input_columns = {"source": "text"}
     instruction_templates = read_instruction_templates("translation")
     main_metric = "bleu"
     trivial_name = "target of the most similar training source"

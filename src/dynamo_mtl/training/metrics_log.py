@@ -21,6 +21,7 @@ from dynamo_mtl.distributed import all_reduce_sum, world
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.figures import Picture
 from dynamo_mtl.markdown import markdown_table
+from dynamo_mtl.messages import clock
 
 logger = logging.getLogger(__name__)
 
@@ -195,14 +196,9 @@ class Progress:
         if tokens:  # cached features have none
             rates["tokens_per_second"] = round(tokens / elapsed, 1)
             shown += f"  {tokens / elapsed:.0f} tokens/s"
-        left = _clock((self.steps - step) / rate)
+        left = clock((self.steps - step) / rate)
         if self.ahead.updates:
-            left += f", about {_clock((self.steps - step + self.ahead.updates) / rate)} of all tasks"
+            left += f", about {clock((self.steps - step + self.ahead.updates) / rate)} of all tasks"
         name = f"{self.phase} ({self.ahead.place})" if self.ahead.place else self.phase
         logger.info("%s  step %d/%d  loss %.4f  %s  %s left", name, step, self.steps, loss, shown, left)
         return rates
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""Answer whole tables: files of any size, data frames, and streams of rows."""

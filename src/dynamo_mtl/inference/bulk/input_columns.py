@@ -1,0 +1,117 @@
+"""Find the columns of a table that hold inputs, and turn its rows into inputs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynamo_mtl.errors import ConfigError, InputError
+from dynamo_mtl.inference.request_reader import TEXT_KEYS
+from dynamo_mtl.messages import did_you_mean, shortened
+from dynamo_mtl.system import System
+
+PARTS = ("text", "context", "instruction", "choices", "task_hint")
+"""Parts of an input that a column can hold."""
+
+
+class InputColumns:
+    """Which column holds which part of an input."""
+
+    def __init__(self, names: Sequence[str], chosen: Mapping[str, str], system: System, asked: Sequence[str]) -> None:
+        """Find the columns.
+
+        Args:
+            names: all columns of the table.
+            chosen: part → its column, for those that the user has named.
+            system: what answers. A column may have the name that it has in the data of a task.
+            asked: the tasks that may answer.
+
+        Raises:
+            ConfigError: a column does not exist, or several could be the same part, or none is the text.
+        """
+        for part, column in chosen.items():
+            if part not in PARTS:
+                raise ConfigError(f"columns: no part '{part}' of an input; known: {', '.join(PARTS)}")
+            if column not in names:
+                raise ConfigError(f"columns: the table has no column '{column}'; {did_you_mean(column, names)}")
+        self.of = dict(chosen)
+        for part in PARTS:
+            if part not in self.of and (found := self._found(part, names, system, asked)) is not None:
+                self.of[part] = found
+        if "text" not in self.of:
+            if len(names) != 1:
+                raise ConfigError(
+                    f"columns: none of {shortened(names) or 'no columns'} is known to hold the texts; name it with "
+                    "text=COLUMN"
+                )
+            self.of["text"] = names[0]
+
+    def _found(self, part: str, names: Sequence[str], system: System, asked: Sequence[str]) -> str | None:
+        """The only column that has a name of a part; None if there is none."""
+        known = [*TEXT_KEYS] if part == "text" else [part]
+        configured: list[str] = []
+        for name in asked:
+            task = system.tasks[name]
+            if part == "choices" and not task.takes_choices:
+                continue
+            for column, own in task.input_columns.items():
+                if own == part:
+                    is_said = column in task.config.columns
+                    (configured if is_said else known).extend(task.names_of(column))
+        for candidates in (configured, known):
+            folded = {candidate.casefold() for candidate in candidates}
+            taken = set(self.of.values())
+            found = [name for name in names if name.strip().casefold() in folded and name not in taken]
+            if len(found) > 1:
+                raise ConfigError(
+                    f"columns: {' and '.join(found)} could each be the {part}; say which with {part}=COLUMN"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def input_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The input of a row.
+
+        Raises:
+            InputError: a cell is empty or of another type.
+        """
+        given: dict[str, Any] = {}
+        for part, column in self.of.items():
+            value = row.get(column)
+            if is_missing(value):
+                if part == "text":
+                    raise InputError(f"column '{column}' is empty")
+                continue
+            if part == "choices":
+                given[part] = _choices(value, column)
+            elif isinstance(value, str):
+                given[part] = value
+            else:
+                raise InputError(f"column '{column}' should be text, found {type(value).__name__}")
+        return given
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, an empty text, or the NaN that data frames use for both."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _choices(value: Any, column: str) -> list[str]:
+    """The options in a cell: a list, or one that is written as JSON or as Python shows it."""
+    if isinstance(value, str):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    found = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
+        raise InputError(f'column \'{column}\' should be a list of texts, such as ["yes", "no"]')
+    return list(found)
