@@ -268,7 +268,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(model, tmp_path, ending,
         with pytest.raises(KeyboardInterrupt):
             predict_files(model, source, output, request)
     assert not output.exists()
-    with pytest.raises(ConfigError, match="an unfinished run left .*go on with --resume"):
+    with pytest.raises(ConfigError, match=r"an unfinished run left .*go on with --resume"):
         predict_files(model, source, output, request)
     with pytest.raises(ConfigError, match="of another input, model or request"):
         predict_files(model, source, output, TableRequest(), resume=True)
@@ -324,7 +324,7 @@ def test_streams_are_json_lines(checkpoint, tmp_path):
         (["--input", "in.csv", "--output", "out.xlsx"], "--output: out.xlsx: unknown file type; use one of .jsonl"),
         (["--input", "in.csv", "--output", "in.csv", "--overwrite"], "--output: in.csv is the input"),
         (["--input", "in.csv", "--output", "o.csv", "--column", "text"], "--column: 'text' should be like text=review"),
-        (["--input", "in.csv", "--output", "o.csv", "--reading", "encoding=x"], "--reading: encoding: no such encoding"),
+        (["--input", "in.csv", "--output", "o.csv", "--reading", "encoding=x"], "encoding: no such encoding"),
         (["--input", "in.csv", "--output", "o.csv", "--json"], "--json: is for a single text"),
         (["--input", "in.csv", "--output", "-", "--resume"], "--resume: needs files"),
     ],

@@ -8,6 +8,12 @@ import string
 PATHS = [
     "/v1/predict",
     "/v1/route",
+    "/v1/systemone",
+    "/v1/systemone/batch",
+    "/v1/decisions",
+    "/predict",
+    "/predict/sentiment",
+    "/classify",
     "/v1/tasks",
     "/info",
     "/metrics",
@@ -21,7 +27,8 @@ PATHS = [
 METHODS = ["POST"] * 6 + ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]
 KEYS = [
     "inputs", "text", "question", "context", "instruction", "task_hint", "top_k", "parameters", "max_new_tokens",
-    "num_beams", "sampling_temperature", "min_new_tokens", "deadline_seconds", "no_repeat_ngram_size", "x",
+    "num_beams", "sampling_temperature", "min_new_tokens", "deadline_seconds", "no_repeat_ngram_size", "x", "tasks",
+    "state", "states", "questions", "criteria", "type", "model", "input", "levels", "choices", "label", "value",
 ]  # fmt: skip
 TEXTS = ["", " ", "A film.", "\x00", "\u202e", "</s><mask>", "\ud800", "x" * 500, "🙂" * 40, "sentiment", "translation"]
 NUMBERS = [0, 1, 2, -1, 10**17, 1.5, -0.0, 1e308, 1e-320, True, None]
@@ -38,9 +45,45 @@ def _value(rng, depth=0):
     return {rng.choice(KEYS): _value(rng, depth + 1) for _ in range(rng.randrange(4))}
 
 
+def _typed(rng):
+    """A typed question that is nearly right."""
+    kind = rng.choice(["noul", "choice", "score"])
+    criteria = {"noul": {"true": "x"}, "choice": {t: rng.choice([None, t]) for t in rng.sample(TEXTS, 3)}, "score": TEXTS[:3]}
+    more = {} if rng.random() < 0.7 else {rng.choice(KEYS): _value(rng, 2)}
+    return {"type": kind, "instructions": rng.choice(TEXTS), "criteria": criteria[kind], **more}
+
+
+def _decision(rng):
+    kind = rng.choice(["predicate", "choice", "score"])
+    options = {"predicate": {}, "choice": {"choices": [{"value": rng.choice(TEXTS)} for _ in range(3)]},
+               "score": {"levels": [{"label": rng.choice(TEXTS)} for _ in range(3)]}}  # fmt: skip
+    return {"type": kind, "name": rng.choice(TEXTS), "instructions": rng.choice(TEXTS), **options[kind]}
+
+
+QUESTIONS = {
+    "/v1/systemone": lambda rng: {
+        "state": _value(rng), "questions": {rng.choice(TEXTS): _typed(rng) for _ in range(rng.randrange(3))},
+    },
+    "/v1/systemone/batch": lambda rng: {
+        "states": [_value(rng) for _ in range(rng.randrange(3))], "questions": {rng.choice(TEXTS): _typed(rng)},
+    },
+    "/v1/decisions": lambda rng: {
+        "model": "m", "input": rng.choice([rng.choice(TEXTS), [{"role": "user", "content": _value(rng)}]]),
+        "questions": [_decision(rng) for _ in range(rng.randrange(3))],
+    },
+    "/predict": lambda rng: {"inputs": rng.choice([rng.choice(TEXTS), rng.sample(TEXTS, 2), [[rng.choice(TEXTS)]]])},
+    "/predict/sentiment": lambda rng: {"inputs": rng.choice(TEXTS), "raw_scores": rng.choice(NUMBERS)},
+    "/classify": lambda rng: {"input": rng.choice([rng.choice(TEXTS), rng.sample(TEXTS, 3)])},
+}  # fmt: skip
+
+
 def _request(rng):
     """A body that is nearly right, or bytes of any kind."""
-    if rng.random() < 0.7:
+    path = rng.choice(PATHS[:8] * 3 + PATHS)
+    kind = rng.random()
+    if kind < 0.25 and path in QUESTIONS:
+        body = json.dumps(QUESTIONS[path](rng)).encode()
+    elif kind < 0.7:
         given = {"inputs": _value(rng, 1), **{rng.choice(KEYS): _value(rng, 2) for _ in range(rng.randrange(3))}}
         body = json.dumps(given).encode()
         if rng.random() < 0.2:
@@ -52,7 +95,7 @@ def _request(rng):
     if rng.random() < 0.2:
         name = rng.choice(["Content-Type", "Content-Encoding", "Authorization", "Accept", "X-" + rng.choice(KEYS)])
         headers[name] = "".join(rng.choice(string.printable[:94]) for _ in range(rng.randrange(1, 30)))
-    return rng.choice(METHODS), rng.choice(PATHS[:2] * 6 + PATHS), body, headers
+    return rng.choice(METHODS), path, body, headers
 
 
 def test_no_request_makes_the_server_fail(serve):

@@ -5,6 +5,19 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class WiresConfig(BaseModel):
+    """Which interfaces of other servers are offered."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    systemone: bool = True
+    """``/v1/systemone`` and ``/v1/systemone/batch``: typed questions about a text."""
+    openai: bool = True
+    """``/v1/decisions`` and ``/v1/models``, in OpenAI's forms."""
+    labels: bool = True
+    """``/predict`` of text-embeddings-inference, and ``/classify`` of vLLM."""
+
+
 class ServingConfig(BaseModel):
     """How a model is served. The key that clients must send comes from the environment, never from a file."""
 
@@ -14,6 +27,9 @@ class ServingConfig(BaseModel):
     """Address to listen on. An address that other machines can reach needs a key."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 chooses a free one."""
+    model_name: str = Field(default="dynamo", min_length=1, max_length=100)
+    """Name of the model for clients of other interfaces."""
+    wires: WiresConfig = WiresConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a forward pass; PyTorch's own choice if not given. Two processes that share cores stall each
     other."""

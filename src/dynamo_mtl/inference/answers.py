@@ -13,7 +13,7 @@ from dynamo_mtl.inference.requests import Asked, Pending, Prediction, Route
 def shown(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
     """An answer as a call gives it."""
     routing = routing_info(predictor, prediction)
-    return {**answer_of(prediction), "task": prediction.task, "routing": routing}
+    return {**answer_of(predictor, prediction), "task": prediction.task, "routing": routing}
 
 
 def failed(message: str, kind: str = "validation") -> dict[str, str]:
@@ -47,7 +47,7 @@ def shown_all(predictor: Predictor, asked: Asked, predictions: Sequence[Predicti
     if asked.names is None:
         refuse(predictor, predictions[0])
         return shown(predictor, predictions[0])
-    answers = {one.task: answer_of(one) for one in predictions}
+    answers = {one.task: answer_of(predictor, one) for one in predictions}
     return shown_together(predictor, asked, answers, predictions[0].route)
 
 
@@ -89,7 +89,7 @@ def route_info(predictor: Predictor, route: Route) -> dict[str, Any]:
     }
 
 
-def answer_of(prediction: Prediction) -> dict[str, Any]:
-    """Return the answer, with ``truncated`` if the input was not read completely."""
+def answer_of(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:
+    """Return the answer as callers see it, with ``truncated`` if the input was not read completely."""
     truncated = {} if prediction.truncated is None else {"truncated": dict(prediction.truncated)}
-    return {**prediction.answer, **truncated}
+    return {**predictor.system.tasks[prediction.task].shown(prediction.answer), **truncated}

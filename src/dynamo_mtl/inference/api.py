@@ -186,7 +186,7 @@ class DynamoInference:
         if asked.names is None:
             refuse(self.predictor, predictions[0])
         result: dict[str, Any] = {name: failed(says) for name, says in asked.refused.items()}
-        result |= {prediction.task: answer_of(prediction) for prediction in predictions}
+        result |= {prediction.task: answer_of(self.predictor, prediction) for prediction in predictions}
         if asked.names is not None:
             result = {name: result[name] for name in asked.names}
         if return_routing_info:

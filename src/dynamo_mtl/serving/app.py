@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,10 +21,18 @@ from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
 from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
 from dynamo_mtl.serving.security import LIVE, REQUEST_ID, Guard, failure
+from dynamo_mtl.serving.wires import labels, openai, systemone
 
 logger = logging.getLogger(__name__)
 
 PAGES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
+
+
+def offered(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
+    """The routes of other servers that are switched on: path → its handler and the form of its body."""
+    switched = server.config.wires
+    wires = {systemone: switched.systemone, openai: switched.openai, labels: switched.labels}
+    return {path: route for wire, is_on in wires.items() if is_on for path, route in wire.wire(server).items()}
 
 
 def make_app(server: Server, key: str | None = None) -> FastAPI:
@@ -68,7 +77,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         }.items()
     }  # fmt: skip
 
-    def body(model: type[RouteRequest]) -> dict[str, Any]:
+    def body(model: type[BaseModel]) -> dict[str, Any]:
         schema = model.model_json_schema()
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -77,6 +86,12 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         ("/v1/route", server.route, RouteRequest),
     ):
         app.add_api_route(path, handler, methods=["POST"], openapi_extra=body(model), responses=errors)
+    for path, (handler, form) in offered(server).items():
+        app.add_api_route(
+            path, handler, methods=["POST"], openapi_extra=body(form), responses=errors, response_model=None
+        )
+    if server.config.wires.openai:
+        app.add_api_route(openai.MODELS, openai.models(server), methods=["GET"], response_model=None)
     for path, handler in (
         ("/v1/tasks", server.tasks),
         (LIVE, server.live),
@@ -118,7 +133,10 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
             said = as_failure(reason)
         if isinstance(reason, Abandoned):
             server.metrics.abandoned.inc(getattr(request.state, "inputs", 1))
-        return failure(said.status, said.error_type, said.message, str(request.state.request_id), said.headers)
+        request_id = str(request.state.request_id)
+        if request.url.path in openai.PATHS:
+            return openai.failure(said, request_id)
+        return failure(said.status, said.error_type, said.message, request_id, said.headers)
 
     for kind in (RequestError, HTTPException, DynamoError, Overloaded, Unavailable, DeadlineExceeded, Abandoned):
         app.add_exception_handler(kind, known)

@@ -20,7 +20,7 @@ from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.errors import ConfigError, InputError, RejectedError
 from dynamo_mtl.inference.answers import answer_of, failed, refuse, shown, shown_together
 from dynamo_mtl.inference.api import DynamoInference
-from dynamo_mtl.inference.request_reader import Manner
+from dynamo_mtl.inference.request_reader import Given, Manner
 from dynamo_mtl.inference.requests import Asked, Prediction
 from dynamo_mtl.inference.task_choice import ALL, GROUP, choose_tasks, groups
 from dynamo_mtl.serving.engine import Engine
@@ -61,6 +61,8 @@ class Server:
         self.is_draining = False
         self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
         self.engine = Engine(model.predictor, config, self.metrics.observe_pass, on_death)
+        self.started = int(time.time())
+        """When it was made, in seconds since 1970."""
         self._routing = 0
         """Number of routing requests in progress."""
         self._worked = float("-inf")
@@ -106,6 +108,45 @@ class Server:
         if late:
             return JSONResponse(late[0][0], late[0][1], late[0][2])
         return JSONResponse([content for content, _, _ in shown])
+
+    async def ask(self, request: Request, wanted: Sequence[tuple[Given, str | None]]) -> list[tuple[Prediction, int]]:
+        """Have inputs answered for one of the other interfaces.
+
+        Args:
+            request: where they come from.
+            wanted: each input, and the task that must answer it; the router chooses if None.
+
+        Returns:
+            Each answer, and the number of tokens that were read for it.
+
+        Raises:
+            RequestError: too many inputs, too long ones, or one that cannot be answered.
+        """
+        self._refuse_if_draining()
+        if len(wanted) > self.config.max_requests:
+            raise RequestError(
+                422, "validation", f"{len(wanted)} questions; send at most {self.config.max_requests} at a time"
+            )
+        for given, _ in wanted:
+            parts = [given] if isinstance(given, str) else [v for v in given.values() if v is not None]
+            if (
+                sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in parts)
+                > self.config.max_characters
+            ):
+                raise RequestError(
+                    422, "validation", f"an input of more than {self.config.max_characters} characters is not read"
+                )
+        self.engine.check_room(len(wanted))
+        request.state.inputs = len(wanted)
+        reader = self.model.reader
+        read = await asyncio.to_thread(lambda: [reader.read(given, Manner(task)) for given, task in wanted])
+        found: list[tuple[Prediction, int]] = []
+        for asked, jobs in await self.settle(request, read):
+            outcome = self.outcome(jobs[0])
+            if isinstance(outcome, RequestError):
+                raise outcome
+            found.append((outcome, asked.questions[0].tokens))
+        return found
 
     async def settle(
         self, request: Request, read: Sequence[Asked], seconds: float | None = None
@@ -281,7 +322,9 @@ class Server:
         for question, one in zip(asked.questions, found, strict=True):
             assert question.task is not None
             is_answer = not isinstance(one, RequestError)
-            answers[question.task] = answer_of(one) if is_answer else failed(one.message, one.error_type)
+            answers[question.task] = (
+                answer_of(self.model.predictor, one) if is_answer else failed(one.message, one.error_type)
+            )
         route = next((one.route for one in found if not isinstance(one, RequestError)), None)
         return shown_together(self.model.predictor, asked, answers, route), 200, {}
 

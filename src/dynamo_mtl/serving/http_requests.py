@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
@@ -181,6 +181,34 @@ def _int(digits: str) -> int:
     if len(digits) > 18:
         raise RequestError(422, "validation", "the body has a number that is too large")
     return int(digits)
+
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+async def read_wire(request: Request, form: type[Form], config: ServingConfig) -> Form:
+    """Read and validate the body of a request in the form of another server.
+
+    Raises:
+        RequestError: as ``read_body``, ``read_json`` and ``validated``.
+    """
+    value = read_json(await read_body(request, config))
+    if not _encodes(json.dumps(value, ensure_ascii=False)):
+        raise _invalid("body: has half of a surrogate pair, which is no character")
+    try:
+        return form.model_validate(value)
+    except ValidationError as error:
+        schema = form.model_json_schema()
+        forms = [schema, *schema.get("$defs", {}).values()]
+        found = max(error.errors(include_input=False, include_url=False), key=lambda e: len(e["loc"]))
+        known = {name for one in forms for name in one.get("properties", {})}
+        path = [part for part in found["loc"] if isinstance(part, int) or part in known]
+        if found["type"] == "extra_forbidden":
+            raise _invalid(f"{'.'.join(map(str, path)) or 'body'}: has an unknown key") from None
+        says = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "union_tag_invalid":  # its message repeats what was sent
+            says = f"type should be one of {found.get('ctx', {}).get('expected_tags')}"
+        raise _invalid(f"{'.'.join(map(str, path)) or 'body'}: {says[:1].lower()}{says[1:]}") from None
 
 
 def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> RouteRequest:

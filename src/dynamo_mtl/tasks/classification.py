@@ -64,6 +64,7 @@ class Classification(LabelledText):
     main_metric = "accuracy"
     trivial_name = "majority label"
     problem_type = "single_label_classification"
+    decides = "label"
     recognition_rank = 8
     config: ClassificationConfig
 
@@ -242,7 +243,7 @@ class Classification(LabelledText):
     def _answer(self, probabilities: Sequence[float]) -> Answer:
         by_label = dict(zip(self.config.labels, probabilities, strict=True))
         label = max(by_label, key=by_label.__getitem__)
-        answer: Answer = {"label": label, "score": by_label[label], "probabilities": self.likeliest(by_label)}
+        answer: Answer = {"label": label, "score": by_label[label], "probabilities": by_label}
         if self.config.precision is None:
             return answer
         least = self.calibration.abstain_below

@@ -57,6 +57,7 @@ class MultiLabel(LabelledText):
     trivial_name = "the labels that at least half of the training data has, or else the commonest"
     answer_key = "labels"
     answer_type = object
+    decides = "labels"
     answer_parts = {}
     problem_type = "multi_label_classification"
     recognition_rank = 5
@@ -187,7 +188,7 @@ class MultiLabel(LabelledText):
         if not isinstance(chosen, float) and self.calibration.thresholds:
             least = self.calibration.thresholds
         given = [label for (label, share), own in zip(by_label.items(), least, strict=True) if share >= own]
-        return {"labels": given, "probabilities": self.likeliest(by_label)}
+        return {"labels": given, "probabilities": by_label}
 
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         return set_scores(*self._sets(answers, examples), len(self.config.labels))
@@ -208,7 +209,7 @@ class MultiLabel(LabelledText):
         common = common or {number for number, _ in counts.most_common(1)}
         by_label = {label: float(number in common) for number, label in enumerate(self.config.labels)}
         given = [label for label, share in by_label.items() if share]
-        return [{"labels": given, "probabilities": self.likeliest(by_label)}] * len(examples)
+        return [{"labels": given, "probabilities": by_label}] * len(examples)
 
 
 def best_threshold(probabilities: Tensor, has: Tensor) -> float:

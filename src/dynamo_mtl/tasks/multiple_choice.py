@@ -67,6 +67,7 @@ class MultipleChoice(Task):
     trivial_name = "the place where the right option stands most often"
     hub_task = "multiple-choice"
     answer_key = "choice"
+    decides = "choice"
     answer_parts = {"index": int, "score": float}
     recognition_rank = 4
     config: MultipleChoiceConfig

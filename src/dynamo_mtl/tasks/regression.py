@@ -71,6 +71,7 @@ class Regression(TextTask):
         super().__init__(name, config)
         low, high = config.score_range
         self.levels = [int(low) + step for step in range(int(high - low) + 1)] if config.ordinal else []
+        self.decides = "level" if config.ordinal else "value"
         self.answer_parts = {"level": str, "score": float} if config.ordinal else {}
         if config.ordinal:
             self.published_head = None
@@ -172,7 +173,7 @@ class Regression(TextTask):
         by_level = dict(zip(map(str, self.levels), probabilities, strict=True))
         level = max(by_level, key=by_level.__getitem__)
         value = math.fsum(own * share for own, share in zip(self.levels, probabilities, strict=True))
-        return {"value": value, "level": level, "score": by_level[level], "probabilities": self.likeliest(by_level)}
+        return {"value": value, "level": level, "score": by_level[level], "probabilities": by_level}
 
     def exported(self, outputs: Tensor) -> Tensor:
         return super().exported(level_log_probabilities(outputs)) if self.levels else outputs

@@ -91,6 +91,9 @@ class Task(abc.ABC):
     """Type of the main value; ``object`` if it is a list or a mapping."""
     answer_parts: Mapping[str, type] = {"score": float}
     """What an answer has beside its main value and probabilities, for tables: key → type of the value."""
+    decides: Literal["label", "labels", "level", "value", "choice"] | None = None
+    """What an answer decides: one label of several, each label by itself, one of ordered levels, a number, or one of
+    the choices in the input. None for spans and texts."""
     answer_form: ClassVar[Literal["text", "code", "span", "spans"]] = "text"
     """How the main value is shown: as text, as code, or as places in the passage or the text."""
     published_head: PublishedHead | None = None
@@ -309,6 +312,10 @@ class Task(abc.ABC):
     def answers(self, head: Head, hidden: Tensor, view: TaskView, sources: Sequence[EncodedSource]) -> list[Answer]:
         """Answers of a task that reads them off the hidden states. Generation tasks decode instead."""
         raise AssertionError(f"task type '{self.type}' generates")
+
+    def shown(self, answer: Answer) -> Answer:
+        """An answer as callers see it."""
+        return answer
 
     # --- calibration --------------------------------------------------------------------------------------------------
 

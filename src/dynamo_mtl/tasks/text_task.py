@@ -11,7 +11,7 @@ from torch import Tensor
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.model.heads import ClassificationHead, Head, HeadConfig
 from dynamo_mtl.tasks.encoding import TaskView
-from dynamo_mtl.tasks.task import Example, PublishedHead, Task
+from dynamo_mtl.tasks.task import Answer, Example, PublishedHead, Task
 from dynamo_mtl.tasks.task_config import TaskConfig
 
 TEXT_NAMES = ("text", "sentence", "content", "text_a", "sentence_a", "sentence1", "text1")
@@ -69,12 +69,12 @@ class TextTask(Task):
         mask = view.mask[:, :, None].to(tokens.dtype)
         return view.averaged(head(tokens[:, 0], (tokens * mask).sum(dim=1) / mask.sum(dim=1)))
 
-    def likeliest(self, by_label: Mapping[str, float]) -> dict[str, float]:
-        """The probabilities that an answer gives: all in their order, or those of the likeliest labels."""
-        most = self._settings.top_labels
+    def shown(self, answer: Answer) -> Answer:
+        """With the probabilities of all labels in their order, or those of the likeliest ones."""
+        most, by_label = self._settings.top_labels, answer.get("probabilities", {})
         if len(by_label) <= most:
-            return dict(by_label)
-        return dict(sorted(by_label.items(), key=lambda item: -item[1])[:most])
+            return answer
+        return {**answer, "probabilities": dict(sorted(by_label.items(), key=lambda item: -item[1])[:most])}
 
     def text_head(self, outputs: int, kind: Literal["classification", "regression"] = "classification") -> HeadConfig:
         """A head with so many outputs for a text."""

@@ -109,7 +109,8 @@ class Parquet(OutputFormat):
     def begin(self, rows: Sequence[Row], schema: pyarrow.Schema | None) -> None:
         """Settle the columns and their types."""
         super().begin(rows, schema)
-        if schema is None:
+        known = schema
+        if known is None:
             names = self.columns[: len(self.columns) - len(self.types)]
             try:
                 columns = {name: pyarrow.array([row.get(name) for row in rows]) for name in names}
@@ -117,9 +118,9 @@ class Parquet(OutputFormat):
                 raise _mixed(error) from error
             # A column that is empty so far may hold anything later, which is most often text.
             kinds = {n: pyarrow.string() if a.type == pyarrow.null() else a.type for n, a in columns.items()}
-            schema = pyarrow.schema(list(kinds.items()))
+            known = pyarrow.schema(list(kinds.items()))
         new = [pyarrow.field(name, TYPES[kind]) for name, kind in self.types.items()]
-        self.schema = pyarrow.schema([*schema, *new], metadata=schema.metadata)
+        self.schema = pyarrow.schema([*known, *new], metadata=known.metadata)
 
     def part(self, rows: Sequence[Row]) -> bytes:
         """Some rows, as a small Parquet file."""

@@ -1,0 +1,1 @@
+"""Interfaces that clients of other servers speak, as thin layers over the same engine."""
