@@ -48,7 +48,11 @@ def _value(rng, depth=0):
 def _typed(rng):
     """A typed question that is nearly right."""
     kind = rng.choice(["noul", "choice", "score"])
-    criteria = {"noul": {"true": "x"}, "choice": {t: rng.choice([None, t]) for t in rng.sample(TEXTS, 3)}, "score": TEXTS[:3]}
+    criteria = {
+        "noul": {"true": "x"},
+        "choice": {t: rng.choice([None, t]) for t in rng.sample(TEXTS, 3)},
+        "score": TEXTS[:3],
+    }
     more = {} if rng.random() < 0.7 else {rng.choice(KEYS): _value(rng, 2)}
     return {"type": kind, "instructions": rng.choice(TEXTS), "criteria": criteria[kind], **more}
 

@@ -163,5 +163,34 @@ def serve(
         from dynamo_mtl.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise needs(error, "the server", "serve") from None
+    raise SystemExit(run(checkpoint, lambda: checkpoint_config(checkpoint, overrides), insecure, device))
+
+
+@app.command()
+def mcp(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    http: Annotated[
+        bool, typer.Option("--http", help="Listen at serving.host and serving.port, in place of standard input.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Offer a model's tasks as tools of the Model Context Protocol, for programs that run agents."""
+    start_logging(verbose, quiet=not http)
+
+    try:
+        from dynamo_mtl.serving.mcp_server import run_http, run_stdio
+    except ModuleNotFoundError as error:
+        raise needs(error, "the protocol's server", "mcp") from None
+    from dynamo_mtl.inference.api import DynamoInference
+
     config = checkpoint_config(checkpoint, overrides)
-    raise SystemExit(run(checkpoint, config, config.serving, insecure, device))
+    model = DynamoInference(checkpoint, config, device)
+    if http:
+        run_http(model, config.serving, insecure)
+    else:
+        run_stdio(model)

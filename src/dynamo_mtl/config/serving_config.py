@@ -30,6 +30,9 @@ class ServingConfig(BaseModel):
     model_name: str = Field(default="dynamo", min_length=1, max_length=100)
     """Name of the model for clients of other interfaces."""
     wires: WiresConfig = WiresConfig()
+    reload: bool = False
+    """Whether ``POST /v1/reload`` loads the newest version of the checkpoint, for which a key is needed. SIGHUP always
+    does."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a forward pass; PyTorch's own choice if not given. Two processes that share cores stall each
     other."""

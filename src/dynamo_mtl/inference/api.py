@@ -61,6 +61,11 @@ class DynamoInference:
         """Pickle the path of the checkpoint, not the weights. Unpickling loads the model from that path."""
         return type(self), self._made_from
 
+    def loaded_anew(self) -> DynamoInference:
+        """Load the checkpoint again, from the same place in the same way. Raises as the constructor does."""
+        checkpoint, settings, device = self._made_from
+        return type(self)(checkpoint, settings, device)
+
     @classmethod
     def from_pretrained(
         cls, name: str | Path, revision: str | None = None, token: str | None = None, device: str | None = None

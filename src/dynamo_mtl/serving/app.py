@@ -14,13 +14,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
-from dynamo_mtl.errors import DynamoError, RejectedError
+from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
 from dynamo_mtl.serving.docs_site import api_page
 from dynamo_mtl.serving.handlers import STATIC, Server
 from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
 from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
-from dynamo_mtl.serving.security import LIVE, REQUEST_ID, Guard, failure
+from dynamo_mtl.serving.security import KEY_VARIABLE, LIVE, REQUEST_ID, Guard, failure
 from dynamo_mtl.serving.wires import labels, openai, systemone
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,12 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
     Args:
         server: answers the requests. The caller starts and stops its engine.
         key: key that clients must send as ``Authorization: Bearer KEY``; no key is needed if None.
+
+    Raises:
+        ConfigError: the model can be loaded anew over HTTP, and there is no key.
     """
+    if server.config.reload and key is None:
+        raise ConfigError(f"serving.reload: needs a key; set {KEY_VARIABLE}")
     origins = server.config.cors_origins
     headers = ["Authorization", "Content-Type", REQUEST_ID]
     # CORS comes before the guard, because a browser sends its preflight request without a key.
@@ -90,6 +95,8 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         app.add_api_route(
             path, handler, methods=["POST"], openapi_extra=body(form), responses=errors, response_model=None
         )
+    if server.config.reload:
+        app.add_api_route("/v1/reload", server.reload, methods=["POST"], responses=errors)
     if server.config.wires.openai:
         app.add_api_route(openai.MODELS, openai.models(server), methods=["GET"], response_model=None)
     for path, handler in (

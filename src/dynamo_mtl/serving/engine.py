@@ -2,6 +2,7 @@
 
 Waiting inputs are routed together, up to a token budget. Answers that are written as text join the running decoder
 between two steps and leave it when they are done. Abandoned and late inputs are dropped before the next pass or step.
+When the model is replaced, inputs that were encoded for the old one are still answered by it.
 """
 
 from __future__ import annotations
@@ -94,12 +95,15 @@ class Engine:
         if len(self._inside) + inputs > self.config.max_requests:
             raise Overloaded(self._rate.seconds(len(self._inside)))
 
-    def submit(self, questions: Sequence[Question], seconds: float | None = None) -> list[Job]:
+    def submit(
+        self, questions: Sequence[Question], seconds: float | None = None, predictor: Predictor | None = None
+    ) -> list[Job]:
         """Accept the inputs of one request, either all or none.
 
         Args:
             questions: encoded inputs.
             seconds: how long their answers may take; as configured if None.
+            predictor: of the model that they were encoded for; the present one if None.
 
         Raises:
             Overloaded: there is no room for them.
@@ -114,7 +118,7 @@ class Engine:
                 self.progressed = time.monotonic()  # it had nothing to do
             elif self._tokens + tokens > self.config.max_queued_tokens:
                 raise Overloaded(self._rate.seconds(len(self._inside)))
-            jobs = [Job(question, deadline) for question in questions]
+            jobs = [Job(question, predictor or self.predictor, deadline) for question in questions]
             self._waiting.extend(jobs)
             self._inside.update(jobs)
             self._tokens += tokens
@@ -174,7 +178,12 @@ class Engine:
                     self._fail(job, reason)
             taken: list[Job] = []
             tokens = 0
+            if self._waiting and not self._writing and self._waiting[0].predictor is not self.predictor:
+                self.predictor = self._waiting[0].predictor
+                self._decoder = Decoder(self.predictor.system.model)
             while self._waiting and len(self._writing) + len(taken) < config.max_writing:
+                if self._waiting[0].predictor is not self.predictor:
+                    break  # what is being written must end before the other model goes on
                 tokens += self._waiting[0].question.tokens
                 if taken and tokens > config.token_budget:
                     break
@@ -235,7 +244,7 @@ class Engine:
                 self._fail(job, reason)
                 continue
             try:
-                prediction = self.predictor.answer([job.question])[0]
+                prediction = job.predictor.answer([job.question])[0]
             except Exception as error:
                 self._fail(job, error)
             else:
@@ -244,7 +253,7 @@ class Engine:
     def _finish(self, job: Job) -> None:
         assert job.pending is not None
         try:
-            prediction = self.predictor.finish(job.pending)
+            prediction = job.predictor.finish(job.pending)
         except Exception as error:
             self._fail(job, error)
         else:

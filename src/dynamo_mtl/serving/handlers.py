@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from dynamo_mtl.config.serving_config import ServingConfig
-from dynamo_mtl.errors import ConfigError, InputError, RejectedError
+from dynamo_mtl.errors import ConfigError, DynamoError, InputError, RejectedError
 from dynamo_mtl.inference.answers import answer_of, failed, refuse, shown, shown_together
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.request_reader import Given, Manner
@@ -45,19 +45,26 @@ class Server:
     """A model, the engine that runs it, and the handlers of the routes.
 
     Attributes:
+        model: what answers. It may be replaced at any time, so a request uses the one that it began with.
         is_draining: whether the server is stopping. It then finishes accepted inputs and refuses new ones.
     """
 
     def __init__(
-        self, model: DynamoInference, config: ServingConfig, on_death: Callable[[], None] = lambda: None
+        self,
+        model: DynamoInference,
+        config: ServingConfig,
+        on_death: Callable[[], None] = lambda: None,
+        load: Callable[[], DynamoInference] | None = None,
     ) -> None:
         """
         Args:
             model: what answers.
             config: limits.
             on_death: called from another thread when the engine dies.
+            load: loads the newest version of the model; the same checkpoint in the same way if None.
         """
-        self.model, self.config = model, config
+        self.model, self.config, self._load = model, config, load or model.loaded_anew
+        self._replacing = False
         self.is_draining = False
         self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
         self.engine = Engine(model.predictor, config, self.metrics.observe_pass, on_death)
@@ -79,15 +86,14 @@ class Server:
         self.engine.check_room(1)
         asked = cast("PredictRequest", await self._read(request, PredictRequest))
         items = asked.items
+        model = self.model
         for place, hint in (
             ("task_hint", asked.task_hint),
             *((f"inputs.{i}.task_hint", one.task_hint) for i, one in enumerate(items)),
         ):
-            if hint is not None and hint not in self.model.task_names:
-                raise RequestError(
-                    422, "validation", f"{place}: no such task; known: {', '.join(self.model.task_names)}"
-                )
-        manner = self._manner(asked)
+            if hint is not None and hint not in model.task_names:
+                raise RequestError(422, "validation", f"{place}: no such task; known: {', '.join(model.task_names)}")
+        manner = _manner(model, asked)
         each = 1 if manner.tasks is None else len(manner.tasks.names)
         if each > 1 and len(items) * each > self.config.max_requests:
             raise RequestError(
@@ -97,9 +103,10 @@ class Server:
             )  # fmt: skip
         self.engine.check_room(len(items) * each)
         request.state.inputs = len(items)
-        read = await asyncio.to_thread(self._encoded, items, manner)
+        given = [item.model_dump(exclude_none=True) for item in items]
+        read = await asyncio.to_thread(lambda: [model.reader.read(one, manner) for one in given])
         limit = self.config.deadline_seconds
-        found = await self.settle(request, read, min(limit, asked.deadline_seconds or limit))
+        found = await self.settle(request, model, read, min(limit, asked.deadline_seconds or limit))
         shown = [self._shown(one, own, str(request.state.request_id)) for one, own in found]
         if not isinstance(asked.inputs, list):
             content, status, headers = shown[0]
@@ -109,11 +116,14 @@ class Server:
             return JSONResponse(late[0][0], late[0][1], late[0][2])
         return JSONResponse([content for content, _, _ in shown])
 
-    async def ask(self, request: Request, wanted: Sequence[tuple[Given, str | None]]) -> list[tuple[Prediction, int]]:
+    async def ask(
+        self, request: Request, model: DynamoInference, wanted: Sequence[tuple[Given, str | None]]
+    ) -> list[tuple[Prediction, int]]:
         """Have inputs answered for one of the other interfaces.
 
         Args:
             request: where they come from.
+            model: what answers.
             wanted: each input, and the task that must answer it; the router chooses if None.
 
         Returns:
@@ -138,10 +148,9 @@ class Server:
                 )
         self.engine.check_room(len(wanted))
         request.state.inputs = len(wanted)
-        reader = self.model.reader
-        read = await asyncio.to_thread(lambda: [reader.read(given, Manner(task)) for given, task in wanted])
+        read = await asyncio.to_thread(lambda: [model.reader.read(given, Manner(task)) for given, task in wanted])
         found: list[tuple[Prediction, int]] = []
-        for asked, jobs in await self.settle(request, read):
+        for asked, jobs in await self.settle(request, model, read):
             outcome = self.outcome(jobs[0])
             if isinstance(outcome, RequestError):
                 raise outcome
@@ -149,7 +158,7 @@ class Server:
         return found
 
     async def settle(
-        self, request: Request, read: Sequence[Asked], seconds: float | None = None
+        self, request: Request, model: DynamoInference, read: Sequence[Asked], seconds: float | None = None
     ) -> list[tuple[Asked, list[Job]]]:
         """Have all that is asked answered, and return each input with its jobs, which have all ended.
 
@@ -159,7 +168,8 @@ class Server:
             Abandoned: the client went away.
         """
         seconds = seconds or self.config.deadline_seconds
-        jobs = self.engine.submit([question for one in read for question in one.questions], seconds)
+        questions = [question for one in read for question in one.questions]
+        jobs = self.engine.submit(questions, seconds, model.predictor)
         try:
             # The engine checks deadlines only between passes, so this timeout covers a pass that hangs.
             async with asyncio.timeout(seconds + GRACE_SECONDS):
@@ -180,10 +190,44 @@ class Server:
         self._routing += 1
         try:
             asked = await self._read(request, RouteRequest)
-            found = await asyncio.get_running_loop().run_in_executor(self._beside, self._routes, asked.items)
+            found = await asyncio.get_running_loop().run_in_executor(self._beside, _routes, self.model, asked.items)
         finally:
             self._routing -= 1
         return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
+
+    async def reload(self, _: Request) -> Response:
+        """Load the newest version of the checkpoint, and answer with it from the next request on."""
+        self._refuse_if_draining()
+        try:
+            model = await self.replace()
+        except DynamoError as error:
+            raise RequestError(422, "validation", f"{error}; the model that was there goes on") from None
+        return JSONResponse({"tasks": model.task_names, "weight_hash": model.metadata.weight_hash})
+
+    async def replace(self) -> DynamoInference:
+        """Load the model anew beside the present one, which goes on until then and finishes what it accepted.
+
+        Raises:
+            DynamoError: it cannot be loaded. The present one stays.
+            Overloaded: another is being loaded.
+        """
+        if self._replacing:
+            raise Overloaded(5)
+        self._replacing = True
+        try:
+            model = await asyncio.get_running_loop().run_in_executor(self._beside, self._loaded)
+        finally:
+            self._replacing = False
+        self.model = model
+        logger.info(
+            "now serving the version of %s that has the tasks %s", model.checkpoint, ", ".join(model.task_names)
+        )
+        return model
+
+    def _loaded(self) -> DynamoInference:
+        model = self._load()
+        model.route("warm up")
+        return model
 
     async def tasks(self, _: Request) -> Response:
         """The tasks, and what each one needs and gives."""
@@ -268,29 +312,6 @@ class Server:
         body = await read_body(request, self.config)
         return validated(kind, read_json(body), self.config)
 
-    def _manner(self, asked: PredictRequest) -> Manner:
-        """How a request wants its inputs answered. An error names what is known, and not what was sent."""
-        try:
-            choose_tasks(asked.tasks, self.model.system)
-        except ConfigError:
-            known = ", ".join((*self.model.task_names, *(f"{GROUP}{name}" for name in groups(self.model.system)), ALL))
-            raise RequestError(422, "validation", f"tasks: no such task or group; known: {known}") from None
-        return self.model.reader.manner(asked.task_hint, asked.tasks, asked.top_k, asked.parameters.given)
-
-    def _encoded(self, items: Sequence[Input], manner: Manner) -> list[Asked]:
-        return [self.model.reader.read(item.model_dump(exclude_none=True), manner) for item in items]
-
-    def _routes(self, items: Sequence[Input]) -> list[dict[str, Any]]:
-        return [
-            self.model.route(
-                item.text or item.question or "",
-                context=item.second,
-                instruction=item.instruction,
-                choices=item.choices,
-            )
-            for item in items
-        ]
-
     async def _unless_gone(self, request: Request, answer: Awaitable[T]) -> T:
         """Wait for an answer, but no longer than the client does.
 
@@ -312,7 +333,7 @@ class Server:
         found = [self.outcome(job) for job in jobs]
         if asked.names is None:
             if not isinstance(found[0], RequestError):
-                return shown(self.model.predictor, found[0]), 200, {}
+                return shown(jobs[0].predictor, found[0]), 200, {}
             said = found[0]
             return {**failed(said.message, said.error_type), "request_id": request_id}, said.status, said.headers
         late = next((one for one in found if isinstance(one, RequestError) and one.status in (503, 504)), None)
@@ -323,10 +344,10 @@ class Server:
             assert question.task is not None
             is_answer = not isinstance(one, RequestError)
             answers[question.task] = (
-                answer_of(self.model.predictor, one) if is_answer else failed(one.message, one.error_type)
+                answer_of(jobs[0].predictor, one) if is_answer else failed(one.message, one.error_type)
             )
         route = next((one.route for one in found if not isinstance(one, RequestError)), None)
-        return shown_together(self.model.predictor, asked, answers, route), 200, {}
+        return shown_together(jobs[0].predictor, asked, answers, route), 200, {}
 
     def outcome(self, job: Job) -> Prediction | RequestError:
         """What a job that has ended gave, and count it."""
@@ -334,7 +355,7 @@ class Server:
         if reason is None:
             prediction: Prediction = job.future.result()
             try:
-                refuse(self.model.predictor, prediction)
+                refuse(job.predictor, prediction)
             except (RejectedError, InputError) as error:
                 reason = error
             else:
@@ -346,6 +367,28 @@ class Server:
         elif not isinstance(reason, DeadlineExceeded | Unavailable | InputError):
             self.metrics.failed.inc()
         return as_failure(reason)
+
+
+def _manner(model: DynamoInference, asked: PredictRequest) -> Manner:
+    """How a request wants its inputs answered. An error names what is known, and not what was sent."""
+    try:
+        choose_tasks(asked.tasks, model.system)
+    except ConfigError:
+        known = ", ".join((*model.task_names, *(f"{GROUP}{name}" for name in groups(model.system)), ALL))
+        raise RequestError(422, "validation", f"tasks: no such task or group; known: {known}") from None
+    return model.reader.manner(asked.task_hint, asked.tasks, asked.top_k, asked.parameters.given)
+
+
+def _routes(model: DynamoInference, items: Sequence[Input]) -> list[dict[str, Any]]:
+    return [
+        model.route(
+            item.text or item.question or "",
+            context=item.second,
+            instruction=item.instruction,
+            choices=item.choices,
+        )
+        for item in items
+    ]
 
 
 async def _disconnected(request: Request) -> None:

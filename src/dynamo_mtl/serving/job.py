@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.requests import Pending, Prediction, Question
 
 
@@ -34,6 +35,8 @@ class Job:
     """An input on its way through the engine."""
 
     question: Question
+    predictor: Predictor
+    """Of the model that the input was encoded for."""
     deadline: float
     """On the clock of ``time.monotonic``."""
     future: Future[Prediction] = field(default_factory=Future)

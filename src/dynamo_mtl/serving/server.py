@@ -8,26 +8,28 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 import uvicorn
 
-from dynamo_mtl.config.serving_config import ServingConfig
-from dynamo_mtl.config.system_config import SystemConfig
-from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.config.load import DynamoConfig
+from dynamo_mtl.errors import ConfigError, DynamoError
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.serving.app import make_app
 from dynamo_mtl.serving.connection import listener_config
 from dynamo_mtl.serving.handlers import Server
+from dynamo_mtl.serving.job import Overloaded
 from dynamo_mtl.serving.security import KEY_VARIABLE, check_exposure
 
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 1024
 """Most open connections. Beyond them, uvicorn itself answers 503."""
+RELOAD = getattr(signal, "SIGHUP", None)
+"""Signal that has the model loaded anew, where there is such a signal."""
 DEAD = 1
 """Exit code when the engine died."""
 
@@ -42,6 +44,7 @@ class _Listener(uvicorn.Server):
         """Socket on which the numbers of signals arrive as bytes."""
         self.exit_code = 0
         self._drain: asyncio.Task[None] | None = None
+        self._reload: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -52,14 +55,24 @@ class _Listener(uvicorn.Server):
         await super().startup(sockets)
 
     def _read_signals(self, signals: socket.socket) -> None:
-        """Drain at the first signal, leave at the second."""
+        """Drain at the first signal, leave at the second; load the model anew at ``RELOAD``."""
         for number in signals.recv(64):
+            if number == RELOAD:
+                self._reload = asyncio.create_task(self._reloaded())
+                continue
             if self.server.is_draining:
                 self.should_exit = self.force_exit = True
                 return
             logger.info("%s: finishing %d inputs", signal.Signals(number).name, self.server.engine.in_flight)
             self.server.is_draining = True
             self._start_draining()
+
+    async def _reloaded(self) -> None:
+        """Load the model anew; if that fails, say why and go on."""
+        try:
+            await self.server.replace()
+        except (DynamoError, Overloaded) as error:
+            logger.error("the model could not be loaded anew, and the one that was there goes on: %s", error)
 
     def die(self) -> None:
         """Stop because the engine died. For a moment, new requests still get an error response."""
@@ -79,9 +92,18 @@ class _Listener(uvicorn.Server):
 
 
 def serve(
-    checkpoint: Path, system: SystemConfig, config: ServingConfig, insecure: bool = False, device: str | None = None
+    checkpoint: Path,
+    read_config: Callable[[], DynamoConfig],
+    insecure: bool = False,
+    device: str | None = None,
 ) -> int:
     """Serve a checkpoint until SIGTERM or Ctrl-C.
+
+    Args:
+        checkpoint: its folder.
+        read_config: gives its settings, again each time the model is loaded anew. Those of the server are read once.
+        insecure: serve addresses that others can reach without a key.
+        device: where the model runs, as of ``DynamoInference``.
 
     Returns:
         The exit code: 0, or 1 if the engine died.
@@ -90,15 +112,19 @@ def serve(
         ConfigError: others can reach the address without a key, or the server cannot listen on it.
         DynamoError: the checkpoint cannot be loaded.
     """
-    key = os.environ.get(KEY_VARIABLE) or None
+    key, config = os.environ.get(KEY_VARIABLE) or None, read_config().serving
     check_exposure(config.host, key, insecure)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+
+    def load() -> DynamoInference:
+        return DynamoInference(checkpoint, read_config(), device)
+
     listening = _listen(config.host, config.port)
     try:
-        model = DynamoInference(checkpoint, system, device)
+        model = load()
         listener: _Listener | None = None
-        server = Server(model, config, lambda: listener.die() if listener is not None else None)
+        server = Server(model, config, lambda: listener.die() if listener is not None else None, load)
         model.route("warm up")
         settings = listener_config(
             make_app(server, key), config.header_seconds, config.keep_alive_seconds, server_header=False,
@@ -147,7 +173,7 @@ def _run(listener: _Listener, server: Server, listening: socket.socket) -> None:
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """Yield a socket on which SIGTERM and Ctrl-C arrive as bytes, whichever thread receives them.
+    """Yield a socket on which SIGTERM, Ctrl-C and SIGHUP arrive as bytes, whichever thread receives them.
 
     Handlers run only in the main thread, and a signal to another thread does not wake it. Without the socket, it would
     notice the signal only at the next input.
@@ -156,7 +182,8 @@ def _signals() -> Iterator[socket.socket]:
     for end in (reading, writing):
         end.setblocking(False)
     descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    before = {sig: signal.signal(sig, lambda number, frame: None) for sig in (signal.SIGTERM, signal.SIGINT)}
+    watched = [sig for sig in (signal.SIGTERM, signal.SIGINT, RELOAD) if sig is not None]
+    before = {sig: signal.signal(sig, lambda number, frame: None) for sig in watched}
     try:
         yield reading
     finally:

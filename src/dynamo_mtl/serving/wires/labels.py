@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.request_reader import Given
 from dynamo_mtl.inference.requests import Prediction
 from dynamo_mtl.serving.handlers import Server
@@ -65,7 +66,7 @@ def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
 
     async def predict(request: Request) -> Response:
         """The labels of texts with their scores, the best first."""
-        asked = await read_wire(request, LabelRequest, server.config)
+        asked, model = await read_wire(request, LabelRequest, server.config), server.model
         given, is_batch = asked.inputs, False
         if isinstance(given, list) and isinstance(given[0], list):
             sequences, is_batch = [list(one) for one in given], True
@@ -74,22 +75,24 @@ def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
         options = asked.parameters or HubParameters()
         raw = asked.raw_scores or options.function_to_apply == "none"
         scored = [
-            _scored(server.model.system, prediction, raw)[: options.top_k]
-            for prediction, _ in await _labelled(server, request, [_input([str(t) for t in one]) for one in sequences])
+            _scored(model.system, prediction, raw)[: options.top_k]
+            for prediction, _ in await _labelled(
+                server, request, model, [_input([str(text) for text in one]) for one in sequences]
+            )
         ]
         # Clients of the hub expect a list for each text, also for a single one.
         return JSONResponse(scored if is_batch or asked.parameters is not None else scored[0])
 
     async def classify(request: Request) -> Response:
         """The labels of texts, in the form of vLLM."""
-        asked = await read_wire(request, ClassifyRequest, server.config)
+        asked, model = await read_wire(request, ClassifyRequest, server.config), server.model
         texts = asked.input if isinstance(asked.input, list) else [asked.input]
-        found = await _labelled(server, request, texts)
+        found = await _labelled(server, request, model, texts)
         data: list[dict[str, Any]] = []
         for number, (prediction, _) in enumerate(found):
-            scored = _scored(server.model.system, prediction, raw=False)
+            scored = _scored(model.system, prediction, raw=False)
             by_label = {one["label"]: one["score"] for one in scored}
-            names = [name for name in server.model.system.tasks[prediction.task].output_names() if name in by_label]
+            names = [name for name in model.system.tasks[prediction.task].output_names() if name in by_label]
             probabilities = [by_label[name] for name in names] or list(by_label.values())
             best = scored[0]["label"]
             data.append({"index": number, "label": best, "probs": probabilities, "num_classes": len(probabilities)})
@@ -110,18 +113,20 @@ def _input(sequence: list[str]) -> Given:
     return sequence[0] if len(sequence) == 1 else {"text": sequence[0], "context": sequence[1]}
 
 
-async def _labelled(server: Server, request: Request, inputs: Sequence[Given]) -> list[tuple[Prediction, int]]:
+async def _labelled(
+    server: Server, request: Request, model: DynamoInference, inputs: Sequence[Given]
+) -> list[tuple[Prediction, int]]:
     """Answers of tasks that give labels or a number, each with the tokens that were read.
 
     Raises:
         RequestError: the task in the path gives none, or an input is routed to one that gives none.
     """
-    system = server.model.system
+    system = model.system
     fitting = [name for name, task in system.tasks.items() if task.decides not in (None, "choice")]
     name = request.path_params.get("task")
     if name is not None and name not in fitting:
         raise RequestError(404, "not_found", f"no such task of labels; known: {', '.join(fitting) or 'none'}")
-    found = await server.ask(request, [(given, name) for given in inputs])
+    found = await server.ask(request, model, [(given, name) for given in inputs])
     other = next((one.task for one, _ in found if one.task not in fitting), None)
     if other is not None:
         raise RequestError(

@@ -15,7 +15,6 @@ from dynamo_mtl.serving.http_requests import read_wire
 from dynamo_mtl.serving.wires.systemone import MOST_OPTIONS, choice_confidence, mean_level, score_confidence
 from dynamo_mtl.serving.wires.typed_questions import TypedQuestion, answered, as_text, plan
 
-
 DECISIONS, MODELS = "/v1/decisions", "/v1/models"
 PATHS = (DECISIONS, MODELS)
 """Routes whose errors have OpenAI's form."""
@@ -119,9 +118,9 @@ def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
         """Answer typed questions about an input, in the form of OpenAI."""
         asked = await read_wire(request, DecisionRequest, server.config)
         state = asked.input if isinstance(asked.input, str) else _conversation(asked.input)
-        questions = [one.typed() for one in asked.questions]
-        plans = [plan(one, state, server.model.system, f"questions.{n}") for n, one in enumerate(questions)]
-        found = await answered(server, request, plans)
+        questions, model = [one.typed() for one in asked.questions], server.model
+        plans = [plan(one, state, model.system, f"questions.{n}") for n, one in enumerate(questions)]
+        found = await answered(server, request, model, plans)
         answers = [
             _answer(one, question, planned.read(answer))
             for one, question, planned, (answer, _) in zip(asked.questions, questions, plans, found, strict=True)

@@ -118,13 +118,14 @@ def _model(server: Server, asked: _Asked) -> str:
 
 async def _answered(server: Server, request: Request, asked: _Asked, states: list[Any]) -> list[dict[str, Any]]:
     """The response for each state."""
+    model = server.model
     questions = [one.typed(name) for name, one in asked.questions.items()]
     plans = [
-        plan(question, state, server.model.system, f"questions.{number}")
+        plan(question, state, model.system, f"questions.{number}")
         for state in states
         for number, question in enumerate(questions)
     ]
-    found = iter(await answered(server, request, plans))
+    found = iter(await answered(server, request, model, plans))
     results: list[dict[str, Any]] = []
     remaining = iter(plans)
     for _ in states:

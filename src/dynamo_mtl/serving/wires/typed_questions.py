@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from starlette.requests import Request
 
+from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.request_reader import TEXT_KEYS, Given
 from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.http_errors import RequestError
@@ -87,10 +88,12 @@ def plan(question: TypedQuestion, state: Any, system: System, place: str) -> Pla
     return Planned({**given, "choices": choices}, chooser.name, lambda answer: list(answer["probabilities"]))
 
 
-async def answered(server: Server, request: Request, plans: Sequence[Planned]) -> list[tuple[Answer, int]]:
+async def answered(
+    server: Server, request: Request, model: DynamoInference, plans: Sequence[Planned]
+) -> list[tuple[Answer, int]]:
     """The answers to planned questions, each with the number of tokens that were read for it."""
     wanted = [(one.given, one.task) for one in plans if one.given is not None]
-    found = iter(await server.ask(request, wanted) if wanted else ())
+    found = iter(await server.ask(request, model, wanted) if wanted else ())
     results: list[tuple[Answer, int]] = []
     for one in plans:
         if one.given is None:
