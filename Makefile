@@ -71,7 +71,7 @@ docs: install
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Two replicas on a local Ray, of which one is stopped under load. Ray's own code warns of much.
+# Two replicas, and two actors, on a local Ray, of which one is stopped under load. Ray's own code warns of much.
 test-cluster: install
 	$(BIN)/python -m pytest -W ignore tests/serving/cluster
 

@@ -50,7 +50,7 @@ def test_five_reloads_under_traffic_fail_no_request(serve, versions, checkpoint)
     put(versions[1], checkpoint)
     assert client.post("/v1/reload").status_code == 200
     scores.append(client.post("/v1/predict", json=ask).json()["score"])
-    assert abs(scores[0] - (1 - scores[1])) > 1e-9 or scores[0] != scores[1]
+    assert abs(scores[0] - scores[1]) > 1e-4
     end, failures, answered = time.monotonic() + SECONDS, [], [0]
 
     def traffic(number):
@@ -84,7 +84,10 @@ def test_five_reloads_under_traffic_fail_no_request(serve, versions, checkpoint)
 def test_what_was_accepted_is_answered_by_the_version_that_read_it(serve, versions, checkpoint, model):
     server, client = serve(KEY, reload=True)
     answer_by_text(model.system)
-    long = {"inputs": {"text": "The man buys an apple.", "task_hint": "translation"}, "parameters": {"max_new_tokens": 60}}
+    long = {
+        "inputs": {"text": "The man buys an apple.", "task_hint": "translation"},
+        "parameters": {"max_new_tokens": 60},
+    }
     expected = model(long["inputs"], max_new_tokens=60)["translation_text"]
     found = []
     thread = threading.Thread(target=lambda: found.append(client.post("/v1/predict", json=long).json()))
@@ -116,4 +119,4 @@ def test_it_needs_a_key_and_is_off_by_default(serve, model):
     with pytest.raises(ConfigError, match=r"serving\.reload: needs a key; set DYNAMO_API_KEY"):
         make_app(Server(model, ServingConfig(reload=True)))
     _, client = serve(KEY, reload=True)
-    assert httpx.post(f"{client.base_url}v1/reload").status_code == 401
+    assert httpx.post(client.base_url.join("/v1/reload")).status_code == 401

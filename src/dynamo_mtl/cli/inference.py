@@ -8,12 +8,15 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, checkpoint_config, needs, start_logging
 from dynamo_mtl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dynamo_mtl.inference.bulk.table_files import Counts
 
 ROWS_FAILED = 1
 """Exit code if some rows of a table could not be answered."""
@@ -50,6 +53,9 @@ def predict(
     reading: Annotated[
         list[str] | None, typer.Option(help="How the table is written, as encoding=cp1252, separator=; or quote='.")
     ] = None,
+    ray: Annotated[
+        int, typer.Option(help="Have so many actors on a Ray cluster answer; the output is a folder.", min=0)
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run over a table.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
     verbose: Verbose = False,
@@ -69,6 +75,12 @@ def predict(
             raise ConfigError(f"{given}: is for a single text; a table has columns, see --column")
         asked = {"tasks": tasks, "task_hint": task_hint, "probabilities": probabilities, "prefix": prefix,
                  "columns": _pairs(column, "--column", "text=review")}  # fmt: skip
+        if ray:
+            given = next((name for name, value in {"--resume": resume, "--reading": reading}.items() if value), None)
+            if given is not None:
+                raise ConfigError(f"{given}: Ray reads and writes files by itself; leave it out")
+            _predict_on_ray(checkpoint, source, output, asked, ray, overwrite)
+            return
         _predict_table(
             checkpoint, source, output, asked, _pairs(reading, "--reading", "encoding=cp1252"), resume, overwrite
         )
@@ -132,6 +144,30 @@ def _predict_table(
             counts = predict_files(
                 model, source, output, request, reading=reading, resume=resume, overwrite=overwrite
             )  # fmt: skip
+    _leave(counts)
+
+
+def _predict_on_ray(
+    checkpoint: Path, source: Path, output: Path | None, asked: dict[str, Any], actors: int, overwrite: bool
+) -> None:
+    """Answer a table on a Ray cluster, and leave with exit code 1 if a row could not be answered."""
+    from dynamo_mtl.inference.bulk.table import TableRequest
+
+    try:
+        from dynamo_mtl.inference.bulk.ray_data import predict_on_ray
+    except ModuleNotFoundError as error:
+        raise needs(error, "Ray", "ray") from None
+    if output is None or str(output) == "-":
+        raise ConfigError("--output: with Ray, name a folder for the answered rows")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        if not overwrite:
+            raise ConfigError(f"--output: {output} is there already; give another name, or --overwrite")
+        shutil.rmtree(output) if output.is_dir() else output.unlink()
+    _leave(predict_on_ray(checkpoint, str(source), str(output), TableRequest(**asked), actors=actors))
+
+
+def _leave(counts: Counts) -> None:
+    """Say how many rows could not be answered, and leave with an exit code that says whether there were any."""
     if counts.failed:
         typer.echo(f"{counts.failed} of {counts.rows} rows could not be answered; see their column 'error'", err=True)
         raise SystemExit(ROWS_FAILED)

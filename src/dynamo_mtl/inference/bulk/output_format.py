@@ -125,15 +125,11 @@ class Parquet(OutputFormat):
     def part(self, rows: Sequence[Row]) -> bytes:
         """Some rows, as a small Parquet file."""
         self._check(rows, ".parquet")
-        cells = [
-            {name: _written(row.get(name)) if kind in (str, object) and row.get(name) is not None else row.get(name)
-             for name, kind in self.types.items()}
-            for row in rows
-        ]  # fmt: skip
         try:
-            table = pyarrow.Table.from_pylist(
-                [{**row, **own} for row, own in zip(rows, cells, strict=True)], schema=self.schema
-            )
+            old = pyarrow.schema([field for field in self.schema if field.name not in self.types])
+            columns = pyarrow.Table.from_pylist(list(rows), schema=old).columns
+            new = cell_arrays(rows, self.types).values()
+            table = pyarrow.Table.from_arrays([*columns, *new], schema=self.schema)
         except (pyarrow.ArrowException, OverflowError) as error:
             raise _mixed(error) from error
         sink = io.BytesIO()
@@ -145,6 +141,22 @@ class Parquet(OutputFormat):
         with parquet.ParquetWriter(file, self.schema) as writer:
             for part in parts:
                 writer.write_table(parquet.read_table(part, schema=self.schema))
+
+
+def cell_arrays(cells: Sequence[Row], types: Mapping[str, type]) -> dict[str, pyarrow.Array]:
+    """New columns as they stand in Parquet: lists and mappings are JSON.
+
+    Args:
+        cells: of each row.
+        types: name of each new column → type of its values.
+    """
+    found: dict[str, pyarrow.Array] = {}
+    for name, kind in types.items():
+        values = [row.get(name) for row in cells]
+        if kind in (str, object):
+            values = [None if value is None else _written(value) for value in values]
+        found[name] = pyarrow.array(values, TYPES[kind])
+    return found
 
 
 def _mixed(error: Exception) -> DataError:
