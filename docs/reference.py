@@ -1,9 +1,10 @@
-"""Writes docs/configuration.md and docs/cli.md from the settings and the command themselves: make reference."""
+"""Writes docs/configuration.md, docs/cli.md and docs/llms.txt from settings, commands and pages: make reference."""
 
 import ast
 import html
 import inspect
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,8 +12,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
+import yaml
 from pydantic import BaseModel
 
+from dynamo_mtl.cli import app
 from dynamo_mtl.config import DynamoConfig
 from dynamo_mtl.model.adapter import LoraConfig
 from dynamo_mtl.tasks.registry import task_types
@@ -113,10 +117,46 @@ def commands() -> str:
     return html.unescape(made.stdout).strip() + "\n"
 
 
+def pages(nav: Any) -> list[tuple[str, str]]:
+    """Title and file of every page of the site's navigation, without the decisions."""
+    found: list[tuple[str, str]] = []
+    for entry in nav:
+        if isinstance(entry, dict):
+            for title, below in entry.items():
+                if title != "Decisions":
+                    found += [(title, below)] if isinstance(below, str) else pages(below)
+    return found
+
+
+def first_sentence(page: str) -> str:
+    """The first sentence of a page's first paragraph, as plain text."""
+    prose = re.sub(r"```.*?```|^[#!<|-].*$", "", page, flags=re.DOTALL | re.MULTILINE)
+    paragraph = " ".join(next(part for part in prose.split("\n\n") if part.strip()).split())
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).replace("*", "").replace("`", "")
+    return re.split(r"(?<=[.:])\s", plain)[0].rstrip(":")
+
+
+def for_agents() -> str:
+    """What a program that reads the documentation needs first (llmstxt.org): what this is, its commands, its pages."""
+    site = yaml.load((DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    skill = (DOCS.parent / "skills" / "dynamo" / "SKILL.md").read_text(encoding="utf-8")
+    lines = [f"# {site['site_name']}", "", f"> {site['site_description']}", "", "## First commands", ""]
+    lines += [f"    {line}" for block in re.findall(r"```bash\n(.*?)```", skill, re.DOTALL) for line in block.splitlines()]
+    lines += ["", "## All commands", ""]
+    for name, command in sorted(typer.main.get_group(app).commands.items()):
+        lines.append(f"- `dynamo {name}`: {(command.help or '').strip().splitlines()[0]}")
+    lines += ["", "## Pages", ""]
+    for title, file in pages(site["nav"]):
+        about = first_sentence((DOCS / file).read_text(encoding="utf-8"))
+        lines.append(f"- [{title}]({file}): {about}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write both pages."""
+    """Write all of them."""
     (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
     (DOCS / "cli.md").write_text(commands(), encoding="utf-8")
+    (DOCS / "llms.txt").write_text(for_agents(), encoding="utf-8")
 
 
 if __name__ == "__main__":
