@@ -130,7 +130,7 @@ def pages(nav: Any) -> list[tuple[str, str]]:
 
 def first_sentence(page: str) -> str:
     """The first sentence of a page's first paragraph, as plain text."""
-    prose = re.sub(r"```.*?```|^[#!<|-].*$", "", page, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^[#!<|-].*$", "", re.sub(r"```.*?```", "", page, flags=re.DOTALL), flags=re.MULTILINE)
     paragraph = " ".join(next(part for part in prose.split("\n\n") if part.strip()).split())
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).replace("*", "").replace("`", "")
     return re.split(r"(?<=[.:])\s", plain)[0].rstrip(":")
