@@ -1,9 +1,10 @@
 """Train an adapter for each of many tasks with labels of every kind, and score them beside full fine-tuning.
 
     python benchmarks/labels.py results/labels.json data.root=DATA
-    python benchmarks/labels.py results/labels.json data.root=DATA --only trec6,stsb
+    python benchmarks/labels.py results/labels.json data.root=DATA checkpoint_dir=FOLDER --only trec6,stsb --update
 
-An interrupted run goes on where it was, and what was trained with the same settings is not trained again.
+An interrupted run goes on where it was, and what was trained with the same settings is not trained again. ``--update``
+keeps what the file says of other tasks; each says of which commit it is, and which settings it had.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("settings", nargs="*", help="as key.sub=value")
     parser.add_argument("--only", help="train and score only these tasks, such as trec6,stsb")
+    parser.add_argument("--update", action="store_true", help="keep the other tasks of the file")
     parser.add_argument("--full", default=",".join(FULL), help="tasks whose backbone is also fine-tuned in full")
     parser.add_argument("--config", type=Path, default=CONFIG)
     given = parser.parse_args()
@@ -56,12 +58,19 @@ def main() -> None:
     for name in given.full.split(","):
         if name in tasks:
             tasks[name] |= fine_tuned(config, name)
+    metadata, all_settings = read_metadata(folder), settings_of(config)
+    for name, own in tasks.items():
+        own["commit"] = metadata.commit
+        own["settings"] = {key: value for key, value in all_settings.items() if key.split(".")[1:2] == [name]}
+    before: dict[str, Any] = {}
+    if given.update and given.output.exists():
+        before = json.loads(given.output.read_text(encoding="utf-8"))
+        tasks = {name: tasks.get(name, own) for name, own in before["tasks"].items()}
     ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
-    metadata = read_metadata(folder)
     result = {
         "tasks": tasks,
         "mean_ratio": sum(ratios) / len(ratios) if ratios else None,
-        "minutes": metadata.train_seconds / 60,
+        "minutes": before["minutes"] if before else metadata.train_seconds / 60,
         "backbone": metadata.backbone,
         "commit": metadata.commit,
         "machine": machine(CPU),
