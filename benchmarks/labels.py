@@ -61,7 +61,7 @@ def main() -> None:
     metadata, all_settings = read_metadata(folder), settings_of(config)
     for name, own in tasks.items():
         own["commit"] = metadata.commit
-        own["settings"] = {key: value for key, value in all_settings.items() if key.split(".")[1:2] == [name]}
+        own["settings"] = {section: all_settings[section][name] for section in ("tasks", "lora_configs")}
     before: dict[str, Any] = {}
     if given.update and given.output.exists():
         before = json.loads(given.output.read_text(encoding="utf-8"))
