@@ -111,6 +111,7 @@ lock: install
 	$(LOCK) pyproject.toml -o requirements/base.txt
 	$(LOCK) pyproject.toml --extra track -o requirements/track.txt
 	$(LOCK) pyproject.toml --extra serve -o requirements/serve.txt
+	$(LOCK) pyproject.toml --extra mcp -o requirements/mcp.txt
 	$(LOCK) pyproject.toml --extra ray -o requirements/ray.txt
 	$(LOCK) pyproject.toml --extra tune -o requirements/tune.txt
 	$(LOCK) pyproject.toml --extra export -o requirements/export.txt

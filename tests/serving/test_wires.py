@@ -1,6 +1,8 @@
 """Interfaces of other servers: their forms, their clients unchanged, and what is refused."""
 
 import contextlib
+import subprocess
+import sys
 
 import openai
 import pytest
@@ -267,3 +269,14 @@ def test_each_interface_can_be_switched_off(serve):
         paths
     )
     assert client.post("/predict", json={"inputs": STATE}).status_code == 404
+
+
+def test_the_conformance_client_reads_every_answer(serve):
+    """``jevbench check`` sends one question of each type, and reads the answers in the standard form."""
+    _, client = serve()
+    done = subprocess.run(
+        [sys.executable, "-m", "jevbench", "check", "--url", f"{address(client)}/v1/systemone", "--model", "dynamo"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "jevbench check: OK" in done.stdout
