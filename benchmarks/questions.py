@@ -87,7 +87,7 @@ def cost(tap: int, backbone: str) -> dict[int, dict[str, Any]]:
             return [predictor.answer(reader.read(TEXT, Manner(task_hint=name)).questions)[0] for name in names[:count]]
 
         for one, other in zip(together(), alone(), strict=True):  # pyright: ignore[reportArgumentType]
-            assert one.answer["probabilities"]["a"] - other.answer["probabilities"]["a"] < 0.01
+            assert abs(one.answer["probabilities"]["a"] - other.answer["probabilities"]["a"]) < 0.01
         found[count] = race(
             together, alone, CPU, target=GOALS.get(count, 1.0), at_least=False,
             what="time of all questions in one call over as many single calls",

@@ -65,6 +65,7 @@ def test_the_layers_below_the_adapters_run_once_for_a_text(model, monkeypatch):
     monkeypatch.setattr(type(model.system.model), "trunk", counted)
     model(TEXT)
     model(TEXT, tasks=OPEN)
+    assert len(tokens) == 2
     assert tokens[0] == tokens[1]
 
 
@@ -86,6 +87,16 @@ def test_a_task_that_cannot_answer_says_so_under_its_name_beside_the_others(mode
     assert set(found["marks"]) == {"value"}
     with pytest.raises(InputError, match="the task 'quiz' chooses among options"):
         model.predict(TEXT, tasks=["quiz"])
+
+
+def test_settings_that_one_task_cannot_use_are_said_under_its_name(model, monkeypatch):
+    task = model.system.tasks["sums"]
+    longer = task.config.generation.model_copy(update={"min_new_tokens": 4})
+    monkeypatch.setattr(task, "config", task.config.model_copy(update={"generation": longer}))
+    found = model(TEXT, tasks=["topics", "sums"], top_k=1, num_beams=2)
+    assert "summary_text" in found["answers"]["sums"]
+    with pytest.raises(ConfigError):
+        model(TEXT, tasks=["topics"], max_new_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pandas
 import pyarrow
 import pytest
@@ -21,6 +22,7 @@ from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.bulk import table, table_files
 from dynamo_mtl.inference.bulk.table import TableRequest
 from dynamo_mtl.inference.bulk.table_files import predict_files
+from dynamo_mtl.storage import remove_folder
 
 ROWS = [{"id": number, "text": f"Ada sang {'in Rome ' * (number % 7)}{number}."} for number in range(40)]
 AUTO = ["task", "answer", "score", "level", "index", "start", "end", "best_guess", "confidence", "rejected", "error"]
@@ -158,7 +160,7 @@ def test_bad_rows_are_answered_with_their_error_in_their_places(model, tmp_path,
     source.write_bytes(b"\n".join(lines))
     with pytest.raises(SystemExit) as end:
         main(["predict", str(model.checkpoint), "--input", str(source), "--output", str(output), "--tasks", "topics"])
-    assert end.value.code == 1
+    assert end.value.code == 3
     assert "6 of 8 rows could not be answered" in capsys.readouterr().err
     found = [json.loads(line) for line in output.read_text().splitlines()]
     errors = [row["error"] for row in found]
@@ -200,6 +202,7 @@ def test_one_input_that_fails_spoils_no_other(model, monkeypatch):
     [
         ([{"a": "x", "b": "y"}], {}, "columns: none of a, b is known to hold the texts; name it with text=COLUMN"),
         ([{"text": "x", "question": "y"}], {}, "columns: text and question could each be the text; say which"),
+        ([{"text": "x", "passage": "y", "context": "z"}], {}, "columns: passage and context could each be the context"),
         ([{"text": "x"}], {"columns": {"text": "txt"}}, "columns: the table has no column 'txt'; did you mean 'text'"),
         ([{"text": "x"}], {"columns": {"body": "text"}}, "columns: no part 'body' of an input; known: text, context"),
         ([{"text": "x", "score": 1}], {}, "prefix: the table has a column 'score' already; give a prefix"),
@@ -255,16 +258,16 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(model, tmp_path, ending,
     source, request = write(tmp_path / "in.csv", ROWS), TableRequest(probabilities=True)
     whole, output = tmp_path / f"whole{ending}", tmp_path / f"out{ending}"
     predict_files(model, source, whole, request)
-    store, stored = table_files._FileRun._store, []
+    store, stored = table_files._Run._store_progress, []
 
-    def killed(self, *arguments):
+    def killed(self):
         if len(stored) == 2:
             raise KeyboardInterrupt
-        store(self, *arguments)
+        store(self)
         stored.append(None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(table_files._FileRun, "_store", killed)
+        patch.setattr(table_files._Run, "_store_progress", killed)
         with pytest.raises(KeyboardInterrupt):
             predict_files(model, source, output, request)
     assert not output.exists()
@@ -297,6 +300,7 @@ def test_a_process_that_is_killed_at_any_moment_loses_no_row(checkpoint, tmp_pat
     assert not output.exists()
     done = subprocess.run([*command, "--output", str(output), "--resume"], check=True, capture_output=True, text=True)
     assert "6000 rows, 0 of them with an error" in done.stderr
+    assert "rows/s" in done.stderr
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == list(range(6000))
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
 
@@ -327,6 +331,7 @@ def test_streams_are_json_lines(checkpoint, tmp_path):
         (["--input", "in.csv", "--output", "o.csv", "--reading", "encoding=x"], "encoding: no such encoding"),
         (["--input", "in.csv", "--output", "o.csv", "--json"], "--json: is for a single text"),
         (["--input", "in.csv", "--output", "-", "--resume"], "--resume: needs files"),
+        (["a text", "--overwrite"], "--overwrite: is for the rows of a table"),
     ],
 )  # fmt: skip
 def test_wrong_commands_are_one_sentence(checkpoint, tmp_path, monkeypatch, capsys, arguments, sentence):
@@ -338,3 +343,148 @@ def test_wrong_commands_are_one_sentence(checkpoint, tmp_path, monkeypatch, caps
     assert end.value.code == 2
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_a_start_that_is_refused_leaves_nothing_behind(model, tmp_path):
+    source = write(tmp_path / "in.csv", [{"a": "x", "b": "y"}])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="none of a, b is known to hold the texts"):
+            predict_files(model, source, tmp_path / "out.csv", TableRequest(tasks="topics"))
+    predict_files(model, source, tmp_path / "out.csv", TableRequest({"text": "a"}, tasks="topics"))
+    assert sorted(os.listdir(tmp_path)) == ["in.csv", "out.csv"]
+
+
+def test_a_run_that_is_killed_before_its_folder_is_removed_is_complete_when_it_goes_on(model, tmp_path, monkeypatch):
+    source, output = write(tmp_path / "in.csv", ROWS), tmp_path / "out.csv"
+    removed = []
+
+    def killed(folder):
+        if folder.name.endswith(".partial"):
+            removed.append(folder)
+            raise KeyboardInterrupt
+        remove_folder(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table_files, "remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(model, source, output, TableRequest(tasks="topics"))
+    written = output.read_bytes()
+    assert removed
+    assert predict_files(model, source, output, TableRequest(tasks="topics"), resume=True).rows == 40
+    assert output.read_bytes() == written
+    assert sorted(os.listdir(tmp_path)) == ["in.csv", "out.csv"]
+
+
+def test_overwriting_a_folder_keeps_the_old_answers_until_all_new_ones_are_there(model, tmp_path, monkeypatch):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        write(folder / f"{number}.csv", ROWS[:3])
+    predict_files(model, folder, output, TableRequest(tasks="topics"))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    job = table_files._Run._do
+
+    def killed(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        job(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table_files._Run, "_do", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(model, folder, output, TableRequest(tasks="marks"), overwrite=True)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert predict_files(model, folder, output, TableRequest(tasks="marks"), resume=True).rows == 9
+    assert all("marks" in path.read_text().splitlines()[0] for path in output.iterdir())
+
+
+def test_two_files_that_would_have_one_name_are_refused(model, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(ROWS[:2]))
+    write(folder / "a.jsonl", ROWS[:2])
+    with pytest.raises(ConfigError, match=r"two files of .* would be written as a\.jsonl"):
+        predict_files(model, folder, tmp_path / "out", TableRequest(tasks="topics"))
+    (folder / "a.jsonl").rename(folder / "a.2024.json")
+    (folder / "a.2024.json").write_text(json.dumps(ROWS[:2]))
+    (folder / "state.json").write_text("{}")
+    predict_files(model, folder, tmp_path / "out", TableRequest(tasks="topics"))
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.2024.jsonl", "a.jsonl"]
+
+
+def test_a_table_without_rows_keeps_its_columns(model, tmp_path):
+    (tmp_path / "in.csv").write_text("id,text\n")
+    for ending in (".csv", ".parquet", ".jsonl"):
+        counts = predict_files(model, tmp_path / "in.csv", tmp_path / f"out{ending}", TableRequest(tasks="marks"))
+        assert counts.rows == 0
+    assert (tmp_path / "out.csv").read_text() == "id,text,marks,error\n"
+    assert parquet.read_schema(tmp_path / "out.parquet").names == ["id", "text", "marks", "error"]
+
+
+def test_columns_and_texts_that_come_later(model, tmp_path):
+    rows = [*[{"text": "Ada sang."}] * 9, {"question": "who sang?", "context": "Ada sang in Rome."}]
+    found = model.predict_table(rows, task_hint="faq")
+    assert [row["error"] is None for row in found] == [False] * 9 + [True]
+    late = [*[{"text": "x"}] * 9, {"text": "x", "topics": 1}]
+    with pytest.raises(ConfigError, match="prefix: the table has a column 'topics' already"):
+        model.predict_table(late, tasks="topics")
+    bad = [*[3] * 20, {"text": "Ada sang."}]
+    found = model.predict_table(bad, tasks="topics")
+    assert [row["error"] is None for row in found] == [False] * 20 + [True]
+
+
+def test_cells_that_are_odd(model, tmp_path):
+    rows = [{"text": "one\rtwo", "meta": {"a": 1}, "n": 1.5}, {"text": "half \ud83d", "meta": [], "n": None},
+            {"text": "x", "meta": {"a": 1, "b": 2}, "n": 2}]  # fmt: skip
+    source = write(tmp_path / "in.jsonl", rows)
+    for ending in (".csv", ".jsonl", ".parquet"):
+        predict_files(model, source, tmp_path / f"out{ending}", TableRequest(tasks="topics"))
+    assert [json.loads(row["meta"]) for row in parquet.read_table(tmp_path / "out.parquet").to_pylist()] == [
+        {"a": 1}, [], {"a": 1, "b": 2},
+    ]  # fmt: skip
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert next(row["text"] for row in csv.DictReader(file)) == "one\rtwo"
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+    huge = write(tmp_path / "huge.jsonl", [{"text": "x", "n": 2**70}])
+    with pytest.raises(DataError, match=r"write \.jsonl in place of \.parquet"):
+        predict_files(model, huge, tmp_path / "huge.parquet", TableRequest(tasks="topics"))
+
+
+def test_frames_of_any_kind(model):
+    missing = pandas.DataFrame({"text": pandas.array(["Ada sang.", pandas.NA], dtype="string")})
+    assert model.predict_table(missing, tasks="topics")["error"].tolist() == [None, "column 'text' is empty"]
+    unnamed = model.predict_table(pandas.DataFrame(["Ada sang."]), tasks="topics")
+    assert unnamed["error"].tolist() == [None]
+    lists = pandas.DataFrame({"text": ["Who?"], "choices": [numpy.array(["Ada", "Tom"], dtype=object)]})
+    assert model.predict_table(lists, tasks="quiz")["error"].tolist() == [None]
+    hints = pandas.DataFrame({"text": ["Ada sang."], "task_hint": ["marks"], "choices": ["x"]})
+    assert model.predict_table(hints, tasks="topics")["error"].tolist() == [None]
+    assert model.predict_table(hints[["text", "task_hint"]])["task"].tolist() == ["marks"]
+
+
+def test_files_that_are_cut_are_one_sentence(model, tmp_path):
+    packed = write(tmp_path / "in.jsonl.gz", ROWS)
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"in\.jsonl\.gz: cannot be read"):
+        predict_files(model, packed, tmp_path / "out.jsonl", TableRequest(tasks="topics"))
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        predict_files(model, tmp_path / "in.parquet", tmp_path / "out.parquet", TableRequest(tasks="topics"))
+
+
+def test_bad_lines_keep_their_place_where_the_next_row_begins_alike(model, tmp_path):
+    (tmp_path / "in.csv").write_text("text,n\nmore,1,extra\nmore,2\nmore,3\n")
+    predict_files(model, tmp_path / "in.csv", tmp_path / "out.csv", TableRequest(tasks="topics"))
+    found = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["n"] for row in found] == ["", "2", "3"]
+    assert "line 2" in found[0]["error"]
+
+
+def test_a_model_without_a_router_needs_a_task(model, monkeypatch):
+    def refuse():
+        raise ConfigError("task_hint: this model was trained without a router")
+
+    monkeypatch.setattr(model.predictor, "check_routed", refuse)
+    with pytest.raises(ConfigError, match="trained without a router"):
+        model.predict_table(ROWS[:1])
+    assert model.predict_table(ROWS[:1], tasks="topics")[0]["error"] is None

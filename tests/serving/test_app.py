@@ -76,7 +76,7 @@ def test_information_routes(serve, model):
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         "/v1/predict", "/v1/route", "/v1/tasks", "/health/live", "/health/ready", "/info", "/metrics",
-        "/v1/systemone", "/v1/systemone/batch", "/v1/decisions", "/v1/models",
+        "/v1/systemone", "/v1/systemone/batch", "/v1/decisions", "/v1/models", "/v1/models/{model}",
         "/predict", "/predict/{task}", "/classify", "/classify/{task}",
     }  # fmt: skip
     page = client.get("/docs").text

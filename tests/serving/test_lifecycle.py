@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from clients import KEY, together, wait_until
+from tiny import save_system
 from typer.testing import CliRunner
 
 from dynamo_mtl.cli import app
@@ -62,6 +65,28 @@ def _running(program, checkpoint, *overrides):
         process.wait()
         reader.join(5)
         process.stderr.close()
+
+
+def test_a_hangup_loads_the_newest_version(checkpoint, system):
+    """Fails if the signal ends the server, or a damaged version takes over."""
+    with _running("from dynamo_mtl.cli import main; main()", checkpoint) as (process, address, lines):
+        ask = {"inputs": "A film.", "task_hint": "sentiment"}
+
+        def score():
+            return httpx.post(f"{address}/v1/predict", json=ask, timeout=30).json()["score"]
+
+        first = score()
+        with torch.no_grad():
+            system.model.head("sentiment").output.weight.mul_(3.0)
+        shutil.rmtree(checkpoint)
+        save_system(system, checkpoint)
+        process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: abs(score() - first) > 1e-6, 30)
+        second = score()
+        (checkpoint / "dynamo.json").write_text("{")
+        process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: any("could not be loaded anew" in line for line in lines), 30)
+        assert score() == second
 
 
 def test_a_signal_that_another_thread_gets_stops_an_idle_server(checkpoint):

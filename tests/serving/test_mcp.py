@@ -62,7 +62,7 @@ async def check(client, model):
 
 def test_a_client_in_the_same_process(model):
     async def run():
-        async with Client(mcp_server(model)) as client:
+        async with Client(mcp_server(model, ServingConfig())) as client:
             await check(client, model)
 
     anyio.run(run)
@@ -99,8 +99,34 @@ def test_a_client_over_http_needs_the_key(model):
     try:
         anyio.run(run)
         assert httpx2.post(url, json={}).status_code == 401
-        foreign = httpx2.post(url, json={}, headers={"Authorization": f"Bearer {KEY}", "Host": "evil.example"})
-        assert 400 <= foreign.status_code < 500
     finally:
         running.should_exit = True
         thread.join(10)
+
+
+def test_without_a_key_other_names_of_this_machine_are_refused(model):
+    start = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+    async def run():
+        app = http_app(model, ServingConfig())
+        async with app.router.lifespan_context(app):
+            transport = httpx2.ASGITransport(app=app)
+            async with httpx2.AsyncClient(transport=transport) as client:
+                own = await client.post("http://127.0.0.1:8000/mcp", json=start, headers=headers)
+                evil = await client.post("http://evil.example/mcp", json=start, headers=headers)
+        return own.status_code, evil.status_code
+
+    own, evil = anyio.run(run)
+    assert own != 421
+    assert evil == 421
+
+
+def test_limits_hold_for_tools(model):
+    async def run():
+        async with Client(mcp_server(model, ServingConfig(max_characters=20))) as client:
+            return await client.call_tool("topics", {"text": "x" * 21})
+
+    found = anyio.run(run)
+    assert found.is_error
+    assert "at most 20 characters" in found.content[0].text

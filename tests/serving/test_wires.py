@@ -63,6 +63,25 @@ def test_a_question_that_is_a_task_is_answered_by_it(serve, model, labels):
     assert found["usage"]["output_tokens"] == 0
 
 
+def test_levels_are_found_by_their_names(serve, model):
+    _, client = serve()
+    shares = model(STATE, task_hint="levels")["probabilities"]
+    found = ask(client, {"levels": {"type": "score", "criteria": ["10", "5", "0"]}}).json()["answers"]["levels"]
+    whole = shares["10"] + shares["5"] + shares["0"]
+    assert list(found["probabilities"].values()) == nearly([shares[n] / whole for n in ("10", "5", "0")], 1e-5)
+    few = ask(client, {"levels": {"type": "score", "criteria": ["bad", "good"]}}).json()["answers"]["levels"]
+    assert few["score"] == pytest.approx(model(STATE, task_hint="levels")["value"] / 10, abs=1e-4)
+
+
+def test_a_label_has_a_yes_or_no_question_of_its_own(serve, model, labels):
+    _, client = serve()
+    shares = model(STATE, task_hint="topics")["probabilities"]
+    found = ask(client, {f"topics.{labels[1]}": {"type": "noul"}, "topics.v2": {"type": "noul"}}).json()["answers"]
+    assert found[f"topics.{labels[1]}"]["noul"] == pytest.approx(shares[labels[1]], abs=1e-5)
+    free = model({"text": "topics.v2", "context": STATE, "choices": ["yes", "no"]}, task_hint="quiz")
+    assert found["topics.v2"]["noul"] == pytest.approx(free["probabilities"][0], abs=1e-5)
+
+
 def test_some_of_the_labels_share_their_probability(serve, model, labels):
     _, client = serve()
     all_shares = model(STATE, task_hint="topics")["probabilities"]
@@ -79,12 +98,12 @@ def test_free_questions_go_to_the_task_of_multiple_choice(serve, model):
                  "one": {"type": "choice", "criteria": {"only": "x"}},
                  "how": {"type": "score", "instructions": "How?", "criteria": ["low", "high"]}}  # fmt: skip
     found = ask(client, questions).json()["answers"]
-    text = f"{STATE}\n\nWhat is it about?"
-    direct = model({"text": text, "choices": ["a bus", "a bed", "c"]}, task_hint="quiz")
+    asked = {"text": "What is it about?", "context": STATE, "choices": ["a bus", "a bed", "c"]}
+    direct = model(asked, task_hint="quiz")
     assert list(found["about"]["probabilities"]) == ["bus", "bed", "c"]
     assert list(found["about"]["probabilities"].values()) == nearly(direct["probabilities"], 1e-5)
     assert found["about"]["choice"] == ["bus", "bed", "c"][direct["index"]]
-    yes = model({"text": f"{STATE}\n\nIs it sure?", "choices": ["yes", "no"]}, task_hint="quiz")
+    yes = model({"text": "Is it sure?", "context": STATE, "choices": ["yes", "no"]}, task_hint="quiz")
     assert found["sure"]["noul"] == pytest.approx(yes["probabilities"][0], abs=1e-5)
     assert found["one"]["probabilities"] == {"only": 1.0}
     assert found["one"]["confidence"] == 1.0
@@ -125,12 +144,14 @@ def test_yes_and_no_are_told_by_the_labels(model, monkeypatch):
         monkeypatch.setattr(task, "output_names", lambda: labels)
         question = TypedQuestion("topics", "predicate", "", ["true", "false"], texts)
         shares = {labels[0]: 0.2, labels[1]: 0.8}
-        return plan(question, "x", model.system, "questions.0").read({"probabilities": shares})[0]
+        return plan(question, model.system, "questions.0").read({"probabilities": shares})[0]
 
     assert read(["no", "yes"]) == pytest.approx(0.8)
     assert read(["negative", "positive"]) == pytest.approx(0.8)
     assert read(["not_paraphrase", "paraphrase"]) == pytest.approx(0.8)
     assert read(["spam", "ham"], ("spam", "ham")) == pytest.approx(0.2)
+    assert read(["positive", "negative"], ("negative", "")) == pytest.approx(0.8)
+    assert read(["positive", "negative"], ("", "positive")) == pytest.approx(0.8)
     with pytest.raises(Exception, match="give as criteria which of two means true"):
         read(["spam", "ham"])
 
@@ -163,6 +184,19 @@ def test_other_wrong_requests(serve, model, monkeypatch):
     _, client = serve(max_characters=200)
     assert ask(client, {"marks": {"type": "score", "criteria": ["a", "b"]}}, "x" * 201).status_code == 422
     assert ask(client, {"marks": {"type": "score", "criteria": ["a", "b"]}}, assets={"a": {}}).status_code == 422
+    assert ask(client, {"marks": {"type": "score", "criteria": ["a", "b"]}}, None).status_code == 200
+    many = {"states": ["x"] * 200, "questions": {"marks": {"type": "score", "criteria": ["a", "b"]}, "n": FREE}}
+    assert "400 questions; send at most 256" in client.post("/v1/systemone/batch", json=many).json()["error"]
+    for depth in (200, 900, 985, 990, 995, 1000, 5000):
+        deep = b'{"state": ' + b"[" * depth + b"]" * depth + b', "questions": {"a": {"type": "noul"}}}'
+        sent = client.post("/v1/systemone", content=deep, headers={"Content-Type": "application/json"})
+        assert sent.status_code in (200, 400, 422), (depth, sent.text)
+    odd = {
+        "model": "m",
+        "input": [{"type": [], "content": "x"}],
+        "questions": [{"type": "predicate", "instructions": "x"}],
+    }
+    assert client.post("/v1/decisions", json=odd).status_code == 422
     surrogate = client.post(
         "/v1/systemone", content=b'{"state": "\\ud800", "questions": {"a": {"type": "noul"}}}',
         headers={"Content-Type": "application/json"},
@@ -189,6 +223,7 @@ def test_the_openai_client_decides_and_lists_models(serve, model, labels):
 
 def check_decisions(service, model, labels):
     assert [one.id for one in service.models.list()] == ["dynamo"]
+    assert service.models.retrieve("dynamo").owned_by == "dynamo"
     found = service.decisions.create(
         model="dynamo",
         input=[{"role": "user", "type": "message", "content": [{"type": "input_text", "text": STATE}]}],

@@ -18,7 +18,7 @@ from dynamo_mtl.errors import ConfigError
 if TYPE_CHECKING:
     from dynamo_mtl.inference.bulk.table_files import Counts
 
-ROWS_FAILED = 1
+ROWS_FAILED = 3
 """Exit code if some rows of a table could not be answered."""
 
 
@@ -40,10 +40,10 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     source: Annotated[
-        Path | None, typer.Option("--input", help="Table to answer row by row, or a folder of them; - for JSON lines.")
+        str | None, typer.Option("--input", help="Table to answer row by row, or a folder of them; - for JSON lines.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File for its rows with their answers, or a folder; - for JSON lines.")
+        str | None, typer.Option(help="File for its rows with their answers, or a folder; - for JSON lines.")
     ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Column of the table that holds a part of the input, as text=review.")
@@ -60,14 +60,17 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Route and answer one text, or every row of a table. Exit code 1 if a row could not be answered."""
+    """Route and answer one text, or every row of a table. Exit code 3 if a row could not be answered."""
     start_logging(verbose, quiet=source is None)
     if text is not None and re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", text):
         raise ConfigError(f"no such option: {text.partition('=')[0]}; see dynamo predict --help")
     if (text is None) == (source is None):
         raise ConfigError("predict: give either a text, or a table with --input")
-    if source is None and output is not None:
-        raise ConfigError("--output: is for the rows of a table, which --input names")
+    of_table = {"--output": output, "--column": column, "--prefix": prefix, "--probabilities": probabilities,
+                "--ray": ray, "--reading": reading, "--resume": resume, "--overwrite": overwrite}  # fmt: skip
+    given = next((name for name, value in of_table.items() if value), None)
+    if source is None and given is not None:
+        raise ConfigError(f"{given}: is for the rows of a table, which --input names")
     if source is not None:
         one = {"--context": context, "--instruction": instruction, "--choice": choice, "--json": as_json}
         given = next((name for name, value in one.items() if value), None)
@@ -86,6 +89,7 @@ def predict(
         )
         return
     from dynamo_mtl.inference.api import DynamoInference
+    from dynamo_mtl.inference.task_choice import AUTO
 
     if text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
@@ -101,7 +105,7 @@ def predict(
         for key, value in answer.items():
             typer.echo(f"{task}.{key}: {_shown(value)}")
     doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
-    says = "routed to" if tasks is None else "the router alone would choose"
+    says = "routed to" if tasks in (None, AUTO) else "the router alone would choose"
     typer.echo(f"{says} {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
@@ -110,17 +114,17 @@ def predict(
 def _pairs(given: list[str] | None, option: str, example: str) -> dict[str, str]:
     """The values of an option of the form ``key=value``."""
     pairs = [one.partition("=") for one in given or ()]
-    wrong = next((one for one in pairs if not one[0] or not one[2]), None)
+    wrong = next((one for one in pairs if not one[0] or not one[1]), None)
     if wrong is not None:
         raise ConfigError(f"{option}: '{''.join(wrong):.60}' should be like {example}")
     return {key: value for key, _, value in pairs}
 
 
 def _predict_table(
-    checkpoint: Path, source: Path, output: Path | None, asked: dict[str, Any], written: dict[str, str],
+    checkpoint: Path, source: str, output: str | None, asked: dict[str, Any], written: dict[str, str],
     resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Answer a table, and leave with exit code 1 if a row could not be answered."""
+    """Answer a table, and leave with exit code 3 if a row could not be answered."""
     from dynamo_mtl.config.validation import validate
     from dynamo_mtl.inference.api import DynamoInference
     from dynamo_mtl.inference.bulk.input_rows import FileReading
@@ -129,41 +133,39 @@ def _predict_table(
 
     if output is None:
         raise ConfigError("--output: name a file for the answered rows, or - for JSON lines")
-    is_stream, reading = str(output) == "-", validate(FileReading, written, "--reading")
-    if resume and "-" in (str(source), str(output)):
+    if resume and "-" in (source, output):
         raise ConfigError("--resume: needs files; a stream begins where it begins")
+    names = written.pop("header", None)
+    reading = validate(FileReading, {**written, **({} if names is None else {"header": names.split(",")})}, "--reading")
     model, request = DynamoInference(checkpoint), TableRequest(**asked)
     with tempfile.TemporaryDirectory(prefix="dynamo-") as folder:
-        if str(source) == "-":
-            source = Path(folder) / "input.jsonl"
-            with source.open("wb") as file:
+        place = Path(source) if source != "-" else Path(folder) / "stdin.jsonl"
+        if source == "-":
+            with place.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
-        if is_stream:
-            counts = write_stream(model, source, sys.stdout.buffer, request, reading)
+        if output == "-":
+            counts = write_stream(model, place, sys.stdout.buffer, request, reading)
         else:
             counts = predict_files(
-                model, source, output, request, reading=reading, resume=resume, overwrite=overwrite
-            )  # fmt: skip
+                model, place, Path(output), request, reading=reading, resume=resume, overwrite=overwrite
+            )
     _leave(counts)
 
 
 def _predict_on_ray(
-    checkpoint: Path, source: Path, output: Path | None, asked: dict[str, Any], actors: int, overwrite: bool
+    checkpoint: Path, source: str, output: str | None, asked: dict[str, Any], actors: int, overwrite: bool
 ) -> None:
-    """Answer a table on a Ray cluster, and leave with exit code 1 if a row could not be answered."""
+    """Answer a table on a Ray cluster, and leave with exit code 3 if a row could not be answered."""
     from dynamo_mtl.inference.bulk.table import TableRequest
 
     try:
         from dynamo_mtl.inference.bulk.ray_data import predict_on_ray
     except ModuleNotFoundError as error:
         raise needs(error, "Ray", "ray") from None
-    if output is None or str(output) == "-":
-        raise ConfigError("--output: with Ray, name a folder for the answered rows")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        if not overwrite:
-            raise ConfigError(f"--output: {output} is there already; give another name, or --overwrite")
-        shutil.rmtree(output) if output.is_dir() else output.unlink()
-    _leave(predict_on_ray(checkpoint, str(source), str(output), TableRequest(**asked), actors=actors))
+    if output is None or "-" in (source, output):
+        raise ConfigError("--input, --output: Ray reads and writes files; name a file or folder, and a folder")
+    request = TableRequest(**asked)
+    _leave(predict_on_ray(checkpoint, source, output, request, actors=actors, overwrite=overwrite))
 
 
 def _leave(counts: Counts) -> None:
@@ -229,4 +231,4 @@ def mcp(
     if http:
         run_http(model, config.serving, insecure)
     else:
-        run_stdio(model)
+        run_stdio(model, config.serving)

@@ -29,6 +29,8 @@ LONGEST_LINE = 1 << 26
 """Bytes of the longest row."""
 ROWS = 5000
 """Rows in memory at once."""
+SEEN = 200_000
+"""Rows whose last value is looked at."""
 VALUES = 2000
 """Most values of the last column to compare with the lines of a cell."""
 _WHAT = {
@@ -54,11 +56,15 @@ def delimited_rows(
     """
     with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
         dialect, faults = _best(connection, place, path, reading)
+        if faults and faults[-1][1] == TOO_MANY:
+            raise DataError(
+                f"{path}: more than {MOST_FAULTS} lines do not fit; say its separator and quote with {_says(reading)}"
+            )
         bad: deque[tuple[int, DataError]] = deque()
         for line, (_, sentence, kind) in zip(lines_at(place, [fault[0] for fault in faults]), faults, strict=True):
-            hint = f"; {reading.setting} can say separator and quote" if kind == _COLUMNS else ""
+            hint = f"; {_says(reading)} can say separator and quote" if kind == _COLUMNS else ""
             bad.append((line, DataError(f"{path}, line {line}: {sentence}{hint}", kind)))
-        lines = RowLines(path, reading, dialect)
+        lines = RowLines(path, reading, dialect, {line for line, _ in bad})
         looks_like_row = _row_test(connection, place, dialect) if reading.quote is None and dialect.quote else None
         for row in _scan(connection, place, dialect):
             line = lines.find(row)
@@ -69,7 +75,7 @@ def delimited_rows(
                 refuse(
                     DataError(
                         f"{where}: a cell runs over several lines, of which one looks like a row: a quotation mark is "
-                        f"probably not closed; if all is right, say {reading.setting}.quote",
+                        f"probably not closed; if all is right, say {reading.place.format('quote')}",
                         "a cell that holds rows",
                     )
                 )
@@ -77,6 +83,17 @@ def delimited_rows(
             yield dict(zip(dialect.names, row, strict=True)), where
         for _, error in bad:
             refuse(error)
+
+
+def column_names(path: Path, reading: Reading) -> list[str]:
+    """The names on the first line of a file. Raises ``DataError`` as ``delimited_rows`` does."""
+    with duckdb.connect(config={"threads": 1}) as connection, _readable(path, reading) as place:
+        return list(_best(connection, place, path, reading)[0].names)
+
+
+def _says(reading: Reading) -> str:
+    """What says how a file is written, without what it says of it."""
+    return reading.place.partition("{")[0].rstrip(". ")
 
 
 @contextmanager
@@ -106,6 +123,7 @@ def _ends_differ(path: Path) -> bool:
     return 0 < windows < lines
 
 
+TOO_MANY = "too many lines that do not fit"
 Fault = tuple[int, str, str]
 """A row that does not fit: the byte where it begins, what is wrong, and the kind of fault."""
 
@@ -125,7 +143,7 @@ def _best(
             continue  # not a way to read this file
         found.append((count, dialect, faults))
     if not found:
-        raise DataError(f"{path}: cannot be read as a table; say its separator and quote with {reading.setting}")
+        raise DataError(f"{path}: cannot be read as a table; say its separator and quote with {_says(reading)}")
     several = [one for one in found if len(one[1].names) > 1] or found
     count, dialect, faults = min(several, key=lambda one: len(one[2]))
     plain = next((one for one in several if not one[1].quote and one[0] > count and len(one[2]) == len(faults)), None)
@@ -181,7 +199,8 @@ def _names(head: str, separator: str, quote: str) -> list[str] | None:
     return [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)] or None
 
 
-COLLECT, LEAVE_OUT = "store_rejects=true, rejects_limit=100000", "ignore_errors=true"
+MOST_FAULTS = 100_000
+COLLECT, LEAVE_OUT = f"store_rejects=true, rejects_limit={MOST_FAULTS}", "ignore_errors=true"
 """What DuckDB does with lines that do not fit. The first pass collects them in memory. The second pass returns the
 rows and leaves out these lines."""
 
@@ -209,6 +228,7 @@ _COLUMNS = "another number of columns"
 def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> tuple[int, list[Fault]]:
     """Return the number of rows that fit a dialect, and the faults of the others."""
     counts = connection.execute(_select(dialect, "count(COLUMNS(*))", COLLECT), [place]).fetchall()
+    counted = connection.execute("SELECT count(*) FROM reject_errors").fetchall()[0][0]
     errors = connection.execute(
         "SELECT line_byte_position - 1, arg_max(error_type, error_type), arg_max(error_message, error_type) "
         "FROM reject_errors GROUP BY line_byte_position ORDER BY line_byte_position"
@@ -222,6 +242,8 @@ def _try(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) ->
         else:
             what = _WHAT.get(error or "", (message or "unreadable").split("\n")[0].lower())
             faults.append((line, what, what))
+    if counted >= MOST_FAULTS:  # the others are not known
+        faults.append((faults[-1][0], TOO_MANY, TOO_MANY))
     return counts[0][0], faults
 
 
@@ -233,7 +255,8 @@ def _scan(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -
 def _row_test(connection: duckdb.DuckDBPyConnection, place: str, dialect: Dialect) -> Callable[[str], bool]:
     """Return a function that tells whether a line in a cell looks like a row: as many cells, a known last value."""
     last = f'"{dialect.names[-1].replace(chr(34), chr(34) * 2)}"'
-    query = f"SELECT v FROM ({_select(dialect, last + ' AS v')}) WHERE length(v) < 100 GROUP BY v LIMIT {VALUES}"
+    first = f"SELECT v FROM ({_select(dialect, last + ' AS v')}) WHERE length(v) < 100 LIMIT {SEEN}"
+    query = f"SELECT v FROM ({first}) GROUP BY v LIMIT {VALUES}"
     values = {value for (value,) in connection.execute(query, [place]).fetchall()}
     columns = len(dialect.names)
 

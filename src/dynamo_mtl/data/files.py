@@ -170,6 +170,8 @@ def arrow_batches(path: Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow
             yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             yield stream.schema, iter(stream)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ArrowInvalid as error:
         raise DataError(f"{path}: not a {kind} file ({str(error).partition(chr(10))[0]})") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ def lines_at(place: str, positions: Sequence[int]) -> Iterator[int]:
     with open_bytes(Path(place)) as file:
         number, end = 1, 0
         for position in positions:
-            before = file.read(max(0, position - end))
+            feeds = returns = 0
+            while (left := position - end) > 0 and (block := file.read(min(left, 1 << 20))):
+                feeds, returns, end = feeds + block.count(b"\n"), returns + block.count(b"\r"), end + len(block)
             end = max(end, position)
-            number += before.count(b"\n") or before.count(b"\r")
+            number += feeds or returns
             yield number + _blank_lines(file, end)
 
 
@@ -31,7 +33,15 @@ def _blank_lines(file: Any, place: int) -> int:
 class RowLines:
     """Finds the lines of rows. A row begins on the next line that contains its first words."""
 
-    def __init__(self, path: Path, reading: Reading, dialect: Dialect) -> None:
+    def __init__(self, path: Path, reading: Reading, dialect: Dialect, bad: Collection[int] = ()) -> None:
+        """
+        Args:
+            path: of the file.
+            reading: what the user has said of it.
+            dialect: how it is written.
+            bad: lines on which no row begins, since they do not fit.
+        """
+        self._bad = bad
         self._lines = self._read(path, reading)
         self._marks = {dialect.quote, dialect.escape} - {""}
         self.number = 0
@@ -49,6 +59,8 @@ class RowLines:
         begin = self._begin(next((cell for cell in row if cell), ""))
         for line in self._lines:
             self.number += 1
+            if self.number in self._bad:
+                continue
             if begin in line and (begin or line.strip()):
                 break
         found = self.number

@@ -23,7 +23,7 @@ class Reading(BaseModel):
     """The format of a task's text files, where it cannot be detected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    setting: ClassVar[str] = "tasks.NAME.reading"
+    place: ClassVar[str] = "tasks.NAME.reading.{}"
     """Where a user says it, for messages."""
 
     separator: str | None = Field(default=None, min_length=1, max_length=1)
@@ -88,9 +88,10 @@ def open_text(path: Path, reading: Reading, errors: str = "strict") -> Iterator[
 
 def not_encoded(where: str, encoding: str, reason: str, reading: Reading) -> DataError:
     """The error for bytes that are not valid in the encoding of their file."""
+    place = reading.place.format("encoding")
     return DataError(
-        f"{where}: not {encoding.upper()} text ({reason}); say its encoding with {reading.setting}.encoding, such as "
-        "cp1252 for a file from Excel on Windows",
+        f"{where}: not {encoding.upper()} text ({reason}); say its encoding with {place}, such as cp1252 for a file "
+        "from Excel on Windows",
         "another encoding",
     )
 

@@ -90,7 +90,7 @@ class Predictor:
         Raises:
             ConfigError: the model has no router.
         """
-        self._check_routed()
+        self.check_routed()
         router = self.system.model.router
         if not inputs:
             return []
@@ -137,7 +137,7 @@ class Predictor:
             ConfigError: no task is named, and the model has no router.
         """
         if any(q.task is None for q in questions):
-            self._check_routed()
+            self.check_routed()
         with self._lock, self._threads_for(sum(question.tokens for question in questions)):
             self.system.model.eval()
             return self._begin(questions, decoder)
@@ -155,7 +155,8 @@ class Predictor:
         finally:
             torch.set_num_threads(threads)
 
-    def _check_routed(self) -> None:
+    def check_routed(self) -> None:
+        """Refuse to let the router choose if there is none. Raises ``ConfigError``."""
         if self.system.config.model.adapters != "routed":
             raise ConfigError("task_hint: this model was trained without a router (model.adapters), so name the task")
 

@@ -129,7 +129,11 @@ class RequestReader:
         questions: list[Question] = []
         refused: dict[str, str] = {}
         for name in manner.tasks.names:
-            question = self._question(source, name, manner)
+            try:
+                question = self._question(source, name, manner)
+            except ConfigError as error:  # this task cannot decode so
+                refused[name] = str(error)
+                continue
             problem = self.predictor.problem(question, name)
             if problem is None:
                 questions.append(question)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +21,7 @@ from dynamo_mtl.serving.handlers import STATIC, Server
 from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
 from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
-from dynamo_mtl.serving.security import KEY_VARIABLE, LIVE, REQUEST_ID, Guard, failure
+from dynamo_mtl.serving.security import KEY_VARIABLE, LIVE, REQUEST_ID, Guard, failure, path_of
 from dynamo_mtl.serving.wires import labels, openai, systemone
 
 logger = logging.getLogger(__name__)
@@ -82,23 +83,37 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         }.items()
     }  # fmt: skip
 
-    def body(model: type[BaseModel]) -> dict[str, Any]:
-        schema = model.model_json_schema()
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    forms: dict[str, Any] = {}
+
+    def body(model: type[BaseModel], path: str) -> dict[str, Any]:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        forms.update(schema.pop("$defs", {}))
+        said: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]
+        return {**said, "parameters": parameters} if parameters else said
+
+    def described() -> dict[str, Any]:
+        found = app.openapi()
+        found.setdefault("components", {}).setdefault("schemas", {}).update(forms)
+        return found
 
     for path, handler, model in (
         ("/v1/predict", server.predict, PredictRequest),
         ("/v1/route", server.route, RouteRequest),
     ):
-        app.add_api_route(path, handler, methods=["POST"], openapi_extra=body(model), responses=errors)
+        app.add_api_route(path, handler, methods=["POST"], openapi_extra=body(model, path), responses=errors)
     for path, (handler, form) in offered(server).items():
         app.add_api_route(
-            path, handler, methods=["POST"], openapi_extra=body(form), responses=errors, response_model=None
+            path, handler, methods=["POST"], openapi_extra=body(form, path), responses=errors, response_model=None
         )
     if server.config.reload:
         app.add_api_route("/v1/reload", server.reload, methods=["POST"], responses=errors)
     if server.config.wires.openai:
-        app.add_api_route(openai.MODELS, openai.models(server), methods=["GET"], response_model=None)
+        for path in (openai.MODELS, f"{openai.MODELS}/{{model}}"):
+            app.add_api_route(path, openai.models(server), methods=["GET"], response_model=None)
     for path, handler in (
         ("/v1/tasks", server.tasks),
         (LIVE, server.live),
@@ -112,15 +127,15 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
 
     async def schema(_: Request) -> Response:
         """This interface, as OpenAPI."""
-        return JSONResponse(app.openapi())
+        return JSONResponse(described())
 
     async def docs(_: Request) -> Response:
         """This interface, for people."""
-        return HTMLResponse(api_page(app.openapi()))
+        return HTMLResponse(api_page(described()))
 
     async def page(request: Request) -> Response:
         """The playground."""
-        return FileResponse(STATIC / PAGES[request.url.path])
+        return FileResponse(STATIC / PAGES[path_of(request.scope)])
 
     app.add_api_route("/openapi.json", schema, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
@@ -141,7 +156,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         if isinstance(reason, Abandoned):
             server.metrics.abandoned.inc(getattr(request.state, "inputs", 1))
         request_id = str(request.state.request_id)
-        if request.url.path in openai.PATHS:
+        if path_of(request.scope).startswith(openai.PATHS):
             return openai.failure(said, request_id)
         return failure(said.status, said.error_type, said.message, request_id, said.headers)
 

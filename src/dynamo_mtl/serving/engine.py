@@ -55,6 +55,8 @@ class Engine:
         self._stopping = False
         self._rate = _Rate()
         self._decoder = Decoder(predictor.system.model)
+        self._next: Predictor | None = None
+        """Of the model that takes over once nothing waits for the present one."""
         self._writing: dict[object, Job] = {}
         """Draft → its job."""
         self._begun, self._ended = threading.Event(), threading.Event()
@@ -125,6 +127,12 @@ class Engine:
             self._changed.notify_all()
         return jobs
 
+    def use(self, predictor: Predictor) -> None:
+        """Have another model answer, once nothing waits for the present one, which can then be freed."""
+        with self._changed:
+            self._next = predictor
+            self._changed.notify_all()
+
     def stop(self, seconds: float) -> None:
         """Stop accepting inputs, wait up to ``seconds`` for those in flight, and fail the rest."""
         with self._changed:
@@ -147,6 +155,7 @@ class Engine:
         try:
             while (jobs := self._take()) is not None:
                 self._begin(jobs)
+                jobs.clear()  # an idle engine keeps no model alive that was replaced
                 self._drop_lost()
                 if self._decoder.drafts:
                     self._step()
@@ -167,6 +176,8 @@ class Engine:
             while not self._waiting and not self._writing:
                 if self._stopping:
                     return None
+                if self._next is not None:
+                    self._switch_to(self._next)
                 self._changed.wait()
             if not self._writing:
                 end = time.monotonic() + config.max_wait_ms / 1000
@@ -179,8 +190,7 @@ class Engine:
             taken: list[Job] = []
             tokens = 0
             if self._waiting and not self._writing and self._waiting[0].predictor is not self.predictor:
-                self.predictor = self._waiting[0].predictor
-                self._decoder = Decoder(self.predictor.system.model)
+                self._switch_to(self._waiting[0].predictor)
             while self._waiting and len(self._writing) + len(taken) < config.max_writing:
                 if self._waiting[0].predictor is not self.predictor:
                     break  # what is being written must end before the other model goes on
@@ -189,6 +199,10 @@ class Engine:
                     break
                 taken.append(self._waiting.popleft())
             return taken
+
+    def _switch_to(self, predictor: Predictor) -> None:
+        self.predictor, self._next = predictor, None
+        self._decoder = Decoder(predictor.system.model)
 
     def _room(self) -> bool:
         """Whether another input would still fit into the next pass."""

@@ -63,7 +63,7 @@ class Server:
             on_death: called from another thread when the engine dies.
             load: loads the newest version of the model; the same checkpoint in the same way if None.
         """
-        self.model, self.config, self._load = model, config, load or model.loaded_anew
+        self.model, self.config, self._load = model, config, load
         self._replacing = False
         self.is_draining = False
         self.metrics = Metrics(model.task_names, lambda: self.engine.in_flight, lambda: self.engine.queued_tokens)
@@ -133,19 +133,10 @@ class Server:
             RequestError: too many inputs, too long ones, or one that cannot be answered.
         """
         self._refuse_if_draining()
-        if len(wanted) > self.config.max_requests:
-            raise RequestError(
-                422, "validation", f"{len(wanted)} questions; send at most {self.config.max_requests} at a time"
-            )
+        self.check_questions(len(wanted))
         for given, _ in wanted:
             parts = [given] if isinstance(given, str) else [v for v in given.values() if v is not None]
-            if (
-                sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in parts)
-                > self.config.max_characters
-            ):
-                raise RequestError(
-                    422, "validation", f"an input of more than {self.config.max_characters} characters is not read"
-                )
+            self.check_questions(0, sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in parts))
         self.engine.check_room(len(wanted))
         request.state.inputs = len(wanted)
         read = await asyncio.to_thread(lambda: [model.reader.read(given, Manner(task)) for given, task in wanted])
@@ -156,6 +147,17 @@ class Server:
                 raise outcome
             found.append((outcome, asked.questions[0].tokens))
         return found
+
+    def check_questions(self, count: int, characters: int = 0) -> None:
+        """Refuse more questions, or a longer text, than are taken. Raises ``RequestError``."""
+        if count > self.config.max_requests:
+            raise RequestError(
+                422, "validation", f"{count} questions; send at most {self.config.max_requests} at a time"
+            )
+        if characters > self.config.max_characters:
+            raise RequestError(
+                422, "validation", f"an input of more than {self.config.max_characters} characters is not read"
+            )
 
     async def settle(
         self, request: Request, model: DynamoInference, read: Sequence[Asked], seconds: float | None = None
@@ -195,13 +197,18 @@ class Server:
             self._routing -= 1
         return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
 
-    async def reload(self, _: Request) -> Response:
+    async def reload(self, request: Request) -> Response:
         """Load the newest version of the checkpoint, and answer with it from the next request on."""
         self._refuse_if_draining()
+        await read_body(request, self.config)  # a form on another site cannot send the content type that this needs
         try:
             model = await self.replace()
         except DynamoError as error:
             raise RequestError(422, "validation", f"{error}; the model that was there goes on") from None
+        except (RuntimeError, MemoryError):
+            logger.exception("the model could not be loaded anew")
+            says = "the newest version cannot be loaded, the log says why; the model that was there goes on"
+            raise RequestError(500, "internal", says) from None
         return JSONResponse({"tasks": model.task_names, "weight_hash": model.metadata.weight_hash})
 
     async def replace(self) -> DynamoInference:
@@ -219,13 +226,14 @@ class Server:
         finally:
             self._replacing = False
         self.model = model
+        self.engine.use(model.predictor)
         logger.info(
             "now serving the version of %s that has the tasks %s", model.checkpoint, ", ".join(model.task_names)
         )
         return model
 
     def _loaded(self) -> DynamoInference:
-        model = self._load()
+        model = self.model.loaded_anew() if self._load is None else self._load()
         model.route("warm up")
         return model
 

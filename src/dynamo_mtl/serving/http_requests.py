@@ -193,8 +193,11 @@ async def read_wire(request: Request, form: type[Form], config: ServingConfig) -
         RequestError: as ``read_body``, ``read_json`` and ``validated``.
     """
     value = read_json(await read_body(request, config))
-    if not _encodes(json.dumps(value, ensure_ascii=False)):
-        raise _invalid("body: has half of a surrogate pair, which is no character")
+    try:
+        if not _encodes(json.dumps(value, ensure_ascii=False)):
+            raise _invalid("body: has half of a surrogate pair, which is no character")
+    except RecursionError:
+        raise RequestError(400, "json", "the body is nested too deeply") from None
     try:
         return form.model_validate(value)
     except ValidationError as error:

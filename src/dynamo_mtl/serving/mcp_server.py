@@ -20,17 +20,21 @@ from starlette.applications import Starlette
 from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.errors import DynamoError
 from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.serving.connection import listener_config
 from dynamo_mtl.serving.security import KEY_VARIABLE, LOOPBACK, Guard, check_exposure
 from dynamo_mtl.tasks.task import Task
 
 ROUTE = "route"
 JSON_TYPES: Mapping[type, str] = {str: "string", float: "number", int: "integer", bool: "boolean"}
+MOST_CHOICES = 1000
+CONNECTIONS = 64
 LABELS_SAID = 50
 """Most labels that the description of a tool lists."""
 
 
-def mcp_server(model: DynamoInference) -> Server[Any]:
-    """The server of a model, for any transport."""
+def mcp_server(model: DynamoInference, limits: ServingConfig) -> Server[Any]:
+    """The server of a model, for any transport. It refuses longer inputs than ``limits`` allows."""
+    one_at_a_time = anyio.CapacityLimiter(1)
     tasks = {_tool_name(name): task for name, task in model.system.tasks.items()}
 
     async def list_tools(_: Any, __: Any) -> types.ListToolsResult:
@@ -44,11 +48,17 @@ def mcp_server(model: DynamoInference) -> Server[Any]:
         if unknown is not None or not isinstance(given.get("text"), str):
             return _failed("arguments: expected text, and where the tool says so context, instruction and choices")
         try:
+            choices = given.get("choices") or ()
+            characters = sum(len(one) for one in (*given.values(), *choices) if isinstance(one, str))
+            if characters > limits.max_characters or len(choices) > MOST_CHOICES:
+                return _failed(f"at most {limits.max_characters} characters and {MOST_CHOICES} choices are read")
             if params.name == ROUTE:
-                answer = await anyio.to_thread.run_sync(lambda: model.route(**given))
+                answer = await anyio.to_thread.run_sync(lambda: model.route(**given), limiter=one_at_a_time)
             else:
                 task = tasks[params.name].name
-                found = await anyio.to_thread.run_sync(lambda: model.predict(**given, task_hint=task))
+                found = await anyio.to_thread.run_sync(
+                    lambda: model.predict(**given, task_hint=task), limiter=one_at_a_time
+                )
                 answer = found[task]
         except DynamoError as error:
             return _failed(str(error))
@@ -58,11 +68,11 @@ def mcp_server(model: DynamoInference) -> Server[Any]:
     return Server("dynamo", version=version("dynamo-mtl"), on_list_tools=list_tools, on_call_tool=call_tool)
 
 
-def run_stdio(model: DynamoInference) -> None:
+def run_stdio(model: DynamoInference, limits: ServingConfig) -> None:
     """Serve the program that started this one, over standard input and output, until it closes them."""
 
     async def run() -> None:
-        server = mcp_server(model)
+        server = mcp_server(model, limits)
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
 
@@ -77,20 +87,25 @@ def run_http(model: DynamoInference, config: ServingConfig, insecure: bool = Fal
     """
     key = os.environ.get(KEY_VARIABLE) or None
     check_exposure(config.host, key, insecure)
-    uvicorn.run(http_app(model, config, key), host=config.host, port=config.port, log_level="warning")
+    settings = listener_config(
+        http_app(model, config, key), config.header_seconds, config.keep_alive_seconds, host=config.host,
+        port=config.port, limit_concurrency=CONNECTIONS,
+    )  # fmt: skip
+    settings.lifespan = "on"
+    uvicorn.Server(settings).run()
 
 
 def http_app(model: DynamoInference, config: ServingConfig, key: str | None = None) -> Starlette:
     """The application, which needs ``Authorization: Bearer KEY`` if there is a key."""
-    # A page of another site cannot reach a server on this machine under a name of its own. Others have a key.
-    is_local = config.host in LOOPBACK
+    # Without a key, a page of another site must not reach a server on this machine under a name of its own.
+    is_open = key is None and config.host in LOOPBACK
     hosts = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     security = TransportSecuritySettings(
-        enable_dns_rebinding_protection=is_local,
+        enable_dns_rebinding_protection=is_open,
         allowed_hosts=hosts,
         allowed_origins=[f"http://{host}" for host in hosts],
     )
-    app = mcp_server(model).streamable_http_app(
+    app = mcp_server(model, config).streamable_http_app(
         json_response=True, stateless_http=True, max_request_body_size=config.max_body_bytes,
         transport_security=security, host=config.host,
     )  # fmt: skip

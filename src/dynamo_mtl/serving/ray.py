@@ -92,6 +92,8 @@ def application(arguments: dict[str, Any]) -> serve.Application:
     if key is None and not asked.insecure:
         raise ConfigError(f"set {KEY_VARIABLE}, or give insecure=true to let everyone ask whom Ray lets in")
     read_metadata(asked.checkpoint)
+    if any(name.startswith("serving.reload=") for name in overrides):
+        raise ConfigError("serving.reload: a request reaches one replica alone; deploy again to replace the model")
     config = load_config(asked.checkpoint / CONFIG, [*PLACES, *overrides])
     deployment = serve.deployment(
         name="Dynamo",

@@ -69,6 +69,11 @@ def failure(
     return JSONResponse(content, status, headers)
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request as this application knows it, without the one under which a proxy offers it."""
+    return str(scope["path"]).removeprefix(str(scope.get("root_path", ""))) or "/"
+
+
 class Guard:
     """Middleware that checks the key before the application runs, and hides the details of uncaught errors."""
 
@@ -125,7 +130,7 @@ class Guard:
             logger.info("%s %s %d %.1f ms %s", scope["method"][:10], route, status, 1000 * seconds, request_id)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        if self.key is None or scope["path"] == LIVE:
+        if self.key is None or path_of(scope) == LIVE:
             return True
         given = _credentials(Headers(scope=scope).get("authorization", ""))
         return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.key.encode())

@@ -45,6 +45,7 @@ class _Listener(uvicorn.Server):
         self.exit_code = 0
         self._drain: asyncio.Task[None] | None = None
         self._reload: asyncio.Task[None] | None = None
+        self._asked_again = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -58,7 +59,7 @@ class _Listener(uvicorn.Server):
         """Drain at the first signal, leave at the second; load the model anew at ``RELOAD``."""
         for number in signals.recv(64):
             if number == RELOAD:
-                self._reload = asyncio.create_task(self._reloaded())
+                self._start_reloading()
                 continue
             if self.server.is_draining:
                 self.should_exit = self.force_exit = True
@@ -67,12 +68,25 @@ class _Listener(uvicorn.Server):
             self.server.is_draining = True
             self._start_draining()
 
+    def _start_reloading(self) -> None:
+        """Load the model anew, and once more if the signal comes again meanwhile."""
+        self._asked_again = self._reload is not None and not self._reload.done()
+        if not self._asked_again and not self.server.is_draining:
+            self._reload = asyncio.create_task(self._reloaded())
+
     async def _reloaded(self) -> None:
-        """Load the model anew; if that fails, say why and go on."""
         try:
             await self.server.replace()
-        except (DynamoError, Overloaded) as error:
+        except Overloaded:  # a request has it loaded already
+            await asyncio.sleep(1.0)
+            self._asked_again = True
+        except DynamoError as error:
             logger.error("the model could not be loaded anew, and the one that was there goes on: %s", error)
+        except Exception:
+            logger.exception("the model could not be loaded anew, and the one that was there goes on")
+        if self._asked_again and not self.server.is_draining:
+            self._asked_again = False
+            self._reload = asyncio.create_task(self._reloaded())
 
     def die(self) -> None:
         """Stop because the engine died. For a moment, new requests still get an error response."""
@@ -122,10 +136,9 @@ def serve(
 
     listening = _listen(config.host, config.port)
     try:
-        model = load()
         listener: _Listener | None = None
-        server = Server(model, config, lambda: listener.die() if listener is not None else None, load)
-        model.route("warm up")
+        server = Server(load(), config, lambda: listener.die() if listener is not None else None, load)
+        server.model.route("warm up")
         settings = listener_config(
             make_app(server, key), config.header_seconds, config.keep_alive_seconds, server_header=False,
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5, root_path=config.root_path,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynamo_mtl.errors import ConfigError, InputError
-from dynamo_mtl.inference.request_reader import TEXT_KEYS
+from dynamo_mtl.inference.request_reader import CONTEXT_KEYS, TEXT_KEYS
 from dynamo_mtl.messages import did_you_mean, shortened
 from dynamo_mtl.system import System
 
@@ -22,7 +22,14 @@ PARTS = ("text", "context", "instruction", "choices", "task_hint")
 class InputColumns:
     """Which column holds which part of an input."""
 
-    def __init__(self, names: Sequence[str], chosen: Mapping[str, str], system: System, asked: Sequence[str]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        chosen: Mapping[str, str],
+        system: System,
+        asked: Sequence[str],
+        rows: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Find the columns.
 
         Args:
@@ -30,6 +37,7 @@ class InputColumns:
             chosen: part → its column, for those that the user has named.
             system: what answers. A column may have the name that it has in the data of a task.
             asked: the tasks that may answer.
+            rows: some rows of the table. Rows with ``text`` and others with ``question`` may be mixed.
 
         Raises:
             ConfigError: a column does not exist, or several could be the same part, or none is the text.
@@ -37,9 +45,15 @@ class InputColumns:
         for part, column in chosen.items():
             if part not in PARTS:
                 raise ConfigError(f"columns: no part '{part}' of an input; known: {', '.join(PARTS)}")
-            if column not in names:
-                raise ConfigError(f"columns: the table has no column '{column}'; {did_you_mean(column, names)}")
-        self.of = dict(chosen)
+            if str(column) not in names:
+                raise ConfigError(f"columns: the table has no column '{column}'; {did_you_mean(str(column), names)}")
+        self.of: dict[str, str] = {part: str(column) for part, column in chosen.items()}
+        self._question: str | None = None
+        """Column of the texts of those rows that have none in ``self.of["text"]``."""
+        if "text" not in self.of:
+            both = [next((name for name in names if name.strip().casefold() == key), None) for key in TEXT_KEYS]
+            if None not in both and not any(all(not is_missing(row.get(name)) for name in both) for row in rows):
+                self.of["text"], self._question = map(str, both)
         for part in PARTS:
             if part not in self.of and (found := self._found(part, names, system, asked)) is not None:
                 self.of[part] = found
@@ -53,12 +67,12 @@ class InputColumns:
 
     def _found(self, part: str, names: Sequence[str], system: System, asked: Sequence[str]) -> str | None:
         """The only column that has a name of a part; None if there is none."""
-        known = [*TEXT_KEYS] if part == "text" else [part]
+        if part == "choices" and not any(system.tasks[name].takes_choices for name in asked):
+            return None
+        known = [*{"text": TEXT_KEYS, "context": CONTEXT_KEYS}.get(part, (part,))]
         configured: list[str] = []
         for name in asked:
             task = system.tasks[name]
-            if part == "choices" and not task.takes_choices:
-                continue
             for column, own in task.input_columns.items():
                 if own == part:
                     is_said = column in task.config.columns
@@ -84,6 +98,8 @@ class InputColumns:
         given: dict[str, Any] = {}
         for part, column in self.of.items():
             value = row.get(column)
+            if part == "text" and self._question is not None and is_missing(value):
+                value = row.get(self._question)
             if is_missing(value):
                 if part == "text":
                     raise InputError(f"column '{column}' is empty")
@@ -98,8 +114,11 @@ class InputColumns:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: null, an empty text, or the NaN that data frames use for both."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    """Whether a cell holds nothing: null, an empty text, or what data frames use for both."""
+    if isinstance(value, str):
+        return not value
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _choices(value: Any, column: str) -> list[str]:
@@ -109,7 +128,7 @@ def _choices(value: Any, column: str) -> list[str]:
             try:
                 value = read(value)
                 break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
     found = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,9 +40,14 @@ class OutputFormat(abc.ABC):
         self.columns: Sequence[str] = ()
         """All columns, those of the input first."""
 
-    def begin(self, rows: Sequence[Row], schema: pyarrow.Schema | None) -> None:
-        """Settle the columns, from the first input rows and the schema that their file has, if it has one."""
-        names = schema.names if schema is not None else list(dict.fromkeys(name for row in rows for name in row))
+    def begin(self, rows: Sequence[Row], schema: pyarrow.Schema | None, names: Sequence[str]) -> None:
+        """Settle the columns.
+
+        Args:
+            rows: the first rows of the input.
+            schema: of its file, if it has one.
+            names: its columns.
+        """
         self.columns = [*names, *self.types]
 
     @abc.abstractmethod
@@ -99,42 +105,46 @@ class Delimited(JsonLines):
 
     def _lines(self, rows: Iterable[Sequence[str]]) -> bytes:
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=self.separator, lineterminator="\n").writerows(rows)
+        plain = csv.writer(text, delimiter=self.separator, lineterminator="\n")
+        quoted = csv.writer(text, delimiter=self.separator, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:  # the writer leaves a lone carriage return as it is, which readers take for the end of a row
+            (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
         return clean(text.getvalue()).encode()
 
 
 class Parquet(OutputFormat):
     """Parquet. Columns of the input keep the types of its schema; without one, those of the first rows."""
 
-    def begin(self, rows: Sequence[Row], schema: pyarrow.Schema | None) -> None:
-        """Settle the columns and their types."""
-        super().begin(rows, schema)
-        known = schema
-        if known is None:
-            names = self.columns[: len(self.columns) - len(self.types)]
-            try:
-                columns = {name: pyarrow.array([row.get(name) for row in rows]) for name in names}
-            except pyarrow.ArrowException as error:
-                raise _mixed(error) from error
-            # A column that is empty so far may hold anything later, which is most often text.
-            kinds = {n: pyarrow.string() if a.type == pyarrow.null() else a.type for n, a in columns.items()}
-            known = pyarrow.schema(list(kinds.items()))
+    def begin(self, rows: Sequence[Row], schema: pyarrow.Schema | None, names: Sequence[str]) -> None:
+        """Settle the columns and their types. Without a schema, lists and mappings are written as JSON."""
+        super().begin(rows, schema, names)
+        fields = (
+            list(schema) if schema is not None else [_field(name, [row.get(name) for row in rows]) for name in names]
+        )
+        self._as_json = set() if schema is not None else {one.name for one in fields if one.type == pyarrow.string()}
+        self._old = pyarrow.schema(fields)
         new = [pyarrow.field(name, TYPES[kind]) for name, kind in self.types.items()]
-        self.schema = pyarrow.schema([*known, *new], metadata=known.metadata)
+        self.schema = pyarrow.schema([*fields, *new], metadata=None if schema is None else schema.metadata)
 
     def part(self, rows: Sequence[Row]) -> bytes:
         """Some rows, as a small Parquet file."""
         self._check(rows, ".parquet")
-        try:
-            old = pyarrow.schema([field for field in self.schema if field.name not in self.types])
-            columns = pyarrow.Table.from_pylist(list(rows), schema=old).columns
-            new = cell_arrays(rows, self.types).values()
-            table = pyarrow.Table.from_arrays([*columns, *new], schema=self.schema)
-        except (pyarrow.ArrowException, OverflowError) as error:
-            raise _mixed(error) from error
         sink = io.BytesIO()
-        parquet.write_table(table, sink)
+        try:
+            columns = pyarrow.Table.from_pylist([self._kept(row) for row in rows], schema=self._old).columns
+            new = cell_arrays(rows, self.types).values()
+            parquet.write_table(pyarrow.Table.from_arrays([*columns, *new], schema=self.schema), sink)
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+            raise _mixed(error) from error
         return sink.getvalue()
+
+    def _kept(self, row: Row) -> dict[str, Any]:
+        """The old cells of a row, as the file can hold them."""
+        return {
+            name: clean(_written(value)) if isinstance(value, str | list | dict) and name in self._as_json else value
+            for name in self._old.names
+            for value in [row.get(name)]
+        }
 
     def join(self, parts: Iterable[Path], file: BinaryIO) -> None:
         """The rows of all parts, in groups as they were written."""
@@ -154,9 +164,18 @@ def cell_arrays(cells: Sequence[Row], types: Mapping[str, type]) -> dict[str, py
     for name, kind in types.items():
         values = [row.get(name) for row in cells]
         if kind in (str, object):
-            values = [None if value is None else _written(value) for value in values]
+            values = [None if value is None else clean(_written(value)) for value in values]
         found[name] = pyarrow.array(values, TYPES[kind])
     return found
+
+
+def _field(name: str, values: Sequence[Any]) -> pyarrow.Field:
+    """The type of a column by its first values: that of numbers and truth values, else text."""
+    kinds = {type(value) for value in values if value is not None}
+    known = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
+    if kinds == {int, float}:
+        return pyarrow.field(name, pyarrow.float64())
+    return pyarrow.field(name, known.get(next(iter(kinds)), pyarrow.string()) if len(kinds) == 1 else pyarrow.string())
 
 
 def _mixed(error: Exception) -> DataError:
@@ -165,10 +184,22 @@ def _mixed(error: Exception) -> DataError:
 
 
 def _json(value: Any) -> str:
-    written = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        written = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # NaN and infinity are no JSON
+        written = json.dumps(_finite(value), ensure_ascii=False, default=str)
     if written.isascii() or clean(written) == written:
         return written
-    return json.dumps(value, default=str)  # half of a surrogate pair, which only an escape can write
+    return json.dumps(_finite(value), default=str)  # half of a surrogate pair, which only an escape can write
+
+
+def _finite(value: Any) -> Any:
+    """A value with null in place of numbers that JSON cannot write."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(own) for key, own in value.items()}
+    return [_finite(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 def _written(value: Any) -> str:
@@ -192,10 +223,17 @@ def output_format(name: str, types: Mapping[str, type]) -> OutputFormat:
     raise ConfigError(f"--output: {name}: unknown file type; use one of {', '.join(ENDINGS)}")
 
 
-def write_joined(form: OutputFormat, parts: Iterable[Path], place: Path) -> None:
-    """Write a file from its parts, packed if its name ends with ``.gz``. The same parts give the same bytes."""
+def write_joined(form: OutputFormat, parts: Iterable[Path], place: Path, name: str) -> None:
+    """Write a file from its parts. The same parts give the same bytes.
+
+    Args:
+        form: how it is written.
+        parts: in order.
+        place: where it is written.
+        name: its name in the end; if it ends with ``.gz``, the file is packed.
+    """
     with place.open("wb") as file:
-        if place.name.lower().removesuffix(".new").endswith(".gz"):
+        if name.lower().endswith(".gz"):
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
                 form.join(parts, packed)  # pyright: ignore[reportArgumentType] (a binary file to everyone but typing)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,20 +60,41 @@ class TableAnswerer:
         self.cells = AnswerCells(model.system, asked, request.probabilities, request.prefix)
         self._asked = list(asked or ([request.task_hint] if request.task_hint else model.task_names))
         self._columns: InputColumns | None = None
+        self.names: list[str] = []
+        """Columns of the table."""
 
-    def begin(self, names: Sequence[str]) -> None:
-        """Find the columns of the inputs. Raises ``ConfigError`` if that is not possible."""
+    @property
+    def has_begun(self) -> bool:
+        """Whether the columns of the inputs are known."""
+        return self._columns is not None
+
+    def begin(self, names: Sequence[str], rows: Sequence[InputRow] = ()) -> None:
+        """Find the columns of the inputs, again if a later row has further ones.
+
+        Args:
+            names: all columns of the table, as far as they are known.
+            rows: some of its rows, which say whether two columns for the same part stand in different rows.
+
+        Raises:
+            ConfigError: that is not possible, or the router must choose and the model has none.
+        """
+        self.names = list(names)
         self.cells.check(names)
-        self._columns = InputColumns(names, self.request.columns, self.model.system, self._asked)
+        values = [row.values for row in rows]
+        self._columns = InputColumns(names, self.request.columns, self.model.system, self._asked, values)
+        if self.manner.tasks is not None:
+            self._columns.of.pop("task_hint", None)
+        elif self.manner.task_hint is None and "task_hint" not in self._columns.of:
+            self.model.predictor.check_routed()
 
     def answer(self, rows: Sequence[InputRow]) -> list[dict[str, Any]]:
         """The new cells of some rows, in their order."""
-        assert self._columns is not None
         made: list[Mapping[str, Any] | DynamoError] = []
         inputs: dict[int, dict[str, Any]] = {}
         for place, row in enumerate(rows):
             made.append(row.error or InputError("not answered"))
             if row.error is None:
+                assert self._columns is not None
                 try:
                     inputs[place] = self._columns.input_of(row.values)
                 except InputError as error:
@@ -88,6 +108,8 @@ class TableAnswerer:
         try:
             return list(self.model.answer_each(inputs, self.manner))
         except Exception as error:
+            if len(inputs) == 1 and isinstance(error, DynamoError):
+                return [error]
             if len(inputs) == 1:
                 logger.exception("an input could not be answered")
                 return [InputError(f"could not be answered ({type(error).__name__})")]
@@ -109,12 +131,29 @@ def windows(rows: Iterable[InputRow]) -> Iterator[list[InputRow]]:
         yield group
 
 
-def names_of(rows: Sequence[InputRow]) -> list[str]:
-    """All columns that some rows have. Raises the error of the first if none of them can be read."""
-    readable = [row for row in rows if row.error is None]
-    if rows and not readable:
-        raise rows[0].error or DataError("no row can be read")
-    return list(dict.fromkeys(str(name) for row in readable for name in row.values))
+def first_readable(
+    answerer: TableAnswerer, groups: Iterable[list[InputRow]], names: Sequence[str] | None = None
+) -> Iterator[list[InputRow]]:
+    """Yield windows of rows, and have the answerer begin before the first that has a row that can be read.
+
+    Args:
+        answerer: of the table.
+        groups: windows of its rows.
+        names: all columns, if they are known; otherwise those of the rows, and of later ones that have more.
+    """
+    waiting: list[list[InputRow]] = []
+    known: dict[str, None] = dict.fromkeys(names or ())
+    for group in groups:
+        readable = [row for row in group if row.error is None]
+        found = dict.fromkeys(name for row in readable for name in row.values) if names is None else {}
+        if readable and (not answerer.has_begun or found.keys() - known.keys()):
+            known |= found
+            answerer.begin(list(known), readable)
+        waiting.append(group)
+        if answerer.has_begun:
+            yield from waiting
+            waiting.clear()
+    yield from waiting
 
 
 def answer_table(model: DynamoInference, data: Any, request: TableRequest) -> Any:
@@ -124,10 +163,16 @@ def answer_table(model: DynamoInference, data: Any, request: TableRequest) -> An
         A data frame with further columns; a list of rows with further keys; or an iterator over these, which reads a
         window of rows ahead.
     """
+    if hasattr(data, "to_dicts"):
+        raise ConfigError("data: of a polars frame give the rows (to_dicts()), or to_pandas()")
     if hasattr(data, "columns") and hasattr(data, "to_dict"):
         answerer = TableAnswerer(model, request)
-        answerer.begin([str(name) for name in data.columns])
-        found = [cells for group in windows(map(InputRow, data.to_dict("records"))) for cells in answerer.answer(group)]
+        groups = windows(map(_row, data.to_dict("records")))
+        found = [
+            cells
+            for group in first_readable(answerer, groups, [str(name) for name in data.columns])
+            for cells in answerer.answer(group)
+        ]
         return data.assign(**{name: [cells[name] for cells in found] for name in answerer.cells.types})
     if isinstance(data, str | Mapping) or not isinstance(data, Iterable):
         raise ConfigError(
@@ -143,16 +188,12 @@ def answer_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield each row with its new cells."""
     answerer = TableAnswerer(model, request)
-    groups = windows(map(_row, rows))
-    first = next(groups, [])
-    if first:
-        answerer.begin(names_of(first))
-    for group in itertools.chain([first], groups):
-        for row, cells in zip(group, answerer.answer(group) if group else (), strict=True):
+    for group in first_readable(answerer, windows(map(_row, rows))):
+        for row, cells in zip(group, answerer.answer(group), strict=True):
             yield {**row.values, **cells}
 
 
 def _row(given: Any) -> InputRow:
     if isinstance(given, Mapping):
-        return InputRow(given)
+        return InputRow({str(name): value for name, value in given.items()})
     return InputRow({}, DataError(f"a row should be a mapping, found {type(given).__name__}"))

@@ -7,37 +7,38 @@ is there completely or not at all, and a resumed run writes the same bytes as on
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dynamo_mtl.errors import ConfigError, DataError
+from dynamo_mtl.data.files import SUFFIXES
+from dynamo_mtl.errors import ConfigError, DataError, DynamoError
 from dynamo_mtl.inference.bulk.input_rows import (
     COLUMNAR,
     FileReading,
+    InputRow,
     count_rows,
+    header_of,
     input_files,
     read_input_rows,
     schema_of,
 )
-from dynamo_mtl.inference.bulk.output_format import ENDINGS, JsonLines, OutputFormat, output_format, write_joined
+from dynamo_mtl.inference.bulk.output_format import ENDINGS, JsonLines, output_format, write_joined
 from dynamo_mtl.inference.bulk.table import (
     WINDOW_CHARACTERS,
     WINDOW_ROWS,
     TableAnswerer,
     TableRequest,
-    names_of,
+    first_readable,
     windows,
 )
 from dynamo_mtl.messages import clock
-from dynamo_mtl.storage import MANIFEST, flush, only_writer, writable_folder
+from dynamo_mtl.storage import MANIFEST, flush, only_writer, remove_folder, writable_folder
 
 if TYPE_CHECKING:
     from dynamo_mtl.inference.api import DynamoInference
@@ -57,10 +58,18 @@ class Counts:
     failed: int = 0
     """Those with an error in place of an answer."""
 
-    def add(self, other: Counts) -> None:
-        """Count those of another run, too."""
-        self.rows += other.rows
-        self.failed += other.failed
+    def add(self, cells: Sequence[dict[str, Any]], prefix: str) -> None:
+        """Count rows by their new cells."""
+        self.rows += len(cells)
+        self.failed += sum(own[f"{prefix}error"] is not None for own in cells)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Files whose rows are answered into one."""
+
+    files: Sequence[Path]
+    output: Path
 
 
 def predict_files(
@@ -81,126 +90,159 @@ def predict_files(
         output: a file of any of ``ENDINGS``; or a folder, where each file of ``source`` gets one of its name.
         request: how the rows are answered.
         reading: how text files are written.
-        resume: go on with an interrupted run, or do nothing if it has ended.
-        overwrite: replace an output that is there already.
+        resume: go on with an interrupted run; do nothing if the output is there and there is no such run.
+        overwrite: begin anew, and replace an output that is there already once all is answered.
 
     Raises:
         ConfigError: a file does not exist, has an unknown type, or would be replaced; or the request does not fit it.
-        DataError: a file that cannot be read as a table.
+        DataError: a file that cannot be read as a table, or an output that cannot be written.
     """
-    files, reading = input_files(source), reading or FileReading()
+    files = input_files(source)
     if output.is_dir() or (source.is_dir() and not output.name.lower().endswith(ENDINGS)):
-        jobs = [([file], output / _named_like(file)) for file in files]
+        jobs = [_Job([file], output / _named_like(file)) for file in files]
     else:
-        jobs = [(files, output)]
-    taken = next((place for _, place in jobs if place.exists()), None)
-    if taken is not None and not (resume or overwrite):
-        raise ConfigError(f"--output: {taken} is there already; give another name, or --overwrite")
+        jobs = [_Job(files, output)]
+    places = [job.output for job in jobs]
+    twice = next((place for number, place in enumerate(places) if place in places[:number]), None)
+    if twice is not None:
+        raise ConfigError(f"--output: two files of {source} would be written as {twice.name}; give one file as output")
     inputs = {file.resolve() for file in files}
-    total = Counts()
-    for own, place in jobs:
-        if place.resolve() in inputs:
-            raise ConfigError(f"--output: {place} is the input; give another name")
-        if resume and place.exists() and not _partial(place).exists():
-            logger.info("%s is complete", place)
-            continue
-        writable_folder(place.parent, "--output")
-        total.add(_FileRun(model, own, place, request, reading).run(resume, overwrite))
-    return total
+    same = next((place for place in places if place.resolve() in inputs), None)
+    if same is not None:
+        raise ConfigError(f"--output: {same} is the input; give another name")
+    run = _Run(model, jobs, output, request, reading or FileReading())
+    taken = next((place for place in places if place.exists()), None)
+    if taken is not None and resume and not run.has_begun:
+        logger.info("%s is there, and no unfinished run of it", taken)
+        return Counts()
+    if taken is not None and not (overwrite or (resume and run.has_begun)):
+        raise ConfigError(f"--output: {taken} is there already; give another name, or --overwrite")
+    return run.run(resume, overwrite)
 
 
 def write_stream(
     model: DynamoInference, source: Path, stream: BinaryIO, request: TableRequest, reading: FileReading
 ) -> Counts:
     """Answer every row of a file, or of all files of a folder, as JSON lines into a stream. Raises as above."""
-    files, counts = input_files(source), Counts()
-    answerer, form = TableAnswerer(model, request), JsonLines({})
-    for number, group in enumerate(windows(row for file in files for row in read_input_rows(file, reading))):
-        if number == 0:
-            answerer.begin(names_of(group))
+    files, counts, form = input_files(source), Counts(), JsonLines({})
+    answerer = TableAnswerer(model, request)
+    progress = _Progress(None, counts)
+    for group in first_readable(answerer, windows(_rows(files, reading))):
         cells = answerer.answer(group)
         stream.write(form.part([{**row.values, **own} for row, own in zip(group, cells, strict=True)]))
         stream.flush()
-        counts.add(_counted(cells, request.prefix))
+        counts.add(cells, request.prefix)
+        progress.log()
     return counts
 
 
-class _FileRun:
-    """Answers the rows of some files into one."""
+def _rows(files: Sequence[Path], reading: FileReading) -> Iterator[InputRow]:
+    return (row for file in files for row in read_input_rows(file, reading))
+
+
+class _Run:
+    """Answers the rows of some jobs, one after the other."""
 
     def __init__(
-        self, model: DynamoInference, files: Sequence[Path], output: Path, request: TableRequest, reading: FileReading
+        self, model: DynamoInference, jobs: Sequence[_Job], output: Path, request: TableRequest, reading: FileReading
     ) -> None:
-        self.files, self.output, self.request, self.reading = files, output, request, reading
-        self.answerer = TableAnswerer(model, request)
-        self.form: OutputFormat = output_format(output.name, self.answerer.cells.types)
-        self.folder = _partial(output)
+        self.model, self.jobs, self.output, self.request, self.reading = model, jobs, output, request, reading
+        self.folder = output.with_name(f"{output.name}.partial")
+        files = [file for job in jobs for file in job.files]
         stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         settings = asdict(request) | {"reading": reading.model_dump()}
         made_by = hashlib.sha256((model.checkpoint / MANIFEST).read_bytes()).hexdigest()
-        parts = (stamps, settings, made_by, self.form.__class__.__name__, WINDOW_ROWS, WINDOW_CHARACTERS)
+        names = [job.output.name for job in jobs]
+        parts = (stamps, settings, made_by, names, WINDOW_ROWS, WINDOW_CHARACTERS)
         self.identity = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self.counts, self.jobs_done, self.parts = Counts(), 0, 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an interrupted run has stored anything."""
+        return (self.folder / PROGRESS).is_file()
 
     def run(self, resume: bool, overwrite: bool) -> Counts:
         """Answer what is not answered yet, and write the output."""
-        if self.folder.exists() and not resume:
-            if not overwrite:
+        for job in self.jobs:  # says now what can never be written
+            output_format(job.output.name, {})
+            writable_folder(job.output.parent, "--output")
+        lock = only_writer(self.folder, "--output", inside=False)
+        try:
+            if self.has_begun and not resume and not overwrite:
                 raise ConfigError(
                     f"--output: an unfinished run left {self.folder}; go on with --resume, or begin anew with "
                     "--overwrite"
                 )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(exist_ok=True)
-        with only_writer(self.folder, "--output"):
-            counts = self._answer()
-            joined = self.folder / f"{self.output.name}.new"
-            write_joined(self.form, (self._part(number) for number in range(self.parts)), joined)
-            flush(joined)
-            os.replace(joined, self.output)
-        shutil.rmtree(self.folder)
-        return counts
-
-    def _answer(self) -> Counts:
-        done, self.parts = self._stored()
-        begun, counts = done.rows, done
-        schema = schema_of(self.files[0])
-        rows = (row for file in self.files for row in read_input_rows(file, self.reading))
-        groups = windows(rows)
-        first = next(groups, [])
-        self.form.begin([row.values for row in first if row.error is None], schema)
-        if first:
-            self.answerer.begin(schema.names if schema is not None else names_of(first))
-        known = [count_rows(file) for file in self.files]
-        total = None if None in known else sum(filter(None, known))
-        began, said = time.monotonic(), float("-inf")
-        for number, group in enumerate(itertools.chain([first] if first else [], groups)):
-            if number < self.parts:
-                continue
-            cells = self.answerer.answer(group)
+            if self.folder.exists() and not (self.has_begun and resume):
+                remove_folder(self.folder)
+            self.folder.mkdir(exist_ok=True)
             try:
-                part = self.form.part([{**row.values, **own} for row, own in zip(group, cells, strict=True)])
-            except DataError as error:
-                raise DataError(
-                    f"{self.output}: rows {counts.rows + 1} to {counts.rows + len(group)}: {error}"
-                ) from error
-            counts.add(_counted(cells, self.request.prefix))
-            self._store(number, part, counts)
-            now = time.monotonic()
-            if now - said >= LOG_SECONDS:
-                said = now
-                _log(counts, (counts.rows - begun) / max(1e-9, now - began), total)
-        rate = (counts.rows - begun) / max(1e-9, time.monotonic() - began)
-        logger.info("%s: %d rows, %d of them with an error, %.0f rows/s", self.output, counts.rows, counts.failed, rate)
-        return counts
+                self._read_progress()
+                for number in range(self.jobs_done, len(self.jobs)):
+                    self._do(number)
+                for number, job in enumerate(self.jobs):
+                    if self._joined(number).exists():  # not moved by a run that was killed here
+                        os.replace(self._joined(number), job.output)
+            except OSError as error:
+                raise DataError(f"{self.output}: cannot be written ({error.strerror or error})") from error
+            except DynamoError:
+                if not self.has_begun:
+                    remove_folder(self.folder)
+                raise
+            remove_folder(self.folder)
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+        logger.info("%s: %d rows, %d of them with an error", self.output, self.counts.rows, self.counts.failed)
+        return self.counts
 
-    def _stored(self) -> tuple[Counts, int]:
-        """What an interrupted run has answered: its rows, and the number of its parts."""
+    def _do(self, number: int) -> None:
+        """Answer the rows of one job, from the part on that is missing, and join them."""
+        job = self.jobs[number]
+        answerer = TableAnswerer(self.model, self.request)
+        form, schema = output_format(job.output.name, answerer.cells.types), schema_of(job.files[0])
+        (self.folder / f"{number:06d}").mkdir(exist_ok=True)
+        known = [count_rows(file) for file in job.files]
+        progress = _Progress(None if None in known else sum(filter(None, known)), self.counts)
+        is_settled = False
+        groups = windows(_rows(job.files, self.reading))
+        for part, group in enumerate(first_readable(answerer, groups, schema.names if schema is not None else None)):
+            if not is_settled and answerer.has_begun:
+                form.begin([row.values for row in group if row.error is None], schema, answerer.names)
+                is_settled = True
+            if part < self.parts:
+                continue
+            cells = answerer.answer(group)
+            try:
+                made = form.part([{**row.values, **own} for row, own in zip(group, cells, strict=True)])
+            except DataError as error:
+                rows = f"rows {self.counts.rows + 1} to {self.counts.rows + len(group)}"
+                raise DataError(f"{job.output}: {rows}: {error}") from error
+            self.counts.add(cells, self.request.prefix)
+            self._store(self._part(number, part), made)
+            self.parts = part + 1
+            self._store_progress()
+            progress.log()
+        if not is_settled:
+            form.begin([], schema, schema.names if schema is not None else header_of(job.files[0], self.reading))
+        beside = self._joined(number).with_suffix(".new")
+        write_joined(form, (self._part(number, part) for part in range(self.parts)), beside, job.output.name)
+        flush(beside)
+        os.replace(beside, self._joined(number))
+        self.jobs_done, self.parts = number + 1, 0
+        self._store_progress()
+        remove_folder(self.folder / f"{number:06d}")
+
+    def _read_progress(self) -> None:
+        """What an interrupted run has answered."""
         path = self.folder / PROGRESS
         if not path.exists():
-            return Counts(), 0
+            return
         try:
             found = json.loads(path.read_bytes())
-            known, counts, parts = found["identity"], Counts(found["rows"], found["failed"]), int(found["parts"])
+            known, self.counts = found["identity"], Counts(found["rows"], found["failed"])
+            self.jobs_done, self.parts = int(found["jobs"]), int(found["parts"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--resume: {path} is damaged; begin anew with --overwrite") from error
         if known != self.identity:
@@ -208,24 +250,46 @@ class _FileRun:
                 f"--resume: {self.folder} is of another input, model or request; use those, or begin anew with "
                 "--overwrite"
             )
-        return counts, parts
 
-    def _store(self, number: int, part: bytes, counts: Counts) -> None:
-        """Store a part, and only then that it is there."""
-        self.parts = number + 1
-        progress: dict[str, Any] = {"identity": self.identity, **asdict(counts), "parts": self.parts}
-        for path, content in ((self._part(number), part), (self.folder / PROGRESS, json.dumps(progress).encode())):
-            beside = path.with_suffix(".new")
-            beside.write_bytes(content)
-            flush(beside)
-            os.replace(beside, path)
+    def _store_progress(self) -> None:
+        """Store what is there; called once it is."""
+        progress = {"identity": self.identity, **asdict(self.counts), "jobs": self.jobs_done, "parts": self.parts}
+        self._store(self.folder / PROGRESS, json.dumps(progress).encode())
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.part"
+    @staticmethod
+    def _store(path: Path, content: bytes) -> None:
+        beside = path.with_suffix(".new")
+        beside.write_bytes(content)
+        flush(beside)
+        os.replace(beside, path)
+
+    def _part(self, job: int, number: int) -> Path:
+        return self.folder / f"{job:06d}" / f"{number:08d}.part"
+
+    def _joined(self, job: int) -> Path:
+        return self.folder / f"{job:06d}.joined"
 
 
-def _partial(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
+class _Progress:
+    """Lines about how far a run is."""
+
+    def __init__(self, total: int | None, counts: Counts) -> None:
+        self.total, self.counts = total, counts
+        self._first, self._began, self._said = counts.rows, time.monotonic(), float("-inf")
+
+    def log(self) -> None:
+        """Log a line, unless there was one a moment ago."""
+        now = time.monotonic()
+        if now - self._said < LOG_SECONDS:
+            return
+        self._said = now
+        done = self.counts.rows - self._first
+        rate = done / max(1e-9, now - self._began)
+        of, left = "", ""
+        if self.total is not None:
+            of = f" of about {self.total}"
+            left = f", about {clock(max(0.0, (self.total - done) / rate))} left" if rate else ""
+        logger.info("rows %d%s  %d failed  %.0f rows/s%s", self.counts.rows, of, self.counts.failed, rate, left)
 
 
 def _named_like(file: Path) -> str:
@@ -233,14 +297,5 @@ def _named_like(file: Path) -> str:
     name = file.name
     if name.lower().endswith(ENDINGS):
         return name
-    return f"{name.split('.')[0]}{'.parquet' if file.suffix.lower() in COLUMNAR else '.jsonl'}"
-
-
-def _counted(cells: Sequence[dict[str, Any]], prefix: str) -> Counts:
-    return Counts(len(cells), sum(own[f"{prefix}error"] is not None for own in cells))
-
-
-def _log(counts: Counts, rate: float, total: int | None) -> None:
-    of = "" if total is None else f" of about {total}"
-    left = "" if total is None or not rate else f", about {clock(max(0.0, (total - counts.rows) / rate))} left"
-    logger.info("rows %d%s  %d failed  %.0f rows/s%s", counts.rows, of, counts.failed, rate, left)
+    suffix = max((one for one in SUFFIXES if name.lower().endswith(one)), key=len)
+    return f"{name[: -len(suffix)]}{'.parquet' if file.suffix.lower() in COLUMNAR else '.jsonl'}"

@@ -131,7 +131,13 @@ function showAnswer(answer, input, hint, milliseconds) {
   const doubt = answer.routing.rejected
     ? " This is likely to be an input of none of these tasks, so the answer is a guess." : "";
   showRouting(answer.routing, `${hint ? ` You asked ${hint} to answer.` : ""}${doubt}`, [answer.task]);
-  element("compare").hidden = tasks.length < 2;
+  element("compare").hidden = othersOf(answer.task, input).length === 0;
+}
+
+// The other tasks that an input fits.
+function othersOf(name, input) {
+  return tasks.filter((task) => task.name !== name && (!task.needs_context || input.context)
+    && task.takes_choices === Boolean(input.choices));
 }
 
 function card(name, answer, input) {
@@ -156,6 +162,8 @@ function showRouting(routing, remark, answering) {
   element("others").replaceChildren();
   element("verdict").textContent = `The router is ${(100 * routing.confidence).toFixed(1)} % sure of `
     + `${routing.predicted_task}.${remark}`;
+  const known = Object.keys(routing.probabilities);
+  for (const row of [...element("bars").children]) if (!known.includes(row.dataset.task)) row.remove();
   drawBars(element("bars"), Object.entries(routing.probabilities), (task) => answering.includes(task));
 }
 
@@ -183,8 +191,7 @@ async function answer() {
 }
 
 async function compare() {
-  const others = tasks.filter((task) => task.name !== asked.task && (!task.needs_context || asked.input.context)
-    && task.takes_choices === Boolean(asked.input.choices));
+  const others = othersOf(asked.task, asked.input);
   await busy(element("compare"), async () => {
     const { content } = await request("v1/predict", { inputs: asked.input, tasks: others.map((task) => task.name) });
     const cards = made("div", "cards");

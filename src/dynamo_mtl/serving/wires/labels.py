@@ -22,6 +22,8 @@ from dynamo_mtl.serving.http_errors import RequestError
 from dynamo_mtl.serving.http_requests import read_wire
 from dynamo_mtl.system import System
 
+MOST = 1024
+"""Most texts in a request."""
 LEAST = 1e-12
 """Smallest probability that has a raw score."""
 
@@ -43,7 +45,7 @@ class LabelRequest(BaseModel):
     inputs: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=2)]
-        | Annotated[list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1)]
+        | Annotated[list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1, max_length=MOST)]
     ) = Field(description="A text, a pair of texts, or a list of lists of one or two texts.")
     raw_scores: bool = Field(default=False, description="Give logarithms of probabilities, or of odds, in their place.")
     truncate: bool = Field(default=False, description="Has no effect: long texts are read in windows.")
@@ -57,7 +59,7 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = None
-    input: str | Annotated[list[str], Field(min_length=1)]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST)]
     user: str | None = None
 
 

@@ -13,11 +13,11 @@ from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.http_errors import RequestError
 from dynamo_mtl.serving.http_requests import read_wire
 from dynamo_mtl.serving.wires.systemone import MOST_OPTIONS, choice_confidence, mean_level, score_confidence
-from dynamo_mtl.serving.wires.typed_questions import TypedQuestion, answered, as_text, plan
+from dynamo_mtl.serving.wires.typed_questions import State, TypedQuestion, answer_all, as_text, plan
 
 DECISIONS, MODELS = "/v1/decisions", "/v1/models"
 PATHS = (DECISIONS, MODELS)
-"""Routes whose errors have OpenAI's form."""
+"""How the routes begin whose errors have OpenAI's form."""
 
 
 class _Form(BaseModel):
@@ -99,7 +99,7 @@ class Score(_Question):
 class DecisionRequest(_Form):
     """Questions about an input."""
 
-    input: str | list[dict[str, Any]] = Field(
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1024)] = Field(
         description="A text, or messages, whose texts are read one after another."
     )
     model: str
@@ -117,13 +117,12 @@ def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
     async def decisions(request: Request) -> Response:
         """Answer typed questions about an input, in the form of OpenAI."""
         asked = await read_wire(request, DecisionRequest, server.config)
-        state = asked.input if isinstance(asked.input, str) else _conversation(asked.input)
-        questions, model = [one.typed() for one in asked.questions], server.model
-        plans = [plan(one, state, model.system, f"questions.{n}") for n, one in enumerate(questions)]
-        found = await answered(server, request, model, plans)
+        model, state = server.model, asked.input if isinstance(asked.input, str) else _conversation(asked.input)
+        plans = [plan(one.typed(), model.system, f"questions.{n}") for n, one in enumerate(asked.questions)]
+        [found] = await answer_all(server, request, model, plans, [State(state)])
         answers = [
-            _answer(one, question, planned.read(answer))
-            for one, question, planned, (answer, _) in zip(asked.questions, questions, plans, found, strict=True)
+            _answer(one, planned.question, shares)
+            for one, planned, (shares, _) in zip(asked.questions, plans, found, strict=True)
         ]
         tokens = sum(read for _, read in found)
         usage = {
@@ -138,10 +137,15 @@ def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
 def models(server: Server) -> Any:
     """The handler of ``MODELS``."""
 
-    async def listed(_: Request) -> Response:
+    async def listed(request: Request) -> Response:
         """The model that is served, in the form of OpenAI."""
         made = {"id": server.config.model_name, "object": "model", "created": server.started, "owned_by": "dynamo"}
-        return JSONResponse({"object": "list", "data": [made]})
+        name = request.path_params.get("model")
+        if name is None:
+            return JSONResponse({"object": "list", "data": [made]})
+        if name != server.config.model_name:
+            raise RequestError(404, "not_found", f"no such model; there is {server.config.model_name}")
+        return JSONResponse(made)
 
     return listed
 
@@ -179,9 +183,9 @@ def _conversation(messages: Sequence[dict[str, Any]]) -> str:
     said: list[tuple[str, str]] = []
     for number, message in enumerate(messages):
         kind = message.get("type", "message")
-        key = {"message": "content", "function_call": "arguments", "function_call_output": "output",
-               "custom_tool_call": "input", "custom_tool_call_output": "output"}.get(kind)  # fmt: skip
-        content = message.get(key) if isinstance(key, str) else None
+        keys = {"message": "content", "function_call": "arguments", "function_call_output": "output",
+               "custom_tool_call": "input", "custom_tool_call_output": "output"}  # fmt: skip
+        content = message.get(keys[kind]) if isinstance(kind, str) and kind in keys else None
         if isinstance(content, list):
             content = [_part(part) for part in content]
             content = None if None in content else "\n".join(map(str, content))

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.http_requests import read_wire
-from dynamo_mtl.serving.wires.typed_questions import TypedQuestion, answered, as_text, plan
+from dynamo_mtl.serving.wires.typed_questions import State, TypedQuestion, answer_all, as_text, plan
 
 Content = str | dict[str, Any] | list[Any]
 MOST_OPTIONS = 255
@@ -64,7 +64,7 @@ class ScoreQuestion(_Question):
         """The question in a common form."""
         options = [str(number) for number in range(len(self.criteria))]
         texts = [as_text(text) for text in self.criteria]
-        return TypedQuestion(name, "score", as_text(self.instructions), options, texts)
+        return TypedQuestion(name, "score", as_text(self.instructions), options, texts, are_numbered=True)
 
 
 Question = Annotated[NoulQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
@@ -83,13 +83,13 @@ class _Asked(BaseModel):
 class SystemOneRequest(_Asked):
     """Questions about one state."""
 
-    state: Content
+    state: Content | None
 
 
 class SystemOneBatch(_Asked):
     """The same questions about several states."""
 
-    states: Annotated[list[Content], Field(min_length=1, max_length=256)]
+    states: Annotated[list[Content | None], Field(min_length=1, max_length=256)]
 
 
 def wire(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
@@ -119,25 +119,20 @@ def _model(server: Server, asked: _Asked) -> str:
 async def _answered(server: Server, request: Request, asked: _Asked, states: list[Any]) -> list[dict[str, Any]]:
     """The response for each state."""
     model = server.model
-    questions = [one.typed(name) for name, one in asked.questions.items()]
     plans = [
-        plan(question, state, model.system, f"questions.{number}")
-        for state in states
-        for number, question in enumerate(questions)
+        plan(one.typed(name), model.system, f"questions.{n}") for n, (name, one) in enumerate(asked.questions.items())
     ]
-    found = iter(await answered(server, request, model, plans))
-    results: list[dict[str, Any]] = []
-    remaining = iter(plans)
-    for _ in states:
-        answers, tokens = {}, 0
-        for question in questions:
-            planned, (given, read) = next(remaining), next(found)
-            shares = planned.read(given)
-            answers[question.name] = answer(question, shares)
-            tokens += read
-        usage = {"input_tokens": tokens, "output_tokens": 0}
-        results.append({"model": _model(server, asked), "answers": answers, "usage": usage})
-    return results
+    found = await answer_all(server, request, model, plans, [State(state) for state in states])
+    return [
+        {
+            "model": _model(server, asked),
+            "answers": {
+                one.question.name: answer(one.question, shares) for one, (shares, _) in zip(plans, own, strict=True)
+            },
+            "usage": {"input_tokens": sum(tokens for _, tokens in own), "output_tokens": 0},
+        }
+        for own in found
+    ]
 
 
 def answer(question: TypedQuestion, shares: list[float]) -> dict[str, Any]:
