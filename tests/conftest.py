@@ -8,6 +8,8 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two processes test at once, and each starts others: with more threads than cores, all would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What evaluation prepares without a cache folder of its own; set before the library reads it.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="dynamo-tests-")
 

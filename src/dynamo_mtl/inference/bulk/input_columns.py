@@ -51,9 +51,9 @@ class InputColumns:
         self._question: str | None = None
         """Column of the texts of those rows that have none in ``self.of["text"]``."""
         if "text" not in self.of:
-            both = [next((name for name in names if name.strip().casefold() == key), None) for key in TEXT_KEYS]
-            if None not in both and not any(all(not is_missing(row.get(name)) for name in both) for row in rows):
-                self.of["text"], self._question = map(str, both)
+            both = [name for key in TEXT_KEYS for name in names if name.strip().casefold() == key]
+            if len(both) == 2 and not any(all(not is_missing(row.get(name)) for name in both) for row in rows):
+                self.of["text"], self._question = both
         for part in PARTS:
             if part not in self.of and (found := self._found(part, names, system, asked)) is not None:
                 self.of[part] = found
