@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,15 +18,17 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 
 from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
 from dynamo_mtl.serving.docs_site import api_page
-from dynamo_mtl.serving.handlers import STATIC, Server
+from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
 from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
 from dynamo_mtl.serving.security import KEY_VARIABLE, LIVE, REQUEST_ID, Guard, failure, path_of
+from dynamo_mtl.serving.status import Status
 from dynamo_mtl.serving.wires import labels, openai, systemone
 
 logger = logging.getLogger(__name__)
 
+STATIC = Path(__file__).parent / "static"
 PAGES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js": "playground.js"}
 
 
@@ -48,6 +51,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
     """
     if server.config.reload and key is None:
         raise ConfigError(f"serving.reload: needs a key; set {KEY_VARIABLE}")
+    status = Status(server)
     origins = server.config.cors_origins
     headers = ["Authorization", "Content-Type", REQUEST_ID]
     # CORS comes before the guard, because a browser sends its preflight request without a key.
@@ -115,11 +119,11 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         for path in (openai.MODELS, f"{openai.MODELS}/{{model}}"):
             app.add_api_route(path, openai.models(server), methods=["GET"], response_model=None)
     for path, handler in (
-        ("/v1/tasks", server.tasks),
-        (LIVE, server.live),
-        ("/health/ready", server.ready),
-        ("/info", server.info),
-        ("/metrics", server.metrics_text),
+        ("/v1/tasks", status.tasks),
+        (LIVE, status.live),
+        ("/health/ready", status.ready),
+        ("/info", status.info),
+        ("/metrics", status.metrics_text),
     ):
         app.add_api_route(path, handler, methods=["GET"])
         if path.startswith("/health/"):

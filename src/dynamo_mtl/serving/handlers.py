@@ -1,4 +1,4 @@
-"""Handle the requests to each route of the server."""
+"""Handle the requests to the routes that answer inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from dynamo_mtl.config.serving_config import ServingConfig
 from dynamo_mtl.errors import ConfigError, DynamoError, InputError, RejectedError
@@ -31,11 +29,6 @@ from dynamo_mtl.serving.prometheus import Metrics
 
 logger = logging.getLogger(__name__)
 
-STATIC = Path(__file__).parent / "static"
-READY_SECONDS = 1.0
-"""For how long a successful forward pass counts as proof that the model is ready."""
-PROBE_SECONDS = 0.1
-"""How long a readiness check waits for its test pass; the next check judges a slower one."""
 GRACE_SECONDS = 1.0
 """How long to wait past the deadline for an answer that may be about to arrive."""
 T = TypeVar("T")
@@ -72,17 +65,13 @@ class Server:
         """When it was made, in seconds since 1970."""
         self._routing = 0
         """Number of routing requests in progress."""
-        self._worked = float("-inf")
-        self._probe: asyncio.Future[bool] | None = None
-        self._probed = float("-inf")
-        """When the probe began."""
         # Passes outside the engine get one thread each. With more threads than cores, OpenMP would put all of them to
         # sleep between two operations, and the engine's passes would take twice as long.
-        self._beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
+        self.beside = ThreadPoolExecutor(config.max_routing, "beside", lambda: torch.set_num_threads(1))
 
     async def predict(self, request: Request) -> Response:
         """Answer inputs of any tasks, in any mix."""
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         self.engine.check_room(1)
         asked = cast("PredictRequest", await self._read(request, PredictRequest))
         items = asked.items
@@ -132,7 +121,7 @@ class Server:
         Raises:
             RequestError: too many inputs, too long ones, or one that cannot be answered.
         """
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         self.check_questions(len(wanted))
         for given, _ in wanted:
             parts = [given] if isinstance(given, str) else [v for v in given.values() if v is not None]
@@ -186,20 +175,20 @@ class Server:
 
     async def route(self, request: Request) -> Response:
         """Say where inputs belong, without answering them."""
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         if self._routing >= self.config.max_routing:
             raise Overloaded(1)
         self._routing += 1
         try:
             asked = await self._read(request, RouteRequest)
-            found = await asyncio.get_running_loop().run_in_executor(self._beside, _routes, self.model, asked.items)
+            found = await asyncio.get_running_loop().run_in_executor(self.beside, _routes, self.model, asked.items)
         finally:
             self._routing -= 1
         return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
 
     async def reload(self, request: Request) -> Response:
         """Load the newest version of the checkpoint, and answer with it from the next request on."""
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         await read_body(request, self.config)  # a form on another site cannot send the content type that this needs
         try:
             model = await self.replace()
@@ -222,7 +211,7 @@ class Server:
             raise Overloaded(5)
         self._replacing = True
         try:
-            model = await asyncio.get_running_loop().run_in_executor(self._beside, self._loaded)
+            model = await asyncio.get_running_loop().run_in_executor(self.beside, self._loaded)
         finally:
             self._replacing = False
         self.model = model
@@ -237,82 +226,13 @@ class Server:
         model.route("warm up")
         return model
 
-    async def tasks(self, _: Request) -> Response:
-        """The tasks, and what each one needs and gives."""
-        system = self.model.system
-        return JSONResponse(
-            [
-                {
-                    "name": name,
-                    "type": system.config.tasks[name].type,
-                    "group": system.config.tasks[name].group,
-                    "needs_context": task.needs_context,
-                    "takes_choices": task.takes_choices,
-                    "requires_instruction": system.config.tasks[name].requires_instruction,
-                    "description": task.subject,
-                    "answer": {"key": task.answer_key, "form": task.answer_form},
-                    "examples": system.config.tasks[name].examples,
-                }
-                for name, task in system.tasks.items()
-            ]
-        )
-
-    async def info(self, _: Request) -> Response:
-        """What is served, and within which limits."""
-        metadata = self.model.metadata
-        return JSONResponse(
-            {
-                "version": version("dynamo-mtl"),
-                "tasks": self.model.task_names,
-                "backbone": metadata.backbone,
-                "weight_hash": metadata.weight_hash,
-                "device": str(self.model.system.device),
-                "limits": self.config.model_dump(exclude={"host", "port", "num_threads"}),
-            }
-        )
-
-    async def live(self, _: Request) -> Response:
-        """Whether the process answers."""
-        return JSONResponse({"status": "live"})
-
-    async def ready(self, request: Request) -> Response:
-        """Whether the model answers. A recent pass proves it; otherwise one is run, at most once a second."""
-        self._refuse_if_draining()
-        if not self.engine.is_alive:
-            raise Unavailable("the engine died")
-        now = time.monotonic()
-        if self.engine.in_flight:
-            if now - self.engine.progressed > self.config.deadline_seconds:
-                raise Unavailable("the model does not answer")
-        elif now - max(self._worked, self.engine.progressed) > READY_SECONDS:
-            if self._probe is None or self._probe.done():
-                self._probed = now
-                self._probe = asyncio.get_running_loop().run_in_executor(self._beside, self._works)
-            await asyncio.wait([self._probe], timeout=PROBE_SECONDS)
-            failed = self._probe.done() and not self._probe.result()
-            if failed or now - self._probed > self.config.deadline_seconds:
-                raise Unavailable("the model does not answer")
-        return JSONResponse({"status": "ready"})
-
-    async def metrics_text(self, _: Request) -> Response:
-        """Counters in the format that Prometheus reads."""
-        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
-
     def count(self, route: str, status: int, seconds: float) -> None:
         """Record a request in the metrics."""
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
 
-    def _works(self) -> bool:
-        try:
-            self.model.route("ready")
-        except Exception:
-            logger.exception("the model does not answer")
-            return False
-        self._worked = time.monotonic()
-        return True
-
-    def _refuse_if_draining(self) -> None:
+    def refuse_if_draining(self) -> None:
+        """Refuse a new request while the server is stopping. Raises ``Unavailable``."""
         if self.is_draining:
             raise Unavailable("the server is stopping")
 
