@@ -39,7 +39,7 @@ for arguments in json.loads(sys.argv[2]):
 MISSING = [
     "fastapi", "uvicorn", "starlette", "prometheus_client", "ray", "optuna", "onnx", "onnxscript", "onnxruntime",
     "torchao", "wandb", "tensorboard", "mlflow", "trackio", "peft", "playwright", "mkdocs", "hypothesis", "pytest",
-    "torchmetrics",
+    "torchmetrics", "mcp", "mcp_types", "openai", "jevbench",
 ]  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def test_without_extras_commands_work_or_name_the_extra(wheel, checkpoint, tiny_
     }
     names = {
         "serve": (["serve", model], "pip install -e '.[serve]'"),
+        "mcp": (["mcp", model], "pip install -e '.[mcp]'"),
         "tune": (["tune", str(tiny_config_file)], "pip install -e '.[tune]'"),
         "export": (["export", model, f"{out}/onnx", "--format", "onnx"], "pip install -e '.[export]'"),
         "train": (["train", str(tiny_config_file), "model.quantization=int8"], "pip install -e '.[quantize]'"),

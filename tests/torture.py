@@ -105,7 +105,7 @@ def torture(kills, place, seconds, seed=0):
     folder = prepare(place / "run-0", chosen)
     while figures["kills"] < kills and time.monotonic() - began < seconds:
         process = start(folder)
-        process.join(rng.uniform(0, attempt / 4))
+        process.join(rng.uniform(0, attempt / 2))
         if process.is_alive():
             process.kill()
             process.join()

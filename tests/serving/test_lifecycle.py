@@ -77,7 +77,7 @@ def test_a_hangup_loads_the_newest_version(checkpoint, system):
 
         first = score()
         with torch.no_grad():
-            system.model.head("sentiment").output.weight.mul_(3.0)
+            system.model.head("sentiment").out.weight.mul_(3.0)
         shutil.rmtree(checkpoint)
         save_system(system, checkpoint)
         process.send_signal(signal.SIGHUP)
@@ -171,7 +171,8 @@ def test_a_checkpoint_does_not_say_where_it_is_served(checkpoint, monkeypatch):
     monkeypatch.setattr("dynamo_mtl.cli.inference.start_logging", lambda verbose: None)
     monkeypatch.setattr("dynamo_mtl.serving.server.serve", lambda *given: seen.append(given) or 0)
     assert CliRunner().invoke(app, ["serve", str(checkpoint), "serving.port=1"]).exit_code == 0
-    assert (seen[0][2].host, seen[0][2].port) == ("127.0.0.1", 1)
+    config = seen[0][1]().serving
+    assert (config.host, config.port) == ("127.0.0.1", 1)
 
 
 def test_a_taken_port_is_one_sentence(checkpoint, monkeypatch):
