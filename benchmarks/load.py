@@ -37,14 +37,16 @@ from dynamo_mtl.evaluation.inputs import task_examples, task_input
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.training.provenance import source_revision
 
-CONNECTIONS = 32
+CONNECTIONS, QUESTIONS_CONNECTIONS = 32, 8
 MAX_REQUESTS = 48
 """Room of the server under overload: at most two seconds of work, so that it is over soon after."""
 DEADLINE = 10.0
 UNBATCHED = ("serving.token_budget=1", "serving.max_writing=1")
 """One input a pass, one answer at a time."""
 EACH_TASK = 20
-PARTS = ["overhead", "throughput", "overload", "abandoned", "idle_connections", "soak"]
+PARTS = ["overhead", "throughput", "questions", "overload", "abandoned", "idle_connections", "soak"]
+QUESTIONS = 6
+"""Most tasks that are asked about one text."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,22 @@ async def throughput(checkpoint: Path, bodies: list[dict[str, Any]], seconds: fl
     }  # fmt: skip
 
 
+async def questions(checkpoint: Path, model: DynamoInference, seconds: float) -> dict[str, Any]:
+    """Several tasks about each text, by several clients."""
+    fitting = [name for name, task in model.system.tasks.items() if not (task.needs_context or task.takes_choices)]
+    texts = [body["inputs"]["text"] for body in mixed_bodies(model)]
+    bodies = [{"inputs": text, "tasks": fitting[:QUESTIONS]} for text in texts]
+    with server(checkpoint) as (_, port, _, _):
+        async with client(port, bodies) as asking:
+            replies = await asking.closed_loop(QUESTIONS_CONNECTIONS, seconds)
+    return {
+        "tasks": len(fitting[:QUESTIONS]), "connections": QUESTIONS_CONNECTIONS, "requests": len(replies),
+        "errors": sum(reply.status != 200 for reply in replies),
+        "p50_ms": quantile_ms(replies, 0.5), "p99_ms": quantile_ms(replies, 0.99),
+        "deadline_ms": 1000 * ServingConfig().deadline_seconds,
+    }  # fmt: skip
+
+
 async def overload(checkpoint: Path, bodies: list[dict[str, Any]], capacity: float, seconds: float) -> dict[str, Any]:
     """Four times what the server can do, and how soon after it answers as before."""
     limits = (f"serving.max_requests={MAX_REQUESTS}", f"serving.deadline_seconds={DEADLINE}")
@@ -315,6 +333,8 @@ def main() -> None:
             return asyncio.run(overhead(checkpoint, model, quick))
         if part == "throughput":
             return asyncio.run(throughput(checkpoint, bodies, seconds, 3))
+        if part == "questions":
+            return {part: asyncio.run(questions(checkpoint, model, seconds / 2))}
         if part == "overload":
             capacity = found["throughput"]["batched_per_second"]
             return {part: asyncio.run(overload(checkpoint, bodies, capacity, seconds / 2))}

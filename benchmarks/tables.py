@@ -232,6 +232,51 @@ def uneven_table(path: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n{content['steps']} updates each, one seed."
 
 
+def labels_table(path: Path) -> str:
+    """Adapters beside full fine-tuning and a trivial system."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [name, own["type"], own["metric"], f"{own['trivial']:.3f}", f"**{own['adapter']:.3f}**",
+         f"{own['full_finetuning']:.3f}" if "full_finetuning" in own else "",
+         f"{own['ece_before']:.3f} → {own['ece_after']:.3f}" if own.get("ece_after") is not None else "", str(own["n"])]
+        for name, own in found["tasks"].items()
+    ]  # fmt: skip
+    header = ["task", "type", "metric", "trivial", "adapter", "full fine-tuning", "ece", "rows"]
+    ratio = "" if found["mean_ratio"] is None else f" Mean of adapter over full fine-tuning: {found['mean_ratio']:.3f}."
+    return f"{markdown_table(header, rows)}\n\nAll adapters took {found['minutes']:.0f} minutes.{ratio}"
+
+
+def files_table(path: Path) -> str:
+    """A large file by the command, beside loops in Python."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [f"`dynamo predict` over {found['rows']:,} rows", f"{found['rows_per_second']:.0f} rows/s"],
+        ["the best loop over batches in Python",
+         f"{found['python_batches_per_second']:.0f} rows/s; the file is {found['ratio']:.2f} times as fast"],
+        ["`transformers`' pipeline, same texts and weights, its best batch size",
+         f"{found['transformers_pipeline_rows_per_second']:.0f} rows/s; the file is {found['times_transformers']:.1f} "
+         "times as fast"],
+        ["peak memory at 10,000 rows; at all", f"{found['peak_rss_mib_at_10k']:.0f} MiB; "
+         f"{found['peak_rss_mib_at_1m']:.0f} MiB ({found['memory_ratio']:.2f} times)"],
+        ["killed twice and resumed: the same bytes", "yes" if found["killed_resumed_equal"] else "no"],
+    ]  # fmt: skip
+    return markdown_table(["what", "measured"], rows)
+
+
+def questions_table(path: Path) -> str:
+    """What several questions about one text cost, and what the tap costs in quality."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts = [count for count in next(iter(found["cost"].values())) if int(count) in (2, 6, 10, 20)]
+    tasks = list(next(iter(found["quality"].values())))
+    rows = [
+        [f"{tap}{' (default)' if int(tap) == found['default_tap'] else ''}",
+         *(f"{cost[count]['ratio']:.2f}" for count in counts),
+         *(f"{found['quality'][tap][task]:.3f}" for task in tasks)]
+        for tap, cost in found["cost"].items()
+    ]  # fmt: skip
+    return markdown_table(["tap", *(f"{count} questions" for count in counts), *tasks], rows)
+
+
 def serving_table(path: Path) -> str:
     """What the server did under load."""
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -253,6 +298,12 @@ def serving_table(path: Path) -> str:
         ["HTTP beside the call itself, one connection", f"{found['http_overhead_ms']:.1f} ms"],
         ["until it answers after its start", f"{found['start']['ready_seconds']:.1f} s"],
     ]  # fmt: skip
+    if "questions" in found:
+        own = found["questions"]
+        rows.append(
+            [f"{own['tasks']} tasks about each text, {own['connections']} connections: 99th percentile; failed",
+             f"{own['p99_ms']:.0f} ms of {own['deadline_ms']:.0f}; {own['errors']} of {own['requests']:,}"]
+        )  # fmt: skip
     if "soak" in found:
         soak = found["soak"]
         rows.append(
@@ -269,6 +320,9 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "added": added_table,
     "details": detail_table,
     "experiment": experiment_table,
+    "files": files_table,
+    "labels": labels_table,
+    "questions": questions_table,
     "parts": parts_table,
     "plan": plan_table,
     "seeds": seeds_table,

@@ -44,8 +44,9 @@ class Answering:
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         """A batch with its new columns."""
-        self.answerer.begin(batch.schema.names)
-        cells = self.answerer.answer([InputRow(row) for row in batch.to_pylist()])
+        rows = [InputRow(row) for row in batch.to_pylist()]
+        self.answerer.begin(batch.schema.names, rows)
+        cells = self.answerer.answer(rows)
         for name, column in cell_arrays(cells, self.answerer.cells.types).items():
             batch = batch.append_column(name, column)
         return batch
