@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -327,23 +327,28 @@ def main() -> None:
     if chosen.output.exists() and list(chosen.parts) != PARTS:
         found.update(json.loads(chosen.output.read_text(encoding="utf-8")))
 
+    checkpoint, seconds = chosen.checkpoint, chosen.seconds
+
+    def overloaded() -> Coroutine[Any, Any, dict[str, Any]]:
+        return overload(checkpoint, bodies, found["throughput"]["batched_per_second"], seconds / 2)
+
+    def given_up() -> Coroutine[Any, Any, dict[str, Any]]:
+        longest = {"inputs": longest_input(model, bodies), "parameters": {"max_new_tokens": 128}}
+        return abandoned(checkpoint, bodies, longest)
+
+    loads: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
+        "overhead": lambda: overhead(checkpoint, model, quick),
+        "throughput": lambda: throughput(checkpoint, bodies, seconds, 3),
+        "questions": lambda: questions(checkpoint, model, seconds / 2),
+        "overload": overloaded,
+        "abandoned": given_up,
+        "idle_connections": lambda: idle_connections(checkpoint, bodies, seconds / 6),
+        "soak": lambda: soak(checkpoint, bodies, chosen.minutes),
+    }
+
     def run(part: str) -> dict[str, Any]:
-        checkpoint, seconds = chosen.checkpoint, chosen.seconds
-        if part == "overhead":
-            return asyncio.run(overhead(checkpoint, model, quick))
-        if part == "throughput":
-            return asyncio.run(throughput(checkpoint, bodies, seconds, 3))
-        if part == "questions":
-            return {part: asyncio.run(questions(checkpoint, model, seconds / 2))}
-        if part == "overload":
-            capacity = found["throughput"]["batched_per_second"]
-            return {part: asyncio.run(overload(checkpoint, bodies, capacity, seconds / 2))}
-        if part == "abandoned":
-            longest = {"inputs": longest_input(model, bodies), "parameters": {"max_new_tokens": 128}}
-            return asyncio.run(abandoned(checkpoint, bodies, longest))
-        if part == "idle_connections":
-            return {part: asyncio.run(idle_connections(checkpoint, bodies, seconds / 6))}
-        return {part: asyncio.run(soak(checkpoint, bodies, chosen.minutes))}
+        measured = asyncio.run(loads[part]())
+        return measured if part in ("overhead", "throughput", "abandoned") else {part: measured}
 
     for part in chosen.parts:
         measured = run(part)
