@@ -5,6 +5,9 @@ import os
 import random
 import string
 
+import pytest
+from tiny import answer_by_text, make_kinds_system, save_system
+
 PATHS = [
     "/v1/predict",
     "/v1/route",
@@ -30,12 +33,17 @@ KEYS = [
     "num_beams", "sampling_temperature", "min_new_tokens", "deadline_seconds", "no_repeat_ngram_size", "x", "tasks",
     "state", "states", "questions", "criteria", "type", "model", "input", "levels", "choices", "label", "value",
 ]  # fmt: skip
+DEEP = "a list in many lists"
+"""Stands for one, which is put into the finished body."""
+NAMES = ["topics", "aspects", "marks", "levels", "topics.waste", "aspects.x", "sentiment", "free", "a.b", ""]
 TEXTS = ["", " ", "A film.", "\x00", "\u202e", "</s><mask>", "\ud800", "x" * 500, "🙂" * 40, "sentiment", "translation"]
 NUMBERS = [0, 1, 2, -1, 10**17, 1.5, -0.0, 1e308, 1e-320, True, None]
 
 
 def _value(rng, depth=0):
     kind = rng.random()
+    if kind < 0.01:
+        return DEEP
     if kind < 0.4 or depth > 3:
         return rng.choice(TEXTS)
     if kind < 0.6:
@@ -61,18 +69,19 @@ def _decision(rng):
     kind = rng.choice(["predicate", "choice", "score"])
     options = {"predicate": {}, "choice": {"choices": [{"value": rng.choice(TEXTS)} for _ in range(3)]},
                "score": {"levels": [{"label": rng.choice(TEXTS)} for _ in range(3)]}}  # fmt: skip
-    return {"type": kind, "name": rng.choice(TEXTS), "instructions": rng.choice(TEXTS), **options[kind]}
+    return {"type": kind, "name": rng.choice(NAMES), "instructions": rng.choice(TEXTS), **options[kind]}
 
 
 QUESTIONS = {
     "/v1/systemone": lambda rng: {
-        "state": _value(rng), "questions": {rng.choice(TEXTS): _typed(rng) for _ in range(rng.randrange(3))},
+        "state": _value(rng), "questions": {rng.choice(NAMES): _typed(rng) for _ in range(rng.randrange(3))},
     },
     "/v1/systemone/batch": lambda rng: {
         "states": [_value(rng) for _ in range(rng.randrange(3))], "questions": {rng.choice(TEXTS): _typed(rng)},
     },
     "/v1/decisions": lambda rng: {
-        "model": "m", "input": rng.choice([rng.choice(TEXTS), [{"role": "user", "content": _value(rng)}]]),
+        "model": "m",
+        "input": rng.choice([rng.choice(TEXTS), [{"role": "user", "content": _value(rng), "type": _value(rng, 3)}]]),
         "questions": [_decision(rng) for _ in range(rng.randrange(3))],
     },
     "/predict": lambda rng: {"inputs": rng.choice([rng.choice(TEXTS), rng.sample(TEXTS, 2), [[rng.choice(TEXTS)]]])},
@@ -87,6 +96,7 @@ def _request(rng):
     kind = rng.random()
     if kind < 0.25 and path in QUESTIONS:
         body = json.dumps(QUESTIONS[path](rng)).encode()
+        body = body.replace(json.dumps(DEEP).encode(), b"[" * (depth := rng.choice([300, 950, 990])) + b"]" * depth)
     elif kind < 0.7:
         given = {"inputs": _value(rng, 1), **{rng.choice(KEYS): _value(rng, 2) for _ in range(rng.randrange(3))}}
         body = json.dumps(given).encode()
@@ -102,9 +112,19 @@ def _request(rng):
     return rng.choice(METHODS), path, body, headers
 
 
+@pytest.fixture(params=["five tasks", "every kind of label"])
+def checkpoint(request, system, session_config, tmp_path):
+    """Models with tasks of all types; the second has one of multiple choice."""
+    if request.param == "five tasks":
+        answer_by_text(system)
+    else:
+        system = make_kinds_system(session_config.model.model_dump())
+    return save_system(system, tmp_path / "model")
+
+
 def test_no_request_makes_the_server_fail(serve):
     """``make fuzz`` sends 10,000."""
-    cases = int(os.environ.get("FUZZ_REQUESTS", "400"))
+    cases = int(os.environ.get("FUZZ_REQUESTS", "500")) // 2
     server, client = serve()
     statuses = set()
     for seed in range(cases):
