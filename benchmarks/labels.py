@@ -65,7 +65,9 @@ def main() -> None:
     before: dict[str, Any] = {}
     if given.update and given.output.exists():
         before = json.loads(given.output.read_text(encoding="utf-8"))
-        tasks = {name: tasks.get(name, own) for name, own in before["tasks"].items()}
+        for name, own in before["tasks"].items():
+            given_then = {section: before["settings"][section][name] for section in ("tasks", "lora_configs")}
+            tasks.setdefault(name, {"commit": before["commit"], "settings": given_then, **own})
     ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
     result = {
         "tasks": tasks,
