@@ -66,17 +66,19 @@ def main() -> None:
     if given.update and given.output.exists():
         before = json.loads(given.output.read_text(encoding="utf-8"))
         for name, own in before["tasks"].items():
-            given_then = {section: before["settings"][section][name] for section in ("tasks", "lora_configs")}
-            tasks.setdefault(name, {"commit": before["commit"], "settings": given_then, **own})
+            if "commit" not in own:
+                own["commit"] = before["commit"]
+                own["settings"] = {section: before["settings"][section][name] for section in ("tasks", "lora_configs")}
+            tasks.setdefault(name, own)
     ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
     result = {
         "tasks": tasks,
         "mean_ratio": sum(ratios) / len(ratios) if ratios else None,
-        "minutes": before["minutes"] if before else metadata.train_seconds / 60,
+        "minutes": metadata.train_seconds / 60 + before.get("minutes", 0.0),
         "backbone": metadata.backbone,
         "commit": metadata.commit,
         "machine": machine(CPU),
-        "settings": settings_of(config),
+        "settings": before.get("settings", all_settings),
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
