@@ -23,9 +23,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
-    """A Ray of this machine, for one test."""
+    """A Ray of this machine."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()

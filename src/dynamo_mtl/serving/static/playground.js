@@ -71,7 +71,7 @@ function drawBars(list, shares, chosen) {
     let row = [...list.children].find((node) => node.dataset.task === task);
     if (!row) {
       row = made("li");
-      row.dataset.task = task;
+      row.dataset.task = row.title = task;  // a long name is cut
       const track = made("div", "track");
       track.append(made("div", "bar"));
       row.append(made("span", "name", task), track, made("span", "share"));
