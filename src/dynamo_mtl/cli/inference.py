@@ -1,4 +1,4 @@
-"""Commands that answer inputs: ``predict`` and ``serve``."""
+"""Commands that answer inputs: ``predict``, ``serve`` and ``mcp``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from dynamo_mtl.errors import ConfigError
 if TYPE_CHECKING:
     from dynamo_mtl.inference.bulk.table_files import Counts
 
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
+]
 ROWS_FAILED = 3
 """Exit code if some rows of a table could not be answered."""
 
@@ -188,10 +192,8 @@ def _shown(value: Any) -> str:
 def serve(
     checkpoint: Checkpoint,
     overrides: Overrides = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
-    ] = False,
+    device: Device = None,
+    insecure: Insecure = False,
     verbose: Verbose = False,
 ) -> None:
     """Serve a model over HTTP, with a playground, until SIGTERM or Ctrl-C. Clients send the key in DYNAMO_API_KEY."""
@@ -211,10 +213,8 @@ def mcp(
     http: Annotated[
         bool, typer.Option("--http", help="Listen at serving.host and serving.port, in place of standard input.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; a GPU if there is one.")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen on an address that others can reach, without a key.")
-    ] = False,
+    device: Device = None,
+    insecure: Insecure = False,
     verbose: Verbose = False,
 ) -> None:
     """Offer a model's tasks as tools of the Model Context Protocol, for programs that run agents."""

@@ -14,7 +14,7 @@ import pyarrow
 from pyarrow import ArrowException, ArrowInvalid, ipc, parquet
 
 from dynamo_mtl.data.delimited import delimited_rows
-from dynamo_mtl.data.text_files import Reading, not_encoded, open_text
+from dynamo_mtl.data.text_files import Reading, encodes, not_encoded, open_text
 from dynamo_mtl.errors import DataError
 
 Refuse = Callable[[DataError], None]
@@ -65,7 +65,7 @@ def _json_lines(path: Path, reading: Reading, refuse: Refuse) -> Rows:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            if not _encodes(line):
+            if not encodes(line):
                 refuse(not_encoded(where, text.file.encoding, "invalid bytes", reading))
                 continue
             try:
@@ -77,13 +77,6 @@ def _json_lines(path: Path, reading: Reading, refuse: Refuse) -> Rows:
                 refuse(DataError(f"{where}: expected a JSON object, found {type(row).__name__}", "not a JSON object"))
                 continue
             yield row, where
-
-
-def _encodes(text: str) -> bool:
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _json_rows(path: Path, reading: Reading, refuse: Refuse) -> Rows:

@@ -86,6 +86,14 @@ def open_text(path: Path, reading: Reading, errors: str = "strict") -> Iterator[
             raise not_encoded(f"{path}{_line_of_bytes(path, encoding)}", encoding, error.reason, reading) from error
 
 
+def encodes(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def not_encoded(where: str, encoding: str, reason: str, reading: Reading) -> DataError:
     """The error for bytes that are not valid in the encoding of their file."""
     place = reading.place.format("encoding")

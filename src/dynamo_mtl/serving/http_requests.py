@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.requests import ClientDisconnect, Request
 
 from dynamo_mtl.config.serving_config import ServingConfig
+from dynamo_mtl.data.text_files import encodes
 from dynamo_mtl.serving.http_errors import RequestError
 
 
@@ -194,7 +195,7 @@ async def read_wire(request: Request, form: type[Form], config: ServingConfig) -
     """
     value = read_json(await read_body(request, config))
     try:
-        if not _encodes(json.dumps(value, ensure_ascii=False)):
+        if not encodes(json.dumps(value, ensure_ascii=False)):
             raise _invalid("body: has half of a surrogate pair, which is no character")
     except RecursionError:
         raise RequestError(400, "json", "the body is nested too deeply") from None
@@ -233,11 +234,11 @@ def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> R
             raise _invalid(f"{where}: {item.characters} characters; at most {config.max_characters} are read")
         for name in Input.model_fields:
             given = getattr(item, name) or ""
-            if not _encodes(given if isinstance(given, str) else "".join(given)):
+            if not encodes(given if isinstance(given, str) else "".join(given)):
                 raise _invalid(f"{where}.{name}: has half of a surrogate pair, which is no character")
     if isinstance(found, PredictRequest):
         for name, given in (("task_hint", found.task_hint or ""), ("tasks", found.tasks or "")):
-            if not _encodes("".join(given)):
+            if not encodes("".join(given)):
                 raise _invalid(f"{name}: has half of a surrogate pair, which is no character")
         for name, limit in (
             ("max_new_tokens", config.max_new_tokens),
@@ -251,14 +252,6 @@ def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> R
 
 def _invalid(message: str) -> RequestError:
     return RequestError(422, "validation", message)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:

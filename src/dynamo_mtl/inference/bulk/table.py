@@ -103,6 +103,10 @@ class TableAnswerer:
             made[place] = answer
         return [self.cells.of(one) for one in made]
 
+    def answered(self, rows: Sequence[InputRow]) -> list[dict[str, Any]]:
+        """Some rows with their new cells, in their order."""
+        return [{**row.values, **cells} for row, cells in zip(rows, self.answer(rows), strict=True)]
+
     def _answers(self, inputs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | DynamoError]:
         """Answers to inputs together; after a failure to each alone, so that one that fails spoils no other."""
         try:
@@ -189,8 +193,7 @@ def answer_rows(
     """Yield each row with its new cells."""
     answerer = TableAnswerer(model, request)
     for group in first_readable(answerer, windows(map(_row, rows))):
-        for row, cells in zip(group, answerer.answer(group), strict=True):
-            yield {**row.values, **cells}
+        yield from answerer.answered(group)
 
 
 def _row(given: Any) -> InputRow:

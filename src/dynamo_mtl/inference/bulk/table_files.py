@@ -58,10 +58,10 @@ class Counts:
     failed: int = 0
     """Those with an error in place of an answer."""
 
-    def add(self, cells: Sequence[dict[str, Any]], prefix: str) -> None:
-        """Count rows by their new cells."""
-        self.rows += len(cells)
-        self.failed += sum(own[f"{prefix}error"] is not None for own in cells)
+    def add(self, rows: Sequence[dict[str, Any]], prefix: str) -> None:
+        """Count answered rows."""
+        self.rows += len(rows)
+        self.failed += sum(row[f"{prefix}error"] is not None for row in rows)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ def write_stream(
     answerer = TableAnswerer(model, request)
     progress = _Progress(None, counts)
     for group in first_readable(answerer, windows(_rows(files, reading))):
-        cells = answerer.answer(group)
-        stream.write(form.part([{**row.values, **own} for row, own in zip(group, cells, strict=True)]))
+        rows = answerer.answered(group)
+        stream.write(form.part(rows))
         stream.flush()
-        counts.add(cells, request.prefix)
+        counts.add(rows, request.prefix)
         progress.log()
     return counts
 
@@ -213,13 +213,13 @@ class _Run:
                 is_settled = True
             if part < self.parts:
                 continue
-            cells = answerer.answer(group)
+            rows = answerer.answered(group)
             try:
-                made = form.part([{**row.values, **own} for row, own in zip(group, cells, strict=True)])
+                made = form.part(rows)
             except DataError as error:
-                rows = f"rows {self.counts.rows + 1} to {self.counts.rows + len(group)}"
-                raise DataError(f"{job.output}: {rows}: {error}") from error
-            self.counts.add(cells, self.request.prefix)
+                which = f"rows {self.counts.rows + 1} to {self.counts.rows + len(group)}"
+                raise DataError(f"{job.output}: {which}: {error}") from error
+            self.counts.add(rows, self.request.prefix)
             self._store(self._part(number, part), made)
             self.parts = part + 1
             self._store_progress()
