@@ -37,7 +37,7 @@ from dynamo_mtl.messages import log_to_console
 from dynamo_mtl.training.stages import FOLDERS
 
 ROWS, FEW, KILLED = 1_000_000, 10_000, 50_000
-LOOP_ROWS = 16_384
+LOOP_ROWS = 8_192
 """Rows of the loops that the file is compared with."""
 BATCHES = (64, 256, 1024, 4096)
 PIPELINE_BATCHES = (16, 64, 256)
@@ -172,7 +172,7 @@ def pipelines(checkpoint: Path, folder: Path, source: Path) -> dict[int, float]:
     merged = folder / "merged"
     if not merged.exists():
         export_merged(checkpoint, merged, TASK)
-    rows, found = first_texts(source)[: LOOP_ROWS // 4], {}
+    rows, found = first_texts(source)[: LOOP_ROWS // 2], {}
     classify = pipeline("text-classification", model=str(merged), device="cpu", top_k=None)
     model = DynamoInference(checkpoint, device="cpu")
     for size in PIPELINE_BATCHES:
