@@ -352,9 +352,3 @@ def test_yaml_reads_numbers_as_people_write_them(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="expected keys and values, found list"):
         read_settings(tmp_path / "c.yaml")
-
-
-def test_generated_code_is_no_longer_run(model, capsys):
-    """Fails if the option of version 0.1.0 is unknown, or does something."""
-    said = _fails(["evaluate", str(model), "--confirm-run-unsafe-code"], capsys)
-    assert "generated code is no longer run; docs/generated_code.md says what does" in said

@@ -1,21 +1,23 @@
 """Builds the inputs that a router is trained and evaluated on.
 
-A text becomes an input in three ways:
+A text becomes an input in four ways:
 
 - plain: as it is
 - instructed: with an instruction of its own task
 - conflicting: with an instruction of another task, which should win over what the text looks like
+- viewed: in another length, spelling or surrounding, see ``router_views``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 
+from dynamo_mtl.router_views import view_of
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.task import Example
@@ -27,6 +29,7 @@ class InputKind(StrEnum):
     PLAIN = "bare"
     INSTRUCTED = "instructed"
     CONFLICTING = "crossed"
+    VIEWED = "viewed"
 
     @property
     def shown(self) -> str:
@@ -138,10 +141,39 @@ class RouterInputs:
             return None
         return RouterInput(InputKind.CONFLICTING, conflict[0], task, example.text, example.context, conflict[1])
 
+    def viewed(
+        self, task: str, example: Example, rng: np.random.Generator, another: Callable[[], Example]
+    ) -> RouterInput | None:
+        """The example changed by random views of ``data.views``, at the rate ``data.view_rate``.
+
+        It has an instruction only if its task requires one. ``another`` draws further examples of the task.
+        """
+        data = self.system.config.data
+        if not data.views or rng.random() >= data.view_rate:
+            return None
+        changed = view_of(example, data.views, rng, another)
+        if changed is None:
+            return None
+        instruction = self.draw_instruction(task, rng) if self.requires_instruction(task) else None
+        return RouterInput(InputKind.VIEWED, task, task, changed.text, changed.context, instruction, example.choices)
+
     def of_example(
-        self, task: str, example: Example, rng: np.random.Generator, conflicting_rate: float | None = None
+        self,
+        task: str,
+        example: Example,
+        rng: np.random.Generator,
+        another: Callable[[], Example],
+        conflicting_rate: float | None = None,
     ) -> Iterator[RouterInput]:
-        """Yield all inputs of an example: plain, instructed and conflicting, as far as its task allows them."""
+        """Yield all inputs of an example: plain, instructed, conflicting and viewed, as far as there are such.
+
+        Args:
+            task: whose example it is.
+            example: the text.
+            rng: random generator.
+            another: draws another example of the task.
+            conflicting_rate: as for ``draw_conflict``.
+        """
         plain = self.plain(task, example)
         if plain is not None:
             yield plain
@@ -149,7 +181,17 @@ class RouterInputs:
         conflicting = self.conflicting(task, example, rng, conflicting_rate)
         if conflicting is not None:
             yield conflicting
+        viewed = self.viewed(task, example, rng.spawn(1)[0], another)
+        if viewed is not None:
+            yield viewed
 
     def encode(self, given: RouterInput) -> EncodedExample:
         """Encode an input for the router; its route is the task that should answer."""
         return self.system.encode_for_router(given.text, given.context, given.instruction, given.task)
+
+
+def with_others(rows: Sequence[Example], rng: np.random.Generator) -> Iterator[tuple[Example, Callable[[], Example]]]:
+    """Yield each of some rows of a task with a function that draws from all of them."""
+    own = rng.spawn(1)[0]
+    for example in rows:
+        yield example, lambda: rows[int(own.integers(len(rows)))]

@@ -114,7 +114,7 @@ def test_the_report_says_what_has_changed(trained, added):
     assert found["answers"] == {"n": 36, "identical": 36}
     assert set(found["routing"]["before"]["bare"]) == set(OLD)
     assert found["added"]["scores"]["oracle"]["n"] == 12
-    assert set(found["added"]["routing"]) == {"instructed"}  # bare ones are the other translation's
+    assert set(found["added"]["routing"]) == {"instructed", "viewed"}  # bare ones are the other translation's
     falls = [
         found["routing"]["before"][kind][task] - found["routing"]["after"][kind][task]
         for kind in ("bare", "instructed")

@@ -57,7 +57,7 @@ def test_a_collapse_is_warned_of_in_the_log(system, monkeypatch, caplog):
 def test_every_kind_of_validation_input_is_there(source, session_config):
     held_out = validation_features(source, session_config.training)
     count = session_config.training.eval_examples
-    assert set(held_out) == {"bare", "instructed", "crossed"}
+    assert set(held_out) == {"bare", "instructed", "crossed", "viewed"}
     features, routes = held_out["bare"]
     assert torch.bincount(routes).tolist() == [count] * 5
     assert torch.equal(routes, held_out["instructed"][1])

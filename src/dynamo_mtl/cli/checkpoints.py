@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from dynamo_mtl.cli.shared import Checkpoint, Overrides, Verbose, app, needs, speaks, start_logging, writable_file
+from dynamo_mtl.cli.shared import (
+    Checkpoint,
+    Overrides,
+    Verbose,
+    app,
+    checkpoint_config,
+    needs,
+    speaks,
+    start_logging,
+    writable_file,
+)
 from dynamo_mtl.errors import ConfigError
 
 Name = Annotated[str, typer.Option(help="Name of the task.")]
@@ -69,6 +79,27 @@ def add_task(
     if report is not None:
         report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for line in report_lines(found):
+        typer.echo(line)
+    typer.echo(f"saved: {place}")
+
+
+@app.command("adapt-router")
+def adapt_router(
+    checkpoint: Checkpoint,
+    overrides: Overrides = None,
+    *,
+    task: Annotated[str, typer.Option(help="Task that the inputs belong to.")],
+    inputs: Annotated[Path, typer.Option(help="Table of its inputs without answers, or a text file with one a line.")],
+    output: Output = None,
+    verbose: Verbose = False,
+) -> None:
+    """Teach a trained router what else belongs to a task, in seconds. Adapters and heads stay as they are."""
+    start_logging(verbose)
+    from dynamo_mtl.lifecycle.adapt_router import adapt_router as adapt
+
+    place = output or beside(checkpoint, f"{task}-adapted")
+    found = adapt(checkpoint, place, checkpoint_config(checkpoint, overrides), task, inputs)
+    for line in found.lines():
         typer.echo(line)
     typer.echo(f"saved: {place}")
 

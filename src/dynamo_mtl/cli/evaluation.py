@@ -36,16 +36,18 @@ def evaluate(
     systems: Annotated[
         str, typer.Option(help="Systems to score, separated by commas.")
     ] = "dynamo,oracle,single_task,trivial",
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Score only routing, of inputs from elsewhere and of the split.")
+    ] = False,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the report and its pictures; visualization_dir if not given.")
     ] = None,
-    confirm_run_unsafe_code: Annotated[bool, typer.Option("--confirm-run-unsafe-code", hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint and write the result file."""
     start_logging(verbose)
     from dynamo_mtl.config.comparison_config import SYSTEMS, TRAINED_APART
-    from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint
+    from dynamo_mtl.evaluation.benchmark import evaluate_checkpoint, evaluate_shift
     from dynamo_mtl.evaluation.report import print_result
 
     chosen = systems.split(",")
@@ -54,16 +56,15 @@ def evaluate(
     if unknown:
         apart = "has a training of its own, run dynamo compare" if unknown[0] in TRAINED_APART else "is no system"
         raise ConfigError(f"--systems: '{unknown[0]}' {apart}; use {', '.join(possible)}")
-    if confirm_run_unsafe_code:
-        raise ConfigError(
-            "--confirm-run-unsafe-code: generated code is no longer run; docs/generated_code.md says what does"
-        )
     config = checkpoint_config(checkpoint, overrides)
     folder = pictures or Path(config.visualization_dir)
     writable_folder(folder, "--pictures" if pictures else "visualization_dir")
     if output is not None:
         writable_file(output)
-    result = evaluate_checkpoint(checkpoint, config, split, chosen)
+    if shift:
+        result = evaluate_shift(checkpoint, config, split)
+    else:
+        result = evaluate_checkpoint(checkpoint, config, split, chosen)
     if not speaks():
         return
     if output is not None:

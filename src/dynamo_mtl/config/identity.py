@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ FREE = (
     "log_dir", "checkpoint_dir", "visualization_dir", "use_wandb", "wandb_project", "wandb_tags", "trackers",
     "data.cache_dir", "data.num_workers", "training.num_threads", "training.save_every",
     "training.keep_states", "training.token_budget",
-    "compare", "serving",
+    "compare", "serving", "tasks.*.shift_files",
 )  # fmt: skip
 """Settings that a resumed run may change. They do not affect what is trained: the token budget and the number of
 threads change only how sums are rounded."""
@@ -47,7 +48,7 @@ def changed_setting(then: Mapping[str, Any], now: PipelineConfig) -> tuple[str, 
 
 
 def _is_free(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in FREE)
+    return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in FREE)
 
 
 def settings_of(config: PipelineConfig) -> dict[str, Any]:

@@ -115,5 +115,7 @@ def extended_config(path: Path, added: AddedTask, overrides: Sequence[str] = ())
     if added.lora is not None:
         settings["lora_configs"][added.name] = dict(added.lora)
     settings["router"].setdefault("branches", []).append(0 if added.few_shot else BRANCH)
+    if settings["router"].get("branch_adapters"):
+        settings["router"]["branch_adapters"].append(None)
     apply_overrides(settings, [*PLACES, *overrides])
     return validate(DynamoConfig, settings, str(path))

@@ -91,9 +91,9 @@ class SystemConfig(BaseModel):
                 raise ConfigError(f"tasks: the name '{name}' is a key of answers; choose another one")
         if self.router.top_k > len(self.tasks):
             raise ConfigError(f"router.top_k: found {self.router.top_k}, but there are only {len(self.tasks)} tasks")
-        if len(self.router.branches) >= len(self.tasks):
+        if self.router.added >= len(self.tasks):
             raise ConfigError(
-                f"router.branches: found {len(self.router.branches)} for {len(self.tasks)} tasks; only those that were "
+                f"router.branches: found {self.router.added} for {len(self.tasks)} tasks; only those that were "
                 "added later have one"
             )
         if self.data.window_overlap * 2 > self.data.max_source_length:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DATA_PATH = "_data_path"
+View = Literal["cased", "punctuated", "spelled", "mistyped", "cut", "joined", "excerpt", "resized", "greeted"]
+"""Ways to change a text that keep its task; ``router_views`` has them."""
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 class DataConfig(BaseModel):
@@ -39,6 +42,12 @@ class DataConfig(BaseModel):
     """Share of training examples that get an instruction."""
     crossed_rate: float = Field(default=1.0, ge=0, le=1)
     """Share of the router's training examples that it also sees with the instruction of another task."""
+    views: list[View] = list(VIEWS)
+    """How a text is changed for the router, so that it learns the task and not how its data is written: other capitals,
+    punctuation, tokenised or not, typing errors, a part, several joined, a sentence or two, a length that is drawn
+    alike for all tasks, greetings around it. Each time one or two of them."""
+    view_rate: float = Field(default=1.0, ge=0, le=1)
+    """Share of the router's training texts that it also sees changed."""
     sampling_exponent: float = Field(default=0.5, ge=0, le=1)
     """Mixtures draw a task with a probability proportional to its size to this power."""
     num_workers: int = Field(default=0, ge=0)

@@ -15,6 +15,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "val", "dev", "dev-v1.1", "dev-v2.0"),
     "test": ("test",),
 }
+LINES = (".txt", ".txt.gz")
+"""Endings of files with a text on each line."""
 SHARD = r"-\d+(-of-\d+)?"
 """What follows the name of a split that has several files."""
 
@@ -67,3 +69,17 @@ def is_saved(folder: Path) -> bool:
 def is_sample(location: str) -> bool:
     """Whether a location is the built-in corpus, ``sample`` or ``sample:<task type>``."""
     return location == SAMPLE or location.startswith(f"{SAMPLE}:")
+
+
+def set_name(location: str) -> str:
+    """A short name for a file or folder of texts: its own, or its folder's if it is called after a split."""
+    path = Path(location)
+    name = path.name
+    for suffix in (*LINES, *SUFFIXES[::-1]):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    splits = {known for names in SPLIT_NAMES.values() for known in names}
+    if name.lower() in splits and path.parent.name:
+        name = path.parent.name
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -17,7 +17,7 @@ from dynamo_mtl.config.comparison_config import SYSTEMS
 from dynamo_mtl.config.identity import settings_of
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.errors import CheckpointError
+from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.evaluation.compared_systems import (
     Choice,
     ComparedSystem,
@@ -31,9 +31,10 @@ from dynamo_mtl.evaluation.compared_systems import (
     without_adapters,
 )
 from dynamo_mtl.evaluation.confidence import score_confidence
-from dynamo_mtl.evaluation.inputs import Examples, task_examples, task_input
+from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_examples, task_input
 from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
-from dynamo_mtl.evaluation.routing_scores import score_routing
+from dynamo_mtl.evaluation.routing_scores import score_kinds, score_routing
+from dynamo_mtl.evaluation.shift import score_shift
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
 from dynamo_mtl.metrics.generation import signatures
@@ -139,7 +140,29 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
         board.add(name, compared)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     confidence = score_confidence(system, config, split, metadata.seed, list(system.tasks))
-    return make_result(metadata, system, split, board, routing, confidence=confidence, settings=settings_of(config))
+    shift = {} if config.model.adapters != "routed" else score_shift(predictor, config.data)
+    return make_result(
+        metadata, system, split, board, routing, shift=shift, confidence=confidence, settings=settings_of(config)
+    )
+
+
+def evaluate_shift(checkpoint: Path, config: PipelineConfig, split: str) -> Result:
+    """Score only the routing of a checkpoint: of inputs from elsewhere, and beside them of the split of its data.
+
+    Raises:
+        ConfigError: the model has nothing that routes.
+        DynamoError: unusable checkpoint, configuration or data.
+    """
+    if config.model.adapters != "routed":
+        raise ConfigError(f"--shift: this model has adapters '{config.model.adapters}' and no router; leave it out")
+    device = PartialState().device
+    assert device is not None
+    system, metadata = load_system(checkpoint, device, config)
+    predictor = Predictor(system, metadata.calibration)
+    board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
+    shift = score_shift(predictor, config.data)
+    routing = score_kinds(predictor, make_routed_inputs(system, board.examples, config.training.seed))
+    return make_result(metadata, system, split, board, routing, shift=shift, settings=settings_of(config))
 
 
 def _single_task(

@@ -8,6 +8,7 @@ from dynamo_mtl.checkpoint.card import Measured
 from dynamo_mtl.checkpoint.metadata import Metadata
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.errors import ConfigError
+from dynamo_mtl.evaluation.report import has_shift, shift_rows
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.markdown import markdown_table
 from dynamo_mtl.router_inputs import InputKind
@@ -41,6 +42,7 @@ def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measur
         f"{result.train_seconds / 60:.0f} minutes of training on {result.device}."
     )
     routing = [markdown_table(["inputs", "routed right", "worst task", "n"], routed)] if routed else []
+    routing += [markdown_table(*shift_rows(result))] if has_shift(result) else []
     compared = {"oracle", "dynamo"} <= result.systems.keys()
     limits = ["The difference between the two columns of scores is what wrong routes cost."] if compared else []
     return Measured([about, table, *routing], limits, _entries(result, config))

@@ -14,12 +14,14 @@ from dynamo_mtl.config.comparison_config import SYSTEMS
 from dynamo_mtl.evaluation.analyzer import analysis_pictures
 from dynamo_mtl.evaluation.report import (
     cost_rows,
+    has_shift,
     margin,
     number,
     rejection_rows,
     result_facts,
     routing_rows,
     score_of,
+    shift_rows,
 )
 from dynamo_mtl.evaluation.result import Result
 from dynamo_mtl.evaluation.result_figures import result_pictures
@@ -145,7 +147,7 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
     )
     what = [[name, {"text": SYSTEMS[name]}] for name in names]
     meaning = Table(["system", "what it is"], what, "What each system is", folded=True)
-    sections = [Section("Scores", "", [scores, meaning], _chosen(drawn, "systems"))]
+    sections = [Section("Scores", "", [scores, meaning], _chosen(drawn, "systems"))] if names else []
     if result.costs:
         header, rows = cost_rows(result)
         text = "Times are of this machine; compare them with each other only. Empty: nothing of its own is trained."
@@ -155,6 +157,13 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
         sections.append(
             Section("Routing", "", [Table(header, _cells(rows))], _chosen(drawn, "routing_confusion", "misroutes"))
         )
+    if has_shift(result):
+        header, rows = shift_rows(result)
+        text = (
+            "Plain inputs, without an instruction, of which only the task is known. Training has read none of them. "
+            "Surely wrong: not rejected, and sent to another task with a confidence of 0.9 or more."
+        )
+        sections.append(Section("Inputs from elsewhere", text, [Table(header, _cells(rows))]))
     if result.routing.get("rejection"):
         header, rows = rejection_rows(result)
         text = (
@@ -221,7 +230,7 @@ def _score(result: Result, system: str, task: str) -> Cell:
 
 
 def _metrics(result: Result, task: str) -> list[str]:
-    first = next(iter(result.systems.values()))
+    first = next(iter(result.systems.values()), {task: {}})
     return list(first[task])
 
 

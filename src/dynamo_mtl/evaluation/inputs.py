@@ -8,7 +8,7 @@ import numpy as np
 
 from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import RoutedInput
-from dynamo_mtl.router_inputs import InputKind, RouterInputs
+from dynamo_mtl.router_inputs import InputKind, RouterInputs, with_others
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.tables import first_examples, open_task_table
 from dynamo_mtl.tasks.task import Example
@@ -37,8 +37,8 @@ def make_routed_inputs(system: System, examples: Examples, seed: int) -> dict[In
     inputs = RouterInputs(system, "evaluation")
     kinds: dict[InputKind, list[RoutedInput]] = {kind: [] for kind in InputKind}
     for name, rows in examples.items():
-        for example in rows:
-            for one in inputs.of_example(name, example, rng):
+        for example, another in with_others(rows, rng):
+            for one in inputs.of_example(name, example, rng, another):
                 kinds[one.kind].append(
                     RoutedInput(one.task, TextInput(one.text, one.context, one.instruction, one.choices))
                 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -65,6 +68,34 @@ def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def shift_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: routing of plain inputs from elsewhere, of which only the task is known."""
+    header = ["inputs", "task", "right", "rejected", "either", "surely wrong", "wrong ones to", "n"]
+    everyday = result.shift.get("everyday", {})
+    rows = [_shift_row("everyday", own) for own in everyday.get("tasks", {}).values()]
+    rows += [_shift_row("everyday", {**everyday, "task": "all"})] if everyday else []
+    rows += [_shift_row(name, own) for name, own in result.shift.get("sets", {}).items()]
+    if "mean_right" in result.shift:
+        mean = {"right": result.shift["mean_right"], "right_or_rejected": result.shift["mean_right_or_rejected"]}
+        rows.append(_shift_row("mean of the files", mean))
+    return header, rows
+
+
+def _shift_row(name: str, own: Mapping[str, Any]) -> list[str]:
+    shares = (own.get(key) for key in ("right", "rejected", "right_or_rejected", "confident_wrong"))
+    others = {task: count for task, count in own.get("sent_to", {}).items() if task != own["task"]}
+    most = max(others, key=others.__getitem__, default="")
+    return [
+        name, own.get("task", ""), *("" if share is None else f"{100 * share:.1f} %" for share in shares), most,
+        str(own.get("n", "")),
+    ]  # fmt: skip
+
+
+def has_shift(result: Result) -> bool:
+    """Whether routing of inputs from elsewhere was scored."""
+    return bool(result.shift.get("sets") or result.shift.get("everyday"))
+
+
 def confidence_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows: how far the confidence of the answers can be trusted, without and with calibration."""
     header = ["task", "temperature", "ece before", "after", "brier before", "after", "aurc before", "after", "labels"]
@@ -113,12 +144,15 @@ def result_facts(result: Result) -> str:
 
 def print_result(result: Result) -> None:
     """Print all tables to the console."""
-    print_table("Tasks", *score_rows(result))
+    if result.systems:
+        print_table("Tasks", *score_rows(result))
     for sentence in confused_labels(result):
         Console().print(sentence, highlight=False)
     if "trivial" in result.systems:
         Console().print(trivial_text(result))
     print_table("Routing", *_turned(*routing_rows(result)))
+    if has_shift(result):
+        print_table("Routing of inputs from elsewhere", *shift_rows(result))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
     if result.confidence:
@@ -185,9 +219,10 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 def result_markdown(result: Result) -> str:
     """All tables as Markdown, with what was trained and how long."""
-    parts = [markdown_table(*result_rows(result))]
+    parts = [markdown_table(*result_rows(result))] if result.systems else []
     parts += [trivial_text(result)] if "trivial" in result.systems else []
     parts += [markdown_table(*routing_rows(result))]
+    parts += [markdown_table(*shift_rows(result))] if has_shift(result) else []
     parts += [markdown_table(*rejection_rows(result))] if result.routing.get("rejection") else []
     parts += [markdown_table(*confidence_rows(result))] if result.confidence else []
     parts += [markdown_table(*cost_rows(result))] if result.costs else []

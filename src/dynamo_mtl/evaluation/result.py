@@ -63,6 +63,8 @@ class Result:
     """Of tasks with labels: expected label → answered label → how often, under the first of the systems."""
     confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Calibration of the answers of each task with labels; see ``evaluation.confidence.score_confidence``."""
+    shift: Mapping[str, Any] = field(default_factory=dict)
+    """Routing of inputs from elsewhere; see ``evaluation.shift.score_shift``."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else was chosen or found on the way, such as learning rates that were tried."""
     settings: Mapping[str, Any] = field(default_factory=dict)

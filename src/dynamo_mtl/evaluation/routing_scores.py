@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +30,25 @@ LENGTH_SAMPLE = 1000
 """Training inputs of each task that the length-only router learns from."""
 
 
+def score_kinds(predictor: Predictor, kinds: Mapping[InputKind, Sequence[RoutedInput]]) -> dict[str, Any]:
+    """Score the routing of every kind of input.
+
+    Returns:
+        ``tasks``; ``calibration``; scores of each ``InputKind``, as far as there are such inputs; ``confusion`` of the
+        plain ones.
+    """
+    system = predictor.system
+    routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
+    for kind, inputs in kinds.items():
+        if inputs:
+            routed = route_inputs(predictor, inputs, f"routing of {kind.shown} inputs")
+            routing[kind] = routing_scores(routed.probabilities, routed.truth, routed.rejected)
+            if kind is InputKind.PLAIN:
+                predicted = routed.probabilities.argmax(axis=1).tolist()
+                routing["confusion"] = confusion_matrix(predicted, routed.truth, len(system.tasks))
+    return routing
+
+
 def score_routing(predictor: Predictor, examples: Examples, config: PipelineConfig) -> dict[str, Any]:
     """Compute all scores of a router.
 
@@ -39,20 +58,12 @@ def score_routing(predictor: Predictor, examples: Examples, config: PipelineConf
         config: names the training data. If that is missing, scores that need it are left out.
 
     Returns:
-        ``tasks``; ``calibration``; scores of ``bare``, ``instructed`` and ``crossed`` inputs; ``confusion`` of the
-        plain ones; ``misroutes``; ``length_only``, what input length alone would give; ``rejection`` of unknown tasks.
+        Those of ``score_kinds``; ``misroutes``; ``length_only``, what input length alone would give; ``rejection`` of
+        unknown tasks.
     """
     system = predictor.system
-    seed = config.training.seed
-    kinds = make_routed_inputs(system, examples, seed)
-    routing: dict[str, Any] = {"tasks": list(system.tasks), "calibration": asdict(predictor.calibration)}
-    for kind, inputs in kinds.items():
-        if inputs:
-            routed = route_inputs(predictor, inputs, f"routing of {kind.shown} inputs")
-            routing[kind] = routing_scores(routed.probabilities, routed.truth, routed.rejected)
-            if kind is InputKind.PLAIN:
-                predicted = routed.probabilities.argmax(axis=1).tolist()
-                routing["confusion"] = confusion_matrix(predicted, routed.truth, len(system.tasks))
+    kinds = make_routed_inputs(system, examples, config.training.seed)
+    routing = score_kinds(predictor, kinds)
     routing["misroutes"] = score_cross_adapter(predictor, examples)
     try:
         source = ExampleSource(system, load_tables(config, system.tasks))

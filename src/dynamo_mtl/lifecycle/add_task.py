@@ -24,6 +24,7 @@ from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.lifecycle.branch_phase import (
     BranchInputs,
     BranchPhase,
+    covering,
     last_branch,
     limit_losses,
     set_prototype,
@@ -165,7 +166,7 @@ def _teach_router(
     assert model.memory is not None
     model.memory = model.memory.joined(added.sample(config.router.memory_examples, config.seed))
     model.ood.extend(inputs.own, inputs.own_validation)
-    return _covering(calibration, system, inputs.own_validation)
+    return covering(calibration, system, inputs.own_validation)
 
 
 def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> tuple[BranchInputs, RouterMemory]:
@@ -187,14 +188,3 @@ def _branch_inputs(source: ExampleSource, name: str, config: TrainingConfig) -> 
             inputs, other=torch.cat([inputs.other, trunk_features(system, encoded, config.token_budget)[0]])
         )
     return inputs, added
-
-
-@torch.no_grad()
-def _covering(calibration: Calibration, system: System, features: torch.Tensor) -> Calibration:
-    """The calibration with a confidence threshold that also keeps the configured share of the added task's inputs."""
-    model = system.model
-    share = (1 - calibration.coverage) / 2
-    logits = model.router(features).logits / model.router.temperature
-    confidence = calibration.probabilities(logits).amax(dim=1)
-    lowest = float(torch.quantile(confidence, share, interpolation="lower"))
-    return replace(calibration, threshold=min(calibration.threshold, lowest))

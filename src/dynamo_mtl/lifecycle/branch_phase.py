@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynamo_mtl.config.training_config import TrainingConfig
+from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.router import Branch, Router
+from dynamo_mtl.system import System
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import Group
 from dynamo_mtl.training.phases.phase import SCORE, Phase
@@ -159,3 +161,14 @@ def set_prototype(branch: Branch, inputs: BranchInputs, ood: OutOfDistribution) 
     scale = distance / torch.cat([places - places.mean() for places in along]).var().clamp_min(1e-6)
     row.weight.copy_(scale * weight[None])
     row.bias.fill_(-scale * (along[0].mean() + along[1].mean()) / 2)
+
+
+@torch.no_grad()
+def covering(calibration: Calibration, system: System, features: Tensor) -> Calibration:
+    """The calibration with a confidence threshold that also keeps the configured share of further known inputs."""
+    model = system.model
+    share = (1 - calibration.coverage) / 2
+    logits = model.router(features).logits / model.router.temperature
+    confidence = calibration.probabilities(logits).amax(dim=1)
+    lowest = float(torch.quantile(confidence, share, interpolation="lower"))
+    return replace(calibration, threshold=min(calibration.threshold, lowest))

@@ -41,14 +41,14 @@ def remove_task(checkpoint: Path, output: Path, name: str) -> Path:
     output = new_folder(output)
     system, metadata = load_system(checkpoint, CPU, for_training=True)
     _check_known(system, name, "--name")
-    if len(system.tasks) - len(system.config.router.branches) == 1 and system.route_of(name) == 0:
+    if len(system.tasks) - system.config.router.added == 1 and system.route_of(name) == 0:
         raise ConfigError(f"--name: '{name}' is the only task of the router's first training; the model needs it")
     gone = system.route_of(name)
     router = system.model.router.without(gone)
     raw = _settings(checkpoint, system)
     for section in TASK_SECTIONS:
         _section(raw, section).pop(name, None)
-    raw["router"]["branches"] = router.config.branches
+    raw["router"] |= {"branches": router.config.branches, "branch_adapters": router.config.branch_adapters}
     names = {other: other for other in system.tasks if other != name}
     changed = _rebuilt(system, raw, names)
     changed.model.router, changed.model.ood = router, system.model.ood

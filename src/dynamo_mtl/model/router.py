@@ -1,16 +1,17 @@
 """The router: an MLP on pooled trunk features that says which adapter an input needs.
 
 A task that is added to a trained model gets its own branch beside the MLP. The branch only decides between the added
-task and all tasks before it, so the proportions among the earlier tasks do not change.
+task and all tasks before it, so the proportions among the earlier tasks do not change. A task that learns later what
+else belongs to it gets a further branch in the same way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dynamo_mtl.model.batch import Batch
@@ -43,8 +44,11 @@ class RouterConfig(BaseModel):
     max_temperature: float = Field(default=10.0, gt=0)
     """Highest temperature."""
     branches: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Hidden size of the branch of each task that was added to a trained model (the last tasks); 0 for a single row, a
-    prototype. Written by ``dynamo add-task``."""
+    """Hidden size of each branch, in the order in which they were added to a trained model; 0 for a single row, a
+    prototype. Written by ``dynamo add-task`` and ``dynamo adapt-router``."""
+    branch_adapters: list[Annotated[int, Field(ge=0)] | None] = Field(default_factory=list)
+    """For each branch the number of the adapter whose task it widens; null for that of a task that was added with it.
+    Empty if all are of added tasks."""
     top_k: int = Field(default=1, ge=1)
     """Number of adapters that an input is sent to at inference; their weights are renormalised to sum to 1."""
     coverage: float = Field(default=0.99, gt=0, le=1)
@@ -53,6 +57,24 @@ class RouterConfig(BaseModel):
     on_rejection: Literal["best_guess", "base", "error"] = "best_guess"
     """What is done with a rejected input: answer it by the likeliest task and mark it, answer it by the likeliest
     task's head without an adapter and mark it, or refuse it."""
+
+    @model_validator(mode="after")
+    def _one_for_each_branch(self) -> Self:
+        if self.branch_adapters and len(self.branch_adapters) != len(self.branches):
+            raise ValueError(
+                f"branch_adapters: found {len(self.branch_adapters)} for {len(self.branches)} branches; give as many"
+            )
+        return self
+
+    @property
+    def widened(self) -> list[int | None]:
+        """For each branch the adapter whose task it widens; None for that of an added task."""
+        return self.branch_adapters or [None] * len(self.branches)
+
+    @property
+    def added(self) -> int:
+        """Number of tasks that were added to a trained model: the last ones."""
+        return self.widened.count(None)
 
 
 @dataclass(frozen=True)
@@ -137,15 +159,15 @@ def top_k_weights(weights: Tensor, top_k: int) -> Tensor:
 
 
 class Branch(nn.Module):
-    """Log-odds that an input belongs to an added task rather than to any task before it.
+    """Log-odds that an input is one of those that the branch has learned, rather than of any kind known before.
 
     They are the output of the MLP plus ``log Σ_k p_k q_k``. Here p are the shares of the tasks before for this input,
-    and q their mean shares for the added task's own inputs. For example, if no input of an added translation task looks
-    like a question, then an input that surely is a question is not sent to it, whatever its words are.
+    and q their mean shares for the inputs that the branch has learned. For example, if no input of an added translation
+    task looks like a question, then an input that surely is a question is not sent to it, whatever its words are.
 
     Attributes:
         mlp: one hidden layer over normalised features; with a size of 0 only a linear layer with one output.
-        looks_like: ``(tasks before,)`` q.
+        looks_like: ``(tasks at that time,)`` q.
     """
 
     looks_like: Tensor
@@ -161,7 +183,7 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def learn_looks(self, shares: Tensor) -> None:
-        """Set ``looks_like`` from the shares of the tasks before for the added task's inputs: ``(inputs, tasks)``."""
+        """Set ``looks_like`` from the shares of the tasks before for the inputs to learn: ``(inputs, tasks)``."""
         mean = shares.mean(dim=0) + UNLIKELY
         self.looks_like.copy_(mean / mean.sum())
 
@@ -175,13 +197,13 @@ class Router(nn.Module):
 
     Let z be the logits of the tasks so far, T the temperature, and d the log-odds of an added task's branch. The added
     task gets the logit ``T · (log Σ_k exp(z_k / T) + d)``. So its share is ``sigmoid(d)``, and the shares of the other
-    tasks are multiplied by ``1 - sigmoid(d)``.
+    tasks are multiplied by ``1 - sigmoid(d)``. A branch that widens a task adds this share to the one that it has.
     """
 
     def __init__(self, config: RouterConfig, features: int, adapters: int) -> None:
         super().__init__()
         self.config = config
-        adapters -= len(config.branches)
+        adapters -= config.added
         self.feature_size = features
         layers: list[nn.Module] = [nn.LayerNorm(features)]
         width = features
@@ -189,43 +211,59 @@ class Router(nn.Module):
             layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(config.dropout)]
             width = size
         self.mlp = nn.Sequential(*layers, nn.Linear(width, adapters))
-        self.branches = nn.ModuleList(
-            Branch(features, size, config.dropout, adapters + number) for number, size in enumerate(config.branches)
-        )
+        self.branches = nn.ModuleList()
+        for size, widened in zip(config.branches, config.widened, strict=True):
+            self.branches.append(Branch(features, size, config.dropout, adapters))
+            adapters += widened is None
         start = torch.tensor(config.temperature).log()
         self.log_temperature = nn.Parameter(start.clone())
         self.register_buffer("scheduled_log_temperature", start.clone())
 
+    def with_branch(self, size: int, widened: int | None) -> Router:
+        """Return a router with a further, fresh branch: of an added task, or one that widens an adapter's task."""
+        config = self.config.model_copy(
+            update={"branches": [*self.config.branches, size], "branch_adapters": [*self.config.widened, widened]}
+        )
+        router = Router(config, self.feature_size, self.adapters + (widened is None))
+        router.load_state_dict({**router.state_dict(), **self.state_dict()})
+        return router.to(self.log_temperature.device)
+
+    @property
+    def adapters(self) -> int:
+        """Number of adapters that it chooses from."""
+        linear = self.mlp[-1]
+        assert isinstance(linear, nn.Linear)
+        return linear.out_features + self.config.added
+
     def without(self, adapter: int) -> Router:
-        """Return a router without one of the outputs.
+        """Return a router without one of the outputs, and without the branches that widened its task.
 
         The tasks of the first training keep their proportions. An added task keeps its branch, but may now win or lose
         against other tasks.
         """
-        linear = self.mlp[-1]
-        assert isinstance(linear, nn.Linear)
-        base, sizes = linear.out_features, list(self.config.branches)
-        tensors = dict(self.state_dict())
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("branches.")}
+        base = self.adapters - self.config.added
         if adapter < base:
             kept = [row for row in range(base) if row != adapter]
             last = f"mlp.{len(self.mlp) - 1}."
             tensors.update({f"{last}{part}": tensors[f"{last}{part}"][kept] for part in ("weight", "bias")})
-            base -= 1
-        else:
-            gone = adapter - base
-            del sizes[gone]
-            branches = {name: tensors.pop(name) for name in list(tensors) if name.startswith("branches.")}
-            for name, tensor in branches.items():
-                _, number, rest = name.split(".", maxsplit=2)
-                if int(number) != gone:
-                    tensors[f"branches.{int(number) - (int(number) > gone)}.{rest}"] = tensor
-        for number in range(len(sizes)):
-            name, before = f"branches.{number}.looks_like", base + number
-            if len(tensors[name]) > before:  # the removed task was before this branch
-                left = torch.cat([tensors[name][:adapter], tensors[name][adapter + 1 :]]) + UNLIKELY
-                tensors[name] = left / left.sum()
-        config = self.config.model_copy(update={"branches": sizes})
-        router = Router(config, self.feature_size, base + len(sizes))
+        sizes: list[int] = []
+        widened: list[int | None] = []
+        own = base  # the adapter of the next added task
+        for branch, size, other in zip(self.branches, self.config.branches, self.config.widened, strict=True):
+            if (own if other is None else other) != adapter:
+                kept_branch = branch.state_dict()
+                looks = kept_branch["looks_like"]
+                if adapter < len(looks):  # the removed task was before this branch
+                    left = torch.cat([looks[:adapter], looks[adapter + 1 :]]) + UNLIKELY
+                    kept_branch["looks_like"] = left / left.sum()
+                tensors.update({f"branches.{len(sizes)}.{name}": tensor for name, tensor in kept_branch.items()})
+                sizes.append(size)
+                widened.append(None if other is None else other - (other > adapter))
+            own += other is None
+        adapters = widened if any(other is not None for other in widened) else []
+        config = self.config.model_copy(update={"branches": sizes, "branch_adapters": adapters})
+        router = Router(config, self.feature_size, self.adapters - 1)
         router.load_state_dict(tensors)
         return router
 
@@ -256,10 +294,13 @@ class Router(nn.Module):
 
     def _logits(self, features: Tensor, branches: int) -> Tensor:
         logits, temperature = self.mlp(features), self.temperature
-        for branch in self.branches[:branches]:
-            before, shares = (
-                torch.logsumexp(logits / temperature, 1, keepdim=True),
-                torch.softmax(logits / temperature, 1),
-            )
-            logits = torch.cat([logits, temperature * (before + branch(features, shares))], dim=1)
+        for branch, widened in zip(self.branches[:branches], self.config.widened, strict=False):
+            before = torch.logsumexp(logits / temperature, 1, keepdim=True)
+            shares = torch.softmax(logits / temperature, 1)
+            gained = before + branch(features, shares)
+            if widened is None:
+                logits = torch.cat([logits, temperature * gained], dim=1)
+            else:
+                is_own = torch.arange(logits.shape[1], device=logits.device) == widened
+                logits = torch.where(is_own, temperature * torch.logaddexp(logits / temperature, gained), logits)
         return logits

@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ UNREAD = {
     "training", "generation", "train_examples", "validation_examples", "train_file", "validation_file", "instructions",
     "evaluation_instructions", "target_vocabulary", "copy_words", "max_target_length", "label_smoothing", "loss_weight",
     "requires_instruction", "classifier_dropout", "validation_share", "description", "examples",
-    "top_labels", "precision", "thresholds", "class_weights", "pooling",
+    "top_labels", "precision", "thresholds", "class_weights", "pooling", "shift_files", "router_files",
 }  # fmt: skip
 """Settings that do not change how a row is read."""
 
@@ -153,7 +153,7 @@ def task_location(task: Task, split: str, config: DataConfig) -> str:
         raise ConfigError(f"data.{task.name}{DATA_PATH}: missing; give a file, a folder, a hub id or '{SAMPLE}'")
     if is_sample(path):
         return f"{SAMPLE}:{task.config.type}"
-    location = _rooted(path, config.root)
+    location = rooted(path, config.root)
     if override is None and split not in (TRAIN, "validation") and Path(location).is_file():
         raise ConfigError(
             f"data.{task.name}{DATA_PATH}: {location} is one file, without a split '{split}'; give a folder, or the "
@@ -174,8 +174,8 @@ def all_examples(table: datasets.Dataset) -> Iterator[Example]:
         yield from _examples(table[first : first + 1000])
 
 
-def rows_hash(*tables: datasets.Dataset) -> str:
-    """SHA-256 of all rows, in their order."""
+def rows_hash(*tables: datasets.Dataset, unlabelled: Sequence[Example] = ()) -> str:
+    """SHA-256 of all rows and unlabelled inputs, in their order."""
     digest = hashlib.sha256()
     for table in tables:
         for first in range(0, len(table), 1000):
@@ -183,6 +183,8 @@ def rows_hash(*tables: datasets.Dataset) -> str:
             # A column that no row uses does not count, so that older hashes stay right.
             used = [rows[name] for name in COLUMNS if name != "choices" or any(rows[name])]
             digest.update(repr(used).encode())
+    for example in unlabelled:
+        digest.update(repr((example.text, example.context)).encode())
     return digest.hexdigest()
 
 
@@ -195,7 +197,8 @@ def _examples(rows: dict[str, list[Any]]) -> list[Example]:
     return [Example(*row) for row in zip(*(rows[name] for name in COLUMNS), strict=True)]
 
 
-def _rooted(path: str, root: str | None) -> str:
+def rooted(path: str, root: str | None) -> str:
+    """A data path from the root folder; a hub id stays one if there is no root."""
     expanded = at_home(path)
     if root is None or expanded.is_absolute():
         return str(expanded) if path.startswith("~") else path

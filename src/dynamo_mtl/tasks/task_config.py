@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from dynamo_mtl.data.locations import set_name
 from dynamo_mtl.data.text_files import Reading
 
 
@@ -58,8 +61,24 @@ class TaskConfig(BaseModel):
     examples: list[str | dict[str, str | list[str]]] = Field(default_factory=list, max_length=20)
     """Inputs to try in the playground: texts, or mappings with ``text``, ``context``, ``instruction`` and ``choices``.
     They are part of the checkpoint, so nothing is taken from the data by itself."""
+    router_files: list[str] = Field(default_factory=list)
+    """Tables or text files of further inputs of this task, without answers, from which only the router learns."""
+    shift_files: dict[str, str] = Field(default_factory=dict)
+    """Tables or text files of inputs from elsewhere, without answers, on which ``dynamo evaluate`` measures routing:
+    their paths, or a mapping of names to paths. Training never reads them."""
     requires_instruction: bool = False
     """Plain inputs of this task are too much like those of another, so it is judged on instructed inputs only."""
     loss_weight: float = Field(default=1.0, gt=0)
     """Weight of the task's loss when tasks are mixed, in phases 2 and 3."""
     training: TaskTraining = TaskTraining()
+
+    @field_validator("shift_files", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if not isinstance(given, list) or not all(isinstance(path, str) for path in given):
+            return given
+        names = [set_name(path) for path in given]
+        again = next((name for name in names if names.count(name) > 1), None)
+        if again is not None:
+            raise ValueError(f"two files have the name '{again}'; give a mapping of names to paths")
+        return dict(zip(names, given, strict=True))

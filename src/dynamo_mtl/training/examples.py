@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import datasets
+import numpy as np
 
 from dynamo_mtl.distributed import Rank, world
 from dynamo_mtl.router_inputs import RouterInputs
@@ -14,6 +16,8 @@ from dynamo_mtl.tasks.encoding import EncodedExample, EncodedSource
 from dynamo_mtl.tasks.tables import all_examples, example_at, first_examples
 from dynamo_mtl.tasks.task import Example, Task
 
+UNLABELLED_TIMES = 10
+"""How often the router reads an unlabelled input, each time in other views and with other instructions."""
 MOST_CALIBRATING = 1000
 """Most validation rows that calibrate the answers of a task."""
 
@@ -24,6 +28,8 @@ class TaskTables:
 
     train: datasets.Dataset
     validation: datasets.Dataset
+    unlabelled: list[Example] = field(default_factory=list)
+    """Further inputs without answers, from which only the router learns."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,27 @@ class ExampleSource:
         return self.system.encode(self.row(task, row), task, instruction).without_shallow_windows()
 
     def row(self, task: str, row: int) -> Example:
-        """A row of a task's training table."""
-        return example_at(self.tables[task].train, row)
+        """A row of a task's training table; after its last row, one of the unlabelled inputs."""
+        own = self.tables[task]
+        return own.unlabelled[row - len(own.train)] if row >= len(own.train) else example_at(own.train, row)
+
+    def router_rows(self, task: str, most: int, rng: np.random.Generator) -> list[int]:
+        """Random rows of a task for the router, as numbers for ``row``: ``most`` of its training table, and among them,
+        evenly, each unlabelled input ``UNLABELLED_TIMES`` times, but not more of these than of the others.
+        """
+        own = self.tables[task]
+        rows = rng.permutation(len(own.train))[:most].tolist()
+        if not own.unlabelled:
+            return rows
+        wanted = min(UNLABELLED_TIMES * len(own.unlabelled), len(rows))
+        numbers = np.resize(rng.permutation(len(own.unlabelled)), wanted) + len(own.train)
+        places = np.linspace(0, len(rows), wanted, endpoint=False).astype(int)
+        return np.insert(np.array(rows), places, numbers).tolist()
+
+    def drawing(self, task: str, rng: np.random.Generator) -> Callable[[], Example]:
+        """Draws random training rows of a task."""
+        size = len(self.tables[task].train)
+        return lambda: self.row(task, int(rng.integers(size)))
 
     def validation(self, task: str, count: int) -> ValidationRows:
         """The first ``count`` validation examples that choose a state, encoded without an instruction unless needed."""

@@ -19,7 +19,9 @@ def described_data(config: PipelineConfig, tables: Mapping[str, TaskTables]) -> 
     found = {name: data_revision(tasks[name], config.data) for name in tables}
     return {
         "dataset_sizes": {name: len(own.train) for name, own in tables.items()},
-        "data_hashes": {name: rows_hash(own.train, own.validation) for name, own in tables.items()},
+        "data_hashes": {
+            name: rows_hash(own.train, own.validation, unlabelled=own.unlabelled) for name, own in tables.items()
+        },
         "data_revisions": {name: revision for name, revision in found.items() if revision is not None},
     }
 

@@ -14,7 +14,7 @@ from dynamo_mtl.inference.scoring import InputProgress
 from dynamo_mtl.model.batch import to_device
 from dynamo_mtl.model.ood import RouterMemory
 from dynamo_mtl.out_of_memory import run_in_groups
-from dynamo_mtl.router_inputs import InputKind, RouterInput
+from dynamo_mtl.router_inputs import RouterInput
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.training.examples import ExampleSource
@@ -46,11 +46,13 @@ def collect_router_memory(
     system = source.system
     drawn: list[RouterInput] = []
     for task in tasks or system.tasks:
-        rows = rng.permutation(len(source.tables[task].train))[: config.router.novelty_examples]
-        for row in rows:
-            drawn += source.inputs.of_example(task, source.row(task, int(row)), rng, system.config.data.crossed_rate)
+        another = source.drawing(task, rng.spawn(1)[0])
+        for row in source.router_rows(task, config.router.novelty_examples, rng):
+            drawn += source.inputs.of_example(
+                task, source.row(task, row), rng, another, system.config.data.crossed_rate
+            )
     examples = [source.inputs.encode(one) for one in drawn]
     features, routes = trunk_features(system, examples, config.token_budget)
     origins = torch.tensor([system.route_of(one.origin) for one in drawn], device=features.device)
-    is_plain = torch.tensor([one.kind is InputKind.PLAIN for one in drawn], device=features.device)
+    is_plain = torch.tensor([one.instruction is None for one in drawn], device=features.device)
     return RouterMemory(features, routes, origins, is_plain)

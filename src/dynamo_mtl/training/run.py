@@ -26,6 +26,7 @@ from dynamo_mtl.system import System, build_system, load_system
 from dynamo_mtl.tasks.registry import alike_instructions, make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Example, Task
+from dynamo_mtl.tasks.unlabelled import unlabelled_examples
 from dynamo_mtl.training.answer_calibration import calibrate_answers
 from dynamo_mtl.training.examples import ExampleSource, TaskTables
 from dynamo_mtl.training.loop import run_phase
@@ -53,9 +54,16 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
         check_splits(task, config.data)
     for sentence in alike_instructions(tasks):
         logger.warning("%s", sentence)
+    most = config.training.router.examples_per_task
     return {
         name: TaskTables(
-            open_task_table(task, TRAIN, config.data, seed), open_task_table(task, "validation", config.data, seed)
+            open_task_table(task, TRAIN, config.data, seed),
+            open_task_table(task, "validation", config.data, seed),
+            [
+                one
+                for place in task.config.router_files
+                for one in unlabelled_examples(task, place, TRAIN, config.data, most)
+            ],
         )
         for name, task in tasks.items()
     }

@@ -271,7 +271,7 @@ def _alone(config: Config, task: str) -> Config:
     for section in (raw["data"]["paths"], raw["tasks"], raw["lora_configs"]):
         for other in [name for name in section if name != task]:
             del section[other]
-    raw["router"] |= {"top_k": 1, "branches": []}
+    raw["router"] |= {"top_k": 1, "branches": [], "branch_adapters": []}
     return type(config).model_validate(raw)
 
 

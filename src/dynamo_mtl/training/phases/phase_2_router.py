@@ -20,9 +20,10 @@ from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import MixedOrder
 from dynamo_mtl.metrics.routing import collapse_warnings
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
-from dynamo_mtl.router_inputs import InputKind, RouterInputs
+from dynamo_mtl.router_inputs import InputKind, RouterInputs, with_others
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import LOSS, Objective
 from dynamo_mtl.training.optimizer import router_group
@@ -101,7 +102,7 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
 
 
 class FeaturePhase(Phase):
-    """Warm-up of the router on cached features: plain, instructed (two instructions) and conflicting inputs."""
+    """Warm-up of the router on cached features: plain, instructed (two instructions), conflicting and viewed inputs."""
 
     def __init__(self, source: ExampleSource, config: TrainingConfig, held_out: HeldOut) -> None:
         self.name = "phase 2 router"
@@ -114,9 +115,9 @@ class FeaturePhase(Phase):
         for task in source.system.tasks:
             first = len(examples)
             tokens = 0
-            order = rng.permutation(len(source.tables[task].train))
-            for row in order[: config.router.examples_per_task]:
-                self._add(examples, task, int(row), rng)
+            another = source.drawing(task, rng.spawn(1)[0])
+            for row in source.router_rows(task, config.router.examples_per_task, rng):
+                self._add(examples, task, row, rng, another)
                 tokens += sum(example.tokens for example in examples[first:])
                 first = len(examples)
                 if tokens >= config.router.tokens_per_task:
@@ -134,7 +135,14 @@ class FeaturePhase(Phase):
         self.eval_every = min(config.eval_every, max(1, self.steps // 5))
         self.groups = [router_group(source.system.model, config.router_lr, config)]
 
-    def _add(self, examples: list[EncodedExample], task: str, row: int, rng: np.random.Generator) -> None:
+    def _add(
+        self,
+        examples: list[EncodedExample],
+        task: str,
+        row: int,
+        rng: np.random.Generator,
+        another: Callable[[], Example],
+    ) -> None:
         """Add one text in all the forms in which the router may see it."""
         example = self.source.row(task, row)
         inputs, rate = self.source.inputs, self.source.system.config.data.crossed_rate
@@ -143,7 +151,8 @@ class FeaturePhase(Phase):
         if second:
             self.twins[len(examples) + (plain is not None)] = len(examples) + (plain is not None) + 1
         instructed = [inputs.instructed(task, example, one) for one in (first, second) if one]
-        drawn = (plain, *instructed, inputs.conflicting(task, example, rng, rate))
+        conflicting = inputs.conflicting(task, example, rng, rate)
+        drawn = (plain, *instructed, conflicting, inputs.viewed(task, example, rng.spawn(1)[0], another))
         examples += [inputs.encode(one) for one in drawn if one is not None]
         self.origins += [(task, row)] * (len(examples) - len(self.origins))
 
@@ -192,8 +201,8 @@ def validation_features(source: ExampleSource, config: TrainingConfig) -> HeldOu
     rng = np.random.default_rng([config.seed, 3])
     inputs, rate = RouterInputs(source.system, "validation"), source.system.config.data.crossed_rate
     for task in source.system.tasks:
-        for example in source.choosing(task, config.eval_examples):
-            for one in inputs.of_example(task, example, rng, rate):
+        for example, another in with_others(source.choosing(task, config.eval_examples), rng):
+            for one in inputs.of_example(task, example, rng, another, rate):
                 kinds[one.kind].append(inputs.encode(one))
     budget = config.token_budget
     return {kind: trunk_features(source.system, own, budget) for kind, own in kinds.items() if own}
