@@ -88,12 +88,8 @@ def test_the_command_scores_only_routing_and_writes_it(system, tmp_path, capsys)
     assert result.shift["sets"]["mine"]["n"] == 2
     assert result.routing["bare"]["n"] > 0
     header, rows = shift_rows(result)
-    assert [row[0] for row in rows] == [
-        *(f"everyday {kind}" for kind in TYPES),
-        "mine",
-        "everyday, all",
-        "mean of the files",
-    ]
+    everyday = [["everyday", kind] for kind in (*TYPES, "all")]
+    assert [row[:2] for row in rows] == [*everyday, ["mine", "sentiment"], ["mean of the files", ""]]
     assert "| mine | sentiment |" in result_markdown(result)
     assert "Inputs from elsewhere" in (tmp_path / "pages" / "report.html").read_text()
     assert "mine" in capsys.readouterr().out
