@@ -6,9 +6,10 @@ import torch
 from tiny import save_system
 
 from dynamo_mtl.errors import RejectedError
+from dynamo_mtl.inference.answers import doubt_in_words
 from dynamo_mtl.inference.api import DynamoInference
 from dynamo_mtl.inference.predictor import Predictor
-from dynamo_mtl.inference.requests import TextInput
+from dynamo_mtl.inference.requests import Route, TextInput
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.system import load_system
 from dynamo_mtl.training.phases.phase_2_router import calibrate
@@ -69,6 +70,29 @@ def test_a_rejected_input_is_marked(system, tmp_path):
     assert routed["predicted_task"] in answer
     accepted = _save(system, tmp_path / "other", Calibration())
     assert accepted.route(TEXTS[0])["task"] == routed["predicted_task"]
+
+
+def test_doubt_has_a_reason_and_the_likeliest_tasks():
+    """By hand: 0.5 and 0.3 are not yet 0.9, 0.15 more is; three at most."""
+    route = Route([0.15, 0.5, 0.05, 0.3], familiarity=0.01)
+    assert route.likeliest == [1, 3, 0]
+    assert Route([0.2] * 5, 1.0).likeliest == [0, 1, 2]
+    assert Route([0.95, 0.05], 1.0).likeliest == [0]
+    assert route.doubt(Calibration(threshold=0.6)) == "unsure"
+    assert route.doubt(Calibration(threshold=0.6, familiarity=0.02)) == "unfamiliar"
+    assert route.doubt(Calibration(threshold=0.5, familiarity=0.01)) is None
+
+
+def test_doubt_is_put_into_words(system, tmp_path):
+    info = _save(system, tmp_path / "model", Calibration(threshold=1.1)).route(TEXTS[0])
+    named = [f"{name} {info['probabilities'][name]:.2f}" for name in info["likeliest"]]
+    assert len(named) == 3
+    assert doubt_in_words(info) == f"The router is unsure; likeliest: {named[0]}, {named[1]} or {named[2]}."
+    assert (
+        doubt_in_words({**info, "likeliest": info["likeliest"][:1]}) == f"The router is unsure; likeliest: {named[0]}."
+    )
+    assert "unlike everything" in doubt_in_words({**info, "doubt": "unfamiliar"})
+    assert doubt_in_words({**info, "doubt": None}) == ""
 
 
 def test_a_rejected_input_can_be_refused(system, tmp_path):

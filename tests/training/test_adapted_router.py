@@ -1,5 +1,6 @@
 """A router that learns what else belongs to a task: it does, and nothing else changes."""
 
+import json
 import shutil
 
 import pytest
@@ -13,6 +14,8 @@ from dynamo_mtl.config import AddedTask, extended_config, load_config
 from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import CheckpointError, ConfigError, DataError
 from dynamo_mtl.inference.api import DynamoInference
+from dynamo_mtl.inference.feedback import FeedbackFile, feedback_row
+from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.lifecycle.adapt_router import adapt_router
 from dynamo_mtl.lifecycle.add_task import add_task
 from dynamo_mtl.lifecycle.branch_phase import last_branch
@@ -115,6 +118,37 @@ def test_a_task_can_be_added_and_one_removed_afterwards(adapted, tmp_path):
     assert gone.config.router.branch_adapters == []
 
 
+@pytest.mark.parametrize("with_text", [True, False])
+def test_feedback_teaches_what_the_texts_do(trained, parcels, tmp_path, with_text):
+    """Fails if rows without a text are not learned, or those of another task are."""
+    task = _unlikely(trained, parcels)
+    other = next(name for name in OLD if name != task)
+    predictor, file = DynamoInference(trained, device="cpu").predictor, FeedbackFile(tmp_path / "feedback.jsonl")
+    for number, text in enumerate(parcels.read_text().splitlines()):
+        right = other if number == 7 else task
+        file.add(feedback_row(predictor, TextInput(text), right, with_text))
+    content = (tmp_path / "feedback.jsonl").read_text()
+    assert ("PARCEL" in content) == with_text
+    config = load_config(trained / "config.yaml", [f"log_dir={tmp_path}"])
+    report = adapt_router(trained, tmp_path / "model", config, task, tmp_path / "feedback.jsonl")
+    assert (report.inputs, report.held_out) == (59, 12)
+    assert report.right_after >= 0.9
+    assert report.lost == 0
+
+
+def test_damaged_and_foreign_feedback_is_refused(trained, tmp_path):
+    config, place = load_config(trained / "config.yaml", [f"log_dir={tmp_path}"]), tmp_path / "feedback.jsonl"
+    system, _ = load_system(trained, CPU)
+    own = {"right_task": "sentiment", "trunk": system.backbone.weight_hash, "router_features": "AAAA"}
+    for row, message in (
+        (own, "line 1: 'router_features' should be"),
+        ({**own, "trunk": "other"}, "line 1: was noted by a model over another backbone"),
+    ):
+        place.write_text(json.dumps(row))
+        with pytest.raises(DataError, match=message):
+            adapt_router(trained, tmp_path / "a", config, "sentiment", place)
+
+
 def test_a_widened_task_gets_the_branchs_share_beside_its_own():
     """Shares s of the tasks before and sigmoid(d): the task has s + (1 - s) sigmoid(d), the others are scaled."""
     torch.manual_seed(3)
@@ -139,7 +173,7 @@ def test_what_cannot_be_learned_is_said_before_anything_is_written(trained, parc
     with pytest.raises(ConfigError, match="--task: no task 'sentimnt'; did you mean 'sentiment'"):
         adapt_router(trained, tmp_path / "a", config, "sentimnt", parcels)
     (tmp_path / "few.txt").write_text("one\ntwo\n")
-    with pytest.raises(DataError, match="has 2 texts; give at least 8"):
+    with pytest.raises(DataError, match="has 2 texts of task .sentiment.; give at least 8"):
         adapt_router(trained, tmp_path / "a", config, "sentiment", tmp_path / "few.txt")
     with pytest.raises(SystemExit, match="2"):
         main(["adapt-router", str(trained), "--task", "sentiment", "--inputs", str(tmp_path / "no.txt")])

@@ -89,7 +89,7 @@ def adapt_router(
     overrides: Overrides = None,
     *,
     task: Annotated[str, typer.Option(help="Task that the inputs belong to.")],
-    inputs: Annotated[Path, typer.Option(help="Table of its inputs without answers, or a text file with one a line.")],
+    inputs: Annotated[Path, typer.Option(help="Table of inputs, text file with one a line, or collected feedback.")],
     output: Output = None,
     verbose: Verbose = False,
 ) -> None:

@@ -108,9 +108,15 @@ def predict(
     for task, answer in result.items():
         for key, value in answer.items():
             typer.echo(f"{task}.{key}: {_shown(value)}")
-    doubt = ", too little: likely to be an input of no task" if routing["rejected"] else ""
-    says = "routed to" if tasks in (None, AUTO) else "the router alone would choose"
-    typer.echo(f"{says} {routing['predicted_task']} with {routing['confidence']:.3f}{doubt}")
+    _print_routing(routing, "routed to" if tasks in (None, AUTO) else "the router alone would choose")
+
+
+def _print_routing(routing: dict[str, Any], says: str) -> None:
+    from dynamo_mtl.inference.answers import doubt_in_words
+
+    typer.echo(f"{says} {routing['predicted_task']} with {routing['confidence']:.3f}")
+    if routing["rejected"]:
+        typer.echo(doubt_in_words(routing))
     for task, probability in routing["probabilities"].items():
         typer.echo(f"  {probability:6.3f}  {task}")
 

@@ -18,6 +18,20 @@ class WiresConfig(BaseModel):
     """``/predict`` of text-embeddings-inference, and ``/classify`` of vLLM."""
 
 
+class FeedbackConfig(BaseModel):
+    """Whether clients may say which task is right, and what is kept of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    file: str | None = None
+    """JSON lines to which ``POST /v1/feedback`` adds, for ``dynamo adapt-router``; without a file there is no such
+    route."""
+    texts: bool = False
+    """Whether the texts themselves are kept. If not, only the numbers are that the router reads of them."""
+    max_rows: int = Field(default=10_000, ge=1)
+    """Rows of the file; further feedback is refused."""
+
+
 class ServingConfig(BaseModel):
     """How a model is served. The key that clients must send comes from the environment, never from a file."""
 
@@ -33,6 +47,7 @@ class ServingConfig(BaseModel):
     reload: bool = False
     """Whether ``POST /v1/reload`` loads the newest version of the checkpoint, for which a key is needed. SIGHUP always
     does."""
+    feedback: FeedbackConfig = FeedbackConfig()
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of a forward pass; PyTorch's own choice if not given. Two processes that share cores stall each
     other."""

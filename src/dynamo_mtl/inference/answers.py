@@ -78,15 +78,27 @@ def routing_info(predictor: Predictor, prediction: Prediction) -> dict[str, Any]
 
 
 def route_info(predictor: Predictor, route: Route) -> dict[str, Any]:
-    """The likeliest task, and all probabilities by name."""
+    """The likeliest task, those that come into question, why there is doubt, and all probabilities by name."""
     names = list(predictor.system.tasks)
     best = route.probabilities.index(route.confidence)
     return {
         "predicted_task": names[best],
         "confidence": route.confidence,
         "familiarity": route.familiarity,
+        "doubt": route.doubt(predictor.calibration),
+        "likeliest": [names[task] for task in route.likeliest],
         "probabilities": dict(zip(names, route.probabilities, strict=True)),
     }
+
+
+def doubt_in_words(routing: Mapping[str, Any]) -> str:
+    """What ``route_info`` says of an input that may belong to no task, as a sentence; empty if there is no doubt."""
+    if routing["doubt"] == "unfamiliar":
+        return "It is unlike everything that the tasks were trained on, so it is probably of none of them."
+    if routing["doubt"] == "unsure":
+        *first, last = (f"{name} {routing['probabilities'][name]:.2f}" for name in routing["likeliest"])
+        return f"The router is unsure; likeliest: {' or '.join([', '.join(first), last] if first else [last])}."
+    return ""
 
 
 def answer_of(predictor: Predictor, prediction: Prediction) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.tasks.encoding import EncodedSource
 from dynamo_mtl.tasks.generation_task import GenerationConfig
 from dynamo_mtl.tasks.task import Answer
+
+LIKELIEST, SURE = 3, 0.9
+"""Most tasks that are named for an unsure input, and the probability at which no further one is."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,22 @@ class Route:
         return max(self.probabilities)
 
     def is_rejected(self, calibration: Calibration) -> bool:
-        """Whether no task should answer: the confidence is too low, or the input is unlike all known ones."""
-        return self.confidence < calibration.threshold or self.familiarity < calibration.familiarity
+        """Whether no task should answer."""
+        return self.doubt(calibration) is not None
+
+    def doubt(self, calibration: Calibration) -> Literal["unfamiliar", "unsure"] | None:
+        """Why no task should answer: the input is unlike all known ones, or the confidence is too low; None if neither
+        is so."""
+        if self.familiarity < calibration.familiarity:
+            return "unfamiliar"
+        return "unsure" if self.confidence < calibration.threshold else None
+
+    @property
+    def likeliest(self) -> list[int]:
+        """The likeliest tasks, best first: so many that one of them is right nine times of ten, but at most three."""
+        order = sorted(range(len(self.probabilities)), key=lambda task: -self.probabilities[task])
+        sums = itertools.accumulate(self.probabilities[task] for task in order)
+        return order[: min(LIKELIEST, 1 + sum(total < SURE for total in sums))]
 
 
 @dataclass(frozen=True)

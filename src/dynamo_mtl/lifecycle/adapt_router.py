@@ -22,6 +22,7 @@ from dynamo_mtl.checkpoint.folder import MEMORY
 from dynamo_mtl.config.load import BRANCH
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, DataError
+from dynamo_mtl.inference.feedback import is_feedback, read_feedback
 from dynamo_mtl.lifecycle.branch_phase import (
     LOST,
     BranchInputs,
@@ -39,7 +40,7 @@ from dynamo_mtl.storage import new_folder, only_writer
 from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Example
-from dynamo_mtl.tasks.unlabelled import unlabelled_examples
+from dynamo_mtl.tasks.unlabelled import read_unlabelled, unlabelled_examples
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.router_memory import trunk_features
@@ -95,7 +96,8 @@ def adapt_router(checkpoint: Path, output: Path, config: PipelineConfig, task: s
         output: folder for the new model; it must not exist yet.
         config: the checkpoint's configuration.
         task: whose inputs they are.
-        inputs: a table with the task's columns of inputs, or a text file with a text on each line.
+        inputs: a table with the task's columns of inputs, a text file with a text on each line, or the feedback that a
+            server has collected.
 
     Raises:
         ConfigError: no such task, or a folder that cannot be written.
@@ -123,12 +125,22 @@ def _adapted(checkpoint: Path, output: Path, config: PipelineConfig, task: str, 
             f"{checkpoint}: no {MEMORY}, so nothing says what belongs to the other tasks; train its router with this "
             "version: dynamo train CONFIG --phase 2"
         )
-    own_folder = config.data.model_copy(update={"root": None})
-    texts = unlabelled_examples(system.tasks[task], str(inputs), TRAIN, own_folder, MOST)
-    if len(texts) < LEAST:
-        raise DataError(f"{inputs}: has {len(texts)} texts; give at least {LEAST}, better a hundred")
     route = system.route_of(task)
+    if is_feedback(inputs):
+        rows, features = read_feedback(inputs, system, task)
+        texts = [read_unlabelled(system.tasks[task], row, where) for row, where in rows][:MOST]
+        features = features[:MOST].to(accelerator.device)
+    else:
+        own_folder = config.data.model_copy(update={"root": None})
+        texts = unlabelled_examples(system.tasks[task], str(inputs), TRAIN, own_folder, MOST)
+        features = torch.zeros(0, system.model.router.feature_size, device=accelerator.device)
+    count = len(texts) + len(features)
+    if count < LEAST:
+        raise DataError(f"{inputs}: has {count} texts of task '{task}'; give at least {LEAST}, better a hundred")
     added, validation = _read(system, task, texts, config)
+    is_judged = torch.arange(len(features)) % JUDGED == 0
+    validation = torch.cat([validation, features[is_judged]])
+    added = added.joined(_plain_memory(features[~is_judged], route))
     before = _share(system.model.router, validation, route)
     others = known.select(known.routes != route)
     branch_inputs = split_inputs(added, others, route, validation)
@@ -144,11 +156,14 @@ def _adapted(checkpoint: Path, output: Path, config: PipelineConfig, task: str, 
     system.save(output, changed, stored.to_yaml())
     logger.info("saved %s", output)
     after = _share(system.model.router, validation, route)
-    return Adapted(task, len(texts), len(validation), before, after, len(branch_inputs.held_out), lost)
+    return Adapted(task, count, len(validation), before, after, len(branch_inputs.held_out), lost)
 
 
 def _read(system: System, task: str, texts: Sequence[Example], config: PipelineConfig) -> tuple[RouterMemory, Tensor]:
     """Features of the texts to learn from, in several forms, and ``(n, features)`` of those to judge by."""
+    if not texts:
+        nothing = torch.zeros(0, system.model.router.feature_size, device=system.device)
+        return _plain_memory(nothing, system.route_of(task)), nothing
     rng = np.random.default_rng([config.training.seed, 12])
     making, judging = RouterInputs(system), RouterInputs(system, "validation")
     needs_instruction = making.requires_instruction(task)
@@ -168,6 +183,12 @@ def _read(system: System, task: str, texts: Sequence[Example], config: PipelineC
     is_plain = torch.tensor([one.instruction is None for one in drawn], device=features.device)
     validation, _ = trunk_features(system, [judging.encode(one) for one in asked], budget)
     return RouterMemory(features, routes, origins, is_plain), validation
+
+
+def _plain_memory(features: Tensor, route: int) -> RouterMemory:
+    """Features of texts without an instruction, all of one task."""
+    routes = torch.full((len(features),), route, device=features.device)
+    return RouterMemory(features, routes, routes, torch.ones_like(routes, dtype=torch.bool))
 
 
 def _learn(system: System, inputs: BranchInputs, config: PipelineConfig, accelerator: Accelerator) -> None:

@@ -17,10 +17,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from dynamo_mtl.errors import ConfigError, DynamoError, RejectedError
+from dynamo_mtl.serving import feedback
 from dynamo_mtl.serving.docs_site import api_page
 from dynamo_mtl.serving.handlers import Server
 from dynamo_mtl.serving.http_errors import Failure, RequestError, as_failure
-from dynamo_mtl.serving.http_requests import PredictRequest, RouteRequest
+from dynamo_mtl.serving.http_requests import FeedbackRequest, PredictRequest, RouteRequest
 from dynamo_mtl.serving.job import Abandoned, DeadlineExceeded, Overloaded, Unavailable
 from dynamo_mtl.serving.security import KEY_VARIABLE, LIVE, REQUEST_ID, Guard, failure, path_of
 from dynamo_mtl.serving.status import Status
@@ -33,10 +34,17 @@ PAGES = {"/": "index.html", "/playground.css": "playground.css", "/playground.js
 
 
 def offered(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
-    """The routes of other servers that are switched on: path → its handler and the form of its body."""
+    """The routes that settings switch on: path → its handler and the form of its body.
+
+    Raises:
+        ConfigError: the file of ``serving.feedback`` cannot be written.
+    """
     switched = server.config.wires
     wires = {systemone: switched.systemone, openai: switched.openai, labels: switched.labels}
-    return {path: route for wire, is_on in wires.items() if is_on for path, route in wire.wire(server).items()}
+    found = {path: route for wire, is_on in wires.items() if is_on for path, route in wire.wire(server).items()}
+    if server.config.feedback.file is not None:
+        found[feedback.PATH] = feedback.Feedback(server).take, FeedbackRequest
+    return found
 
 
 def make_app(server: Server, key: str | None = None) -> FastAPI:

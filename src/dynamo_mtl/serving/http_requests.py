@@ -104,6 +104,12 @@ class PredictRequest(RouteRequest):
     )
 
 
+class FeedbackRequest(RouteRequest):
+    """Inputs, and the task that is right for all of them."""
+
+    task: str = Field(description="The task that should answer them.", examples=["sentiment"])
+
+
 async def read_body(request: Request, config: ServingConfig) -> bytes:
     """Read the body, and count its bytes as they arrive.
 

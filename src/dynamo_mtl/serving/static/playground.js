@@ -128,10 +128,18 @@ function showAnswer(answer, input, hint, milliseconds) {
   const score = typeof answer.score === "number" ? `, score ${answer.score.toFixed(3)}` : "";
   const by = made("p", "hint", `by ${answer.task}${score}, in ${milliseconds.toFixed(0)} ms`);
   element("answer").replaceChildren(...shownAnswer(answer, input), by);
-  const doubt = answer.routing.rejected
-    ? " This is likely to be an input of none of these tasks, so the answer is a guess." : "";
+  const doubt = answer.routing.rejected ? ` ${doubtInWords(answer.routing)} The answer is a guess.` : "";
   showRouting(answer.routing, `${hint ? ` You asked ${hint} to answer.` : ""}${doubt}`, [answer.task]);
   element("compare").hidden = othersOf(answer.task, input).length === 0;
+}
+
+// Why an input may belong to no task.
+function doubtInWords(routing) {
+  if (routing.doubt === "unfamiliar") {
+    return "This is unlike everything that the tasks were trained on, so it is probably of none of them.";
+  }
+  const named = routing.likeliest.map((name) => `${name} ${routing.probabilities[name].toFixed(2)}`);
+  return `The router is unsure; likeliest: ${named.join(" or ")}.`;
 }
 
 // The other tasks that an input fits.
