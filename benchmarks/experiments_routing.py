@@ -122,10 +122,10 @@ def router_runs(
     for variant, overrides in ROUTER_VARIANTS[question].items():
         for seed in SEEDS:
             config = load_config(config_file, [*common, *overrides, *places(place / variant / str(seed), data)])
-            write(variant, overrides, seed, {"after": _train_router(cached, source, config, seed)})
+            write(variant, overrides, seed, {"after": train_router(cached, source, config, seed)})
 
 
-def _train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoConfig, seed: int) -> dict[str, float]:
+def train_router(cached: FeaturePhase, source: ExampleSource, config: DynamoConfig, seed: int) -> dict[str, float]:
     """Train on features that are there, from a router drawn with ``seed``, in the order of ``seed``."""
     torch.manual_seed(seed)
     model = source.system.model

@@ -7,9 +7,12 @@ import pytest
 from dynamo_mtl.cli import main
 from dynamo_mtl.config import load_config
 from dynamo_mtl.errors import DataError
-from dynamo_mtl.setup.data_check import check_data, refuse_faults
+from dynamo_mtl.model.backbone import load_tokenizer
+from dynamo_mtl.setup.confusable import look_alike
+from dynamo_mtl.setup.data_check import SplitProfile, check_data, refuse_faults
 from dynamo_mtl.setup.data_remarks import remarks
 from dynamo_mtl.strict_yaml import dump_yaml
+from dynamo_mtl.tasks.task import Example
 
 CONTEXT = "The bridge was built in 1889 by engineers from Lyon."
 
@@ -125,3 +128,19 @@ def test_the_sample_corpus_is_clean(tiny_config_file, capsys):
         main(["data", "check", str(tiny_config_file), "--sample", "50"])
     assert stop.value.code == 0
     assert "leaked" in capsys.readouterr().out
+
+
+def test_tasks_that_look_alike_by_their_words_are_named(tiny_roberta):
+    """By hand: the words of b's two texts are those of a's training texts and of its own, in turns."""
+    tokenizer = load_tokenizer(tiny_roberta)
+    train = {"a": [Example("red red", None, "")], "b": [Example("blue blue", None, "")], "none": []}
+    validation = {"a": [Example("red", None, "")], "b": [Example("red", None, ""), Example("blue", None, "")]}
+    found = look_alike(train, validation, tokenizer)
+    assert found == {"a": {}, "b": {"a": 0.5}}
+    profile = {name: {split: SplitProfile() for split in ("train", "validation")} for name in "ab"}
+    profile["b"]["validation"].looks_like = found["b"]
+    (said,) = remarks(profile)
+    assert said.startswith(
+        "a and b look alike: by its words alone, 50 % of the inputs of one are taken for the other's."
+    )
+    assert look_alike({"a": train["a"]}, validation, tokenizer) == {}

@@ -20,6 +20,7 @@ from dynamo_mtl.metrics.generation import (
 from dynamo_mtl.metrics.routing import (
     area_under_risk_coverage,
     collapse_warnings,
+    confused_pairs,
     confusion_matrix,
     expected_calibration_error,
     length_router,
@@ -214,3 +215,14 @@ def test_the_interval_of_bleu_lies_around_it():
     low, high = bleu_interval(found, lines)
     assert low < bleu(found, lines) < high
     assert high - low > 10
+
+
+def test_pairs_of_tasks_that_are_confused_are_named_with_what_helps():
+    """3 of 100 is worth a warning, 2 of 100 is not; of two directions the worse one counts."""
+    said = confused_pairs([[90, 3, 7], [1, 98, 1], [2, 0, 98]], ["reviews", "requests", "news"])
+    assert [sentence.partition(". ")[0] for sentence in said] == [
+        "reviews and news are confused: 7 of 100 plain inputs of one are sent to the other",
+        "reviews and requests are confused: 3 of 100 plain inputs of one are sent to the other",
+    ]
+    assert "tasks.reviews.router_files" in said[0]
+    assert confused_pairs([[98, 2], [0, 0]], ["a", "b"]) == []

@@ -173,7 +173,7 @@ def test_what_cannot_be_learned_is_said_before_anything_is_written(trained, parc
     with pytest.raises(ConfigError, match="--task: no task 'sentimnt'; did you mean 'sentiment'"):
         adapt_router(trained, tmp_path / "a", config, "sentimnt", parcels)
     (tmp_path / "few.txt").write_text("one\ntwo\n")
-    with pytest.raises(DataError, match="has 2 texts of task .sentiment.; give at least 8"):
+    with pytest.raises(DataError, match="has 2 texts of task 'sentiment'; give at least 8"):
         adapt_router(trained, tmp_path / "a", config, "sentiment", tmp_path / "few.txt")
     with pytest.raises(SystemExit, match="2"):
         main(["adapt-router", str(trained), "--task", "sentiment", "--inputs", str(tmp_path / "no.txt")])

@@ -1,13 +1,15 @@
 """Phase 2: what the router is trained and judged on."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dynamo_mtl.model.router import Routing
-from dynamo_mtl.training.examples import ExampleSource
+from dynamo_mtl.tasks.task import Example
+from dynamo_mtl.training.examples import UNLABELLED_TIMES, ExampleSource
 from dynamo_mtl.training.phases.phase import SCORE
 from dynamo_mtl.training.phases.phase_2_router import (
     FeaturePhase,
@@ -93,3 +95,18 @@ def test_a_task_of_few_long_texts_is_drawn_more_often_than_its_share(source, ses
     drawn = Counter(task for step in range(20 * phase.order.steps_per_epoch) for task, _ in phase.order.batch(step))
     shares = np.array([drawn[task] for task in range(len(sizes))]) / drawn.total()
     np.testing.assert_allclose(shares, np.sqrt(sizes) / np.sqrt(sizes).sum(), rtol=0.15)
+
+
+def test_unlabelled_inputs_stand_evenly_among_the_rows_and_are_at_most_half_as_many(source):
+    own = source.tables["sentiment"]
+    size = len(own.train)
+    extra = [Example(f"extra {number}", None, "") for number in range(3)]
+    changed = ExampleSource(source.system, {**source.tables, "sentiment": replace(own, unlabelled=extra)})
+    rows = changed.router_rows("sentiment", size, np.random.default_rng(0))
+    places = [place for place, row in enumerate(rows) if row >= size]
+    assert len(places) == min(UNLABELLED_TIMES * 3, -(-size // 2))
+    assert max(np.diff(places)) <= 4
+    assert {changed.row("sentiment", rows[place]).text for place in places} == {one.text for one in extra}
+    assert sorted(row for row in rows if row < size) == list(range(size))
+    plain = source.router_rows("sentiment", size, np.random.default_rng(0))
+    assert [row for row in rows if row < size] == [row for row in plain if row < size]

@@ -19,6 +19,9 @@ class RouterPhaseConfig(BaseModel):
     tokens_per_task: int = Field(default=1_000_000, ge=1)
     """Once the cached inputs of a task have this many tokens, no further text of the task is read: long texts are
     costly."""
+    general_texts: int = Field(default=2000, ge=0)
+    """Texts of everyday life, written by this project, that the router also learns for a task of one of the five first
+    types if it is the only one of its type."""
     feature_epochs: int = Field(default=15, ge=1)
     """Passes over the cached features; they take seconds."""
     feature_batch_size: int = Field(default=64, ge=1)

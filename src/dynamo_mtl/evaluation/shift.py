@@ -19,6 +19,7 @@ from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.requests import TextInput
 from dynamo_mtl.inference.scoring import Routed, RoutedInput, route_inputs
 from dynamo_mtl.system import System
+from dynamo_mtl.tasks.registry import alone_in_type
 from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.tasks.unlabelled import read_unlabelled, unlabelled_examples
 
@@ -68,11 +69,10 @@ def score_shift(predictor: Predictor, config: DataConfig) -> dict[str, Any]:
 
 def everyday_inputs(system: System) -> dict[str, list[Example]]:
     """The built-in inputs of those tasks that are the only one of their type and need no instruction."""
-    types = Counter(task.type for task in system.tasks.values())
     found: dict[str, list[Example]] = {}
-    for name, task in system.tasks.items():
-        rows = everyday_rows(task.type)
-        if rows and types[task.type] == 1 and not task.config.requires_instruction:
+    for name in alone_in_type({name: task.config for name, task in system.tasks.items()}):
+        task = system.tasks[name]
+        if rows := everyday_rows(task.type):
             found[name] = [read_unlabelled(task, row, f"everyday {task.type}") for row in rows]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -146,6 +147,32 @@ def collapse_warnings(probabilities: np.ndarray, actual: Sequence[int], names: S
     if len(names) > 1 and entropy > 0.9 * np.log(len(names)):
         found.append(f"the router hardly chooses: entropy {entropy:.2f} of at most {np.log(len(names)):.2f}")
     return found
+
+
+def confused_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str], least: float = 0.03) -> list[str]:
+    """Say, in words, which two tasks are confused, the worst first; empty if none are.
+
+    Args:
+        confusion: of plain inputs, as ``confusion_matrix`` gives it.
+        names: names of the tasks.
+        least: share of the inputs of one task sent to the other that is worth a warning.
+    """
+    found: list[tuple[float, str]] = []
+    for i, j in itertools.combinations(range(len(names)), 2):
+        lost, total = max(((confusion[a][b], sum(confusion[a])) for a, b in ((i, j), (j, i))), key=lambda n: n[0])
+        if total and lost / total >= least:
+            one, other = names[i], names[j]
+            says = f"{one} and {other} are confused: {lost} of {total} plain inputs of one are sent to the other"
+            found.append((lost / total, f"{says}. {remedy(one, other)}"))
+    return [sentence for _, sentence in sorted(found, reverse=True)]
+
+
+def remedy(one: str, other: str) -> str:
+    """What helps against confusing two tasks, as a sentence."""
+    return (
+        f"What helps: more and other texts of both (tasks.{one}.router_files), an instruction with each input "
+        f"(tasks.{other}.requires_instruction), or asking both (tasks.{one}.group)."
+    )
 
 
 def length_router(train_lengths: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:

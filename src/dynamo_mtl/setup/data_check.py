@@ -14,6 +14,7 @@ from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.data.readers import read_rows
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.model.backbone import SourceTokenizer, find_backbone, load_tokenizer, read_encoder_config
+from dynamo_mtl.setup.confusable import look_alike
 from dynamo_mtl.system import BYTE_LEVEL, choose_vocabulary
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
@@ -67,6 +68,8 @@ class SplitProfile:
     """What was changed or assumed as rows were read → how many rows."""
     contexts_in_train: int = 0
     """Passages of the validation data that are in the training data too."""
+    looks_like: dict[str, float] = field(default_factory=dict)
+    """Of the validation data: other task → share of a sample of the inputs whose words are rather the other's."""
 
     @property
     def usable(self) -> int:
@@ -96,6 +99,7 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
     tasks = make_tasks(config.tasks)
     for task in tasks.values():
         check_splits(task, config.data)
+    samples: dict[str, dict[str, Sequence[Example]]] = {split: {} for split in SPLITS}
     for name, task in tasks.items():
         profile[name] = {}
         inputs: dict[str, dict[bytes, str]] = {}
@@ -112,8 +116,13 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
         if isinstance(task, GenerationTask) and kept[TRAIN]:
             choose_vocabulary(task, tokenizer, byte_level, lambda _, rows=kept[TRAIN]: rows)
         for split in SPLITS:
+            samples[split][name] = kept[split]
             if kept[TRAIN]:
                 _measure(profile[name][split], task, kept[split], tokenizer, config)
+    plain = {name for name, own in config.tasks.items() if not own.requires_instruction}
+    train, validation = ({name: rows for name, rows in samples[split].items() if name in plain} for split in SPLITS)
+    for name, others in look_alike(train, validation, tokenizer).items():
+        profile[name]["validation"].looks_like = others
     return profile
 
 

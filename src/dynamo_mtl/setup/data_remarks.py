@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dynamo_mtl.messages import shortened
+from dynamo_mtl.metrics.routing import remedy
 from dynamo_mtl.setup.data_check import Profile, SplitProfile
 from dynamo_mtl.tasks.tables import TRAIN
 
 LOST = 0.02
 """Share of lost targets, or of cut inputs, that is worth a remark."""
+ALIKE = 0.1
+"""Share of inputs taken for another task's that is worth a remark."""
 FEW = 50
 """Validation rows below which a figure says little."""
 
 
 def remarks(profile: Profile) -> list[str]:
-    """Return the remarks on all splits of all tasks."""
-    return [
+    """Return the remarks on all splits of all tasks, and on tasks that look alike."""
+    of_splits = [
         sentence
         for name, splits in profile.items()
         for split, found in splits.items()
@@ -26,6 +29,22 @@ def remarks(profile: Profile) -> list[str]:
             *_of_lengths(found, name, split),
         )
     ]
+    return of_splits + list(_of_likeness(profile))
+
+
+def _of_likeness(profile: Profile) -> Iterator[str]:
+    """The pairs of tasks whose inputs look alike, the worst first."""
+    shares: dict[tuple[str, str], float] = {}
+    for name, splits in profile.items():
+        for other, share in splits["validation"].looks_like.items():
+            pair = (name, other) if list(profile).index(name) < list(profile).index(other) else (other, name)
+            shares[pair] = max(shares.get(pair, 0.0), share)
+    for (one, other), share in sorted(shares.items(), key=lambda pair: -pair[1]):
+        if share >= ALIKE:
+            yield (
+                f"{one} and {other} look alike: by its words alone, {100 * share:.0f} % of the inputs of one are taken "
+                f"for the other's. {remedy(one, other)}"
+            )
 
 
 def _of_rows(found: SplitProfile, name: str, split: str) -> Iterator[str]:

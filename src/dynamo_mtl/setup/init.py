@@ -19,6 +19,10 @@ WANTED = 50
 """Validation rows to hold out of a small file, within the limits of ``SHARES``."""
 SHARES = (0.1, 0.3)
 """Smallest and largest share of a file that is held out."""
+TEXTS, FORMS = 1000, 4
+"""Texts of each task that the router reads, and in how many forms: plain, instructed, conflicting, viewed."""
+UPDATES, FEATURES, EPOCHS = 600, 64, (10, 60)
+"""Updates of the router that should be made, the features of one, and fewest and most passes over them."""
 
 
 def guess_tasks(files: Sequence[Path], columns: Sequence[str] = (), reading: Reading | None = None) -> list[Guess]:
@@ -98,7 +102,7 @@ def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | N
         "  lora_lr: 1e-3",
         "  head_lr: 1e-3",
         "  eval_every: 100",
-        "  router: {examples_per_task: 1000, feature_epochs: 10, mixture_steps: 0}",
+        f"  router: {{examples_per_task: {TEXTS}, feature_epochs: {_epochs(guesses)}, mixture_steps: 0}}",
         "  joint: {max_steps: 0}   # phase 3, everything together; none by default, since it did not help on real data",
         "",
         "checkpoint_dir: runs/own/checkpoints",
@@ -106,6 +110,12 @@ def starter_config(guesses: Sequence[Guess], backbone: str, reading: Reading | N
         "",
     ]
     return "\n".join(lines)
+
+
+def _epochs(guesses: Sequence[Guess]) -> int:
+    """Passes of the router over its features: more of few, so that it makes ``UPDATES`` in any case."""
+    inputs = FORMS * sum(min(guess.rows, TEXTS) for guess in guesses)
+    return min(EPOCHS[1], max(EPOCHS[0], math.ceil(UPDATES * FEATURES / max(1, inputs))))
 
 
 def _scalar(text: Any) -> str:

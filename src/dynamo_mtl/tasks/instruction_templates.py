@@ -8,6 +8,8 @@ import warnings
 from dataclasses import dataclass
 from importlib import resources
 
+import numpy as np
+
 
 def expand(*patterns: str) -> tuple[str, ...]:
     """Return all instructions that the patterns describe, in order and each once.
@@ -18,6 +20,26 @@ def expand(*patterns: str) -> tuple[str, ...]:
     ('Write it:', 'Write it now:', 'Write it now please:', 'Say it:', 'Say it now:', 'Say it now please:')
     """
     return tuple(dict.fromkeys(wording for pattern in patterns for wording in _sequence(_tokens(pattern))))
+
+
+def draw(pattern: str, rng: np.random.Generator) -> str:
+    """Return a random one of the texts that a pattern describes, each choice drawn by itself."""
+    return _drawn(_tokens(pattern), rng)
+
+
+def _drawn(tokens: list[str], rng: np.random.Generator) -> str:
+    """Like ``_sequence``, for one random text."""
+    text = ""
+    while tokens and tokens[-1] not in ("|", ")"):
+        piece = tokens.pop()
+        if piece != "(":
+            text += piece
+            continue
+        options = [_drawn(tokens, rng)]
+        while tokens.pop() == "|":
+            options.append(_drawn(tokens, rng))
+        text += options[int(rng.integers(len(options)))]
+    return text
 
 
 def _tokens(pattern: str) -> list[str]:

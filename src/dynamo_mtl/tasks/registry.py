@@ -7,6 +7,7 @@ import importlib
 import inspect
 import itertools
 import pkgutil
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
@@ -72,6 +73,12 @@ def make_tasks(settings: Mapping[str, TaskConfig]) -> dict[str, Task]:
     for name in twins:
         tasks[name].name_itself()
     return tasks
+
+
+def alone_in_type(settings: Mapping[str, TaskConfig]) -> list[str]:
+    """Tasks that are the only one of their type and take plain inputs: what looks like their type belongs to them."""
+    count = Counter(own.type for own in settings.values())
+    return [name for name, own in settings.items() if count[own.type] == 1 and not own.requires_instruction]
 
 
 def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -71,14 +72,16 @@ class ExampleSource:
         return own.unlabelled[row - len(own.train)] if row >= len(own.train) else example_at(own.train, row)
 
     def router_rows(self, task: str, most: int, rng: np.random.Generator) -> list[int]:
-        """Random rows of a task for the router, as numbers for ``row``: ``most`` of its training table, and among them,
-        evenly, each unlabelled input ``UNLABELLED_TIMES`` times, but not more of these than of the others.
+        """Random rows of a task for the router, as numbers for ``row``.
+
+        They are ``most`` of its training table, and among them, evenly, each unlabelled input up to
+        ``UNLABELLED_TIMES`` times, but at most half as many as of the table.
         """
         own = self.tables[task]
         rows = rng.permutation(len(own.train))[:most].tolist()
         if not own.unlabelled:
             return rows
-        wanted = min(UNLABELLED_TIMES * len(own.unlabelled), len(rows))
+        wanted = min(UNLABELLED_TIMES * len(own.unlabelled), math.ceil(len(rows) / 2))
         numbers = np.resize(rng.permutation(len(own.unlabelled)), wanted) + len(own.train)
         places = np.linspace(0, len(rows), wanted, endpoint=False).astype(int)
         return np.insert(np.array(rows), places, numbers).tolist()

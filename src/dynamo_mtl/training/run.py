@@ -23,7 +23,8 @@ from dynamo_mtl.distributed import broadcast, on_main_process, world
 from dynamo_mtl.errors import CheckpointError, ConfigError
 from dynamo_mtl.storage import only_writer, sweep, writable_folder
 from dynamo_mtl.system import System, build_system, load_system
-from dynamo_mtl.tasks.registry import alike_instructions, make_tasks
+from dynamo_mtl.tasks.general_texts import general_examples
+from dynamo_mtl.tasks.registry import alike_instructions, alone_in_type, make_tasks
 from dynamo_mtl.tasks.tables import TRAIN, all_examples, check_splits, open_task_table
 from dynamo_mtl.tasks.task import Example, Task
 from dynamo_mtl.tasks.unlabelled import unlabelled_examples
@@ -54,19 +55,26 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
         check_splits(task, config.data)
     for sentence in alike_instructions(tasks):
         logger.warning("%s", sentence)
-    most = config.training.router.examples_per_task
     return {
         name: TaskTables(
             open_task_table(task, TRAIN, config.data, seed),
             open_task_table(task, "validation", config.data, seed),
-            [
-                one
-                for place in task.config.router_files
-                for one in unlabelled_examples(task, place, TRAIN, config.data, most)
-            ],
+            _unlabelled(config, task),
         )
         for name, task in tasks.items()
     }
+
+
+def _unlabelled(config: PipelineConfig, task: Task) -> list[Example]:
+    """What else the router learns of a task: the texts of its ``router_files``, and general ones."""
+    of_router = config.training.router
+    found = [
+        example
+        for place in task.config.router_files
+        for example in unlabelled_examples(task, place, TRAIN, config.data, of_router.examples_per_task)
+    ]
+    is_general = task.name in alone_in_type(config.tasks)
+    return found + (general_examples(task, of_router.general_texts, config.training.seed) if is_general else [])
 
 
 def shared_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dynamo_mtl.config.training_config import TrainingConfig
 from dynamo_mtl.data.mixture import MixedOrder
-from dynamo_mtl.metrics.routing import collapse_warnings
+from dynamo_mtl.metrics.routing import collapse_warnings, confused_pairs, confusion_matrix
 from dynamo_mtl.model.calibration import Calibration, fit_calibration
 from dynamo_mtl.router_inputs import InputKind, RouterInputs, with_others
 from dynamo_mtl.system import System
@@ -89,7 +89,7 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
 def calibrate(system: System, held_out: HeldOut) -> Calibration:
     """Calibrate the router's confidence on validation inputs of all kinds, in the proportions in which they occur.
 
-    This also records how far these inputs lie from the known ones.
+    This also records how far these inputs lie from the known ones, and warns of tasks that are confused.
     """
     system.model.eval()
     system.model.ood.calibrate(torch.cat([features for features, _ in held_out.values()]))
@@ -97,6 +97,12 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
     logits = torch.cat([router(features).logits for features, _ in held_out.values()]) / router.temperature
     routes = torch.cat([routes for _, routes in held_out.values()])
     found = fit_calibration(logits, routes, router.config.coverage)
+    if InputKind.PLAIN in held_out:
+        features, truth = held_out[InputKind.PLAIN]
+        sent = router(features).logits.argmax(dim=1).tolist()
+        names = list(system.tasks)
+        for sentence in confused_pairs(confusion_matrix(sent, truth.tolist(), len(names)), names):
+            logger.warning("%s", sentence)
     logger.info("confidence: temperature %.3f, rejected below %.3f", found.temperature, found.threshold)
     return found
 
