@@ -4,7 +4,8 @@
     python benchmarks/labels.py results/labels.json data.root=DATA checkpoint_dir=FOLDER --only trec6,stsb --update
 
 An interrupted run goes on where it was, and what was trained with the same settings is not trained again. ``--update``
-keeps what the file says of other tasks; each says of which commit it is, and which settings it had.
+keeps what the file says of other tasks, and of full fine-tuning where that is not measured again; each task says of
+which commit it is, and which settings it had.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from dynamo_mtl.training.stages import FOLDERS
 CONFIG = Path(__file__).parents[1] / "configs" / "labels.yaml"
 FULL = ("rte", "mrpc", "stsb", "nlupp_banking", "trec6", "sst5", "wnut17", "pos_gum", "subjqa_electronics", "copa")
 """Tasks whose backbone is also fine-tuned in full: one or more of each type."""
+OF_FULL = ("full_finetuning", "full_minutes", "learning_rates")
+"""What ``fine_tuned`` measures."""
 CPU = torch.device("cpu")
 
 
@@ -69,7 +72,8 @@ def main() -> None:
             if "commit" not in own:
                 own["commit"] = before["commit"]
                 own["settings"] = {section: before["settings"][section][name] for section in ("tasks", "lora_configs")}
-            tasks.setdefault(name, own)
+            # Full fine-tuning does not depend on the settings of an adapter, so what was measured of it stays.
+            tasks[name] = {**{key: own[key] for key in OF_FULL if key in own}, **tasks[name]} if name in tasks else own
     ratios = [own["adapter"] / own["full_finetuning"] for own in tasks.values() if "full_finetuning" in own]
     result = {
         "tasks": tasks,
