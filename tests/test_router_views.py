@@ -92,6 +92,16 @@ def test_a_view_is_a_function_of_the_seed_and_changes_something():
     assert view_of(Example("ok", None, ""), ["excerpt"], np.random.default_rng(0), another) is None
 
 
+def test_a_text_is_not_cut_below_what_its_task_needs():
+    long = Example(" ".join(f"Number {n} is here." for n in range(40)), None, "")
+    short = Example("one two three four five six", None, "")
+    for seed in range(80):
+        found = view_of(long, NAMES, np.random.default_rng(seed), another, least_words=30)
+        assert found is None or len(found.text.split()) >= 30
+        found = view_of(short, ["cut"], np.random.default_rng(seed), another, least_words=30)
+        assert found is None  # it is shorter than that already, and gets no shorter
+
+
 def test_inputs_of_an_example_stay_the_same_with_and_without_views(system):
     example = next(iter([Example("a fine film", None, "")]))
     kinds = {}

@@ -70,7 +70,7 @@ def tiny_system_settings(backbone, cache_dir):
         "router": {"hidden_sizes": [16], "dropout": 0.1},
         "training": {
             "num_epochs": 1, "max_steps": 6, "batch_size": 8, "eval_every": 3, "eval_examples": 6, "log_every": 2,
-            "router": {"examples_per_task": 20, "feature_epochs": 3, "mixture_steps": 2},
+            "router": {"examples_per_task": 20, "feature_epochs": 3, "mixture_steps": 2, "general_texts": 20},
             "joint": {"max_steps": 3, "examples_per_task": 10},
         },
     }  # fmt: skip

@@ -32,7 +32,13 @@ def settings(backbone, cache):
     tiny = tiny_system_settings(backbone, cache)
     data = {k: v for k, v in tiny["data"].items() if not k.endswith("_data_path")}
     training = {"max_steps": 25, "batch_size": 8, "eval_every": 10, "eval_examples": 4, "log_every": 3, "save_every": 1}
-    training["router"] = {"examples_per_task": 16, "feature_epochs": 2, "feature_batch_size": 8, "mixture_steps": 10}
+    training["router"] = {
+        "examples_per_task": 16,
+        "feature_epochs": 2,
+        "feature_batch_size": 8,
+        "mixture_steps": 10,
+        "general_texts": 20,
+    }
     training["joint"] = {"max_steps": 20, "examples_per_task": 10}
     return {
         **tiny,

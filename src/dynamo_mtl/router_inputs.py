@@ -151,7 +151,7 @@ class RouterInputs:
         data = self.system.config.data
         if not data.views or rng.random() >= data.view_rate:
             return None
-        changed = view_of(example, data.views, rng, another)
+        changed = view_of(example, data.views, rng, another, self.system.tasks[task].least_words)
         if changed is None:
             return None
         instruction = self.draw_instruction(task, rng) if self.requires_instruction(task) else None

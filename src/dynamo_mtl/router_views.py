@@ -132,7 +132,11 @@ _MOST_JOINED = 60
 
 
 def view_of(
-    example: Example, names: Sequence[str], rng: np.random.Generator, another: Callable[[], Example]
+    example: Example,
+    names: Sequence[str],
+    rng: np.random.Generator,
+    another: Callable[[], Example],
+    least_words: int = 1,
 ) -> Example | None:
     """Change an example by one or two random views of those with these names, first its length and then its surface.
 
@@ -141,9 +145,10 @@ def view_of(
         names: keys of ``VIEWS``.
         rng: random generator.
         another: draws another example of the same task.
+        least_words: words that a text must still have to belong to the task.
 
     Returns:
-        The changed example; None if the views that were drawn change nothing in it.
+        The changed example; None if the views that were drawn change nothing in it, or shorten it too much.
     """
     sizes, surfaces = [name for name in names if name in _SIZES], [name for name in names if name not in _SIZES]
     both = bool(sizes and surfaces)
@@ -154,7 +159,9 @@ def view_of(
     for name in chosen:
         changed = VIEWS[name](changed, rng, another) or changed
     is_same = (changed.text, changed.context) == (example.text, example.context)
-    return None if is_same or not changed.text.strip() or changed.context == "" else changed
+    words = len(_main(changed).split())
+    is_too_short = not changed.text.strip() or words < 1 or words < min(least_words, len(_main(example).split()))
+    return None if is_same or is_too_short else changed
 
 
 def split_tokens(text: str) -> str:

@@ -18,7 +18,7 @@ from dynamo_mtl.strict_yaml import dump_yaml
 
 SHORT = {
     "max_steps": 4, "eval_every": 4, "eval_examples": 3, "batch_size": 4,
-    "router": {"examples_per_task": 6, "feature_epochs": 1, "mixture_steps": 1},
+    "router": {"examples_per_task": 6, "feature_epochs": 1, "mixture_steps": 1, "general_texts": 20},
     "joint": {"max_steps": 1, "examples_per_task": 4},
 }  # fmt: skip
 

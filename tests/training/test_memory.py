@@ -43,7 +43,7 @@ def _train(settings, folder, monkeypatch, room):
 def quiet(tiny_settings):
     """Two tasks without dropout."""
     training = {**tiny_settings["training"], "max_steps": 3, "log_every": 1}
-    training["router"] = {"examples_per_task": 8, "feature_epochs": 1, "mixture_steps": 2}
+    training["router"] = {"examples_per_task": 8, "feature_epochs": 1, "mixture_steps": 2, "general_texts": 20}
     return {**without_dropout(tiny_settings, ("sentiment", "translation")), "training": training}
 
 

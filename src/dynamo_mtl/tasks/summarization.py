@@ -19,6 +19,7 @@ class Summarization(GenerationTask):
     answer_key = "summary_text"
     column_names = {"document": ("document", "article", "text"), "summary": ("summary", "highlights")}
     input_columns = {"document": "text"}
+    least_words = 30  # a sentence or two have nothing to sum up
     instruction_templates = read_instruction_templates("summarization")
     main_metric = "rouge1"
     trivial_name = "first sentence"

@@ -71,6 +71,8 @@ class Task(abc.ABC):
     """Whether an input comes with the options to choose from. Only such inputs are sent to such tasks."""
     all_windows: ClassVar[bool] = False
     """Whether an answer uses all windows of a long input, or only the first."""
+    least_words: ClassVar[int] = 1
+    """Fewest words of an input that still is one of this type; the router learns no shorter parts of longer ones."""
     column_names: ClassVar[Mapping[str, tuple[str, ...]]]
     """Our column → the names that it has in published data; messages use the first."""
     optional_columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
