@@ -89,21 +89,43 @@ KINDS = {
 }
 
 
+def draw_curves(axes: Axes, curves: Mapping[str, Mapping[str, float]], x: str, y: str, *, is_log: bool = False) -> None:
+    """A line for each of some named curves, from 0 on."""
+    for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
+        axes.plot([int(n) for n in curve], list(curve.values()), "o-", color=color, label=name)
+    if is_log:
+        axes.set_xscale("log", base=2)
+        points = [int(n) for n in next(iter(curves.values()))]
+        axes.set_xticks(points, [str(n) for n in points])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+
+
+def question_pictures(found: Mapping[str, Any]) -> list[Picture]:
+    """What several questions about one text cost over their number, and quality over the tap."""
+    cost = {f"tap {tap}": {n: own["ratio"] for n, own in curve.items()} for tap, curve in found["cost"].items()}
+    tasks = next(iter(found["quality"].values()))
+    quality = {task: {tap: scores[task] for tap, scores in found["quality"].items()} for task in tasks}
+    return [
+        Picture(
+            "questions-cost",
+            "Time of several questions about one text in one call, over as many calls, for each tap.",
+            (6.5, 3.6),
+            lambda axes: draw_curves(axes, cost, "questions about one text", "share of single calls"),
+        ),
+        Picture(
+            "questions-quality",
+            "Accuracy of three tasks by the number of layers below the adapters.",
+            (6.5, 3.6),
+            lambda axes: draw_curves(axes, quality, "tap layer", "accuracy"),
+        ),
+    ]
+
+
 def curve_pictures(bench: Bench) -> list[Picture]:
     """Cost over the number of adapters, over sequence length, and over the tap."""
-
-    def lines(axes: Axes, curves: Mapping[str, Mapping[str, float]], x: str, y: str, *, is_log: bool) -> None:
-        for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
-            axes.plot([int(n) for n in curve], list(curve.values()), "o-", color=color, label=name)
-        if is_log:
-            axes.set_xscale("log", base=2)
-            points = [int(n) for n in next(iter(curves.values()))]
-            axes.set_xticks(points, [str(n) for n in points])
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.legend(frameon=False)
-
     races = bench["races"]
     adapters, lengths, taps = (races[n] for n in ("curve_over_adapters", "curve_over_lengths", "shared_trunk"))
     shared = {"measured": taps["measured_over_taps"], "work, by the formula": taps["work_over_taps"]}
@@ -112,18 +134,18 @@ def curve_pictures(bench: Bench) -> list[Picture]:
             "performance-adapters",
             "Time of a forward over the number of adapters, as a multiple of a routed one with a single adapter.",
             (6.5, 3.6),
-            lambda axes: lines(axes, adapters["curves"], "adapters", "times one adapter", is_log=True),
+            lambda axes: draw_curves(axes, adapters["curves"], "adapters", "times one adapter", is_log=True),
         ),
         Picture(
             "performance-lengths",
             f"Milliseconds of {lengths['tokens']:,} tokens over the length of the sequences.",
             (6.5, 3.6),
-            lambda axes: lines(axes, lengths["curves"], "tokens in a sequence", "ms", is_log=True),
+            lambda axes: draw_curves(axes, lengths["curves"], "tokens in a sequence", "ms", is_log=True),
         ),
         Picture(
             "performance-taps",
             "Five tasks on one text over five passes, by the number of layers below the adapters.",
             (6.5, 3.6),
-            lambda axes: lines(axes, shared, "tap layer", "share of five passes", is_log=False),
+            lambda axes: draw_curves(axes, shared, "tap layer", "share of five passes"),
         ),
     ]

@@ -277,6 +277,40 @@ def questions_table(path: Path) -> str:
     return markdown_table(["tap", *(f"{count} questions" for count in counts), *tasks], rows)
 
 
+def shift_table(path: Path) -> str:
+    """Routing of inputs from elsewhere."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    everyday = found["everyday"]
+    sets = [(f"everyday {task}", own) for task, own in everyday["tasks"].items()]
+    sets += [("everyday, all", everyday), *found["sets"].items()]
+    rows = [
+        [name, own.get("task", ""), *(f"{own[key]:.3f}" for key in ("right", "rejected", "right_or_rejected",
+                                                                     "confident_wrong")), str(own["n"])]
+        for name, own in sets
+    ]  # fmt: skip
+    rows.append(
+        ["mean of the files", "", f"{found['mean_right']:.3f}", "", f"{found['mean_right_or_rejected']:.3f}", "", ""]
+    )
+    own = found["in_distribution"]
+    rows.append(
+        ["validation rows of training's own data", "", f"{own['macro']:.4f}", f"{own['rejected']:.3f}", "", "", ""]
+    )
+    header = ["inputs", "task", "right", "rejected", "either", "surely wrong", "n"]
+    return markdown_table(header, rows)
+
+
+def views_table(path: Path) -> str:
+    """What views and general texts change, with several seeds."""
+    found = json.loads(path.read_text(encoding="utf-8"))["views"]
+    names = {"mean_right": "mean of the files", "worst_right": "worst file", "everyday": "everyday",
+             "macro": "validation rows", "instructed": "with an instruction"}  # fmt: skip
+    rows = [
+        [variant, *(f"{own[key]['mean']:.3f} ± {own[key]['std']:.3f}" for key in names)]
+        for variant, own in found.items()
+    ]  # fmt: skip
+    return markdown_table(["the router learns", *names.values()], rows)
+
+
 def serving_table(path: Path) -> str:
     """What the server did under load."""
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -327,9 +361,11 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "plan": plan_table,
     "seeds": seeds_table,
     "serving": serving_table,
+    "shift": shift_table,
     "small": small_table,
     "targets": targets.targets_table,
     "uneven": uneven_table,
+    "views": views_table,
 }
 """What a table shows of its file."""
 TABLE = re.compile(r"<!-- table: (\S+) (\w+) -->\n.*?<!-- /table -->", flags=re.DOTALL)
@@ -349,5 +385,9 @@ if __name__ == "__main__":
     for path in PAGES:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     for picture in performance.curve_pictures(performance.read_bench(ROOT / "results/bench-cpu.json")):
+        (ROOT / "docs" / f"{picture.name}.png").write_bytes(picture.png())
+    questions = ROOT / "results" / "questions.json"
+    of_questions = performance.question_pictures(json.loads(questions.read_text())) if questions.exists() else []
+    for picture in of_questions:
         (ROOT / "docs" / f"{picture.name}.png").write_bytes(picture.png())
     (ROOT / "docs" / "compare.png").write_bytes(systems_picture(read_result(ROOT / "results/compare-cpu.json")).png())
