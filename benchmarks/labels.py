@@ -2,6 +2,7 @@
 
     python benchmarks/labels.py results/labels.json data.root=DATA
     python benchmarks/labels.py results/labels.json data.root=DATA checkpoint_dir=FOLDER --only trec6,stsb --update
+    python benchmarks/labels.py results/labels.json data.root=DATA --trained FOLDER --full none --update
 
 An interrupted run goes on where it was, and what was trained with the same settings is not trained again. ``--update``
 keeps what the file says of other tasks, and of full fine-tuning where that is not measured again; each task says of
@@ -20,7 +21,7 @@ from harness import machine
 
 from dynamo_mtl.checkpoint.metadata import read_metadata
 from dynamo_mtl.config.identity import settings_of
-from dynamo_mtl.config.load import DynamoConfig, load_config
+from dynamo_mtl.config.load import PLACES, DynamoConfig, load_config
 from dynamo_mtl.config.overrides import with_settings
 from dynamo_mtl.evaluation.benchmark import Scoreboard, load_predictor
 from dynamo_mtl.evaluation.compare import train_baseline, train_unless_done
@@ -50,13 +51,18 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="keep the other tasks of the file")
     parser.add_argument("--full", default=",".join(FULL), help="tasks whose backbone is also fine-tuned in full")
     parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--trained", type=Path, help="score the adapters of this checkpoint instead of training some")
     given = parser.parse_args()
     log_to_console(logging.INFO)
-    config = load_config(given.config, given.settings)
+    if given.trained is None:
+        config = load_config(given.config, given.settings)
+    else:
+        config = load_config(given.trained / "config.yaml", [*PLACES, *given.settings])
     if given.only:
         config = only(config, given.only.split(","))
-    folder = Path(config.checkpoint_dir) / FOLDERS[1]
-    train_unless_done(config, folder, (1,))
+    folder = given.trained or Path(config.checkpoint_dir) / FOLDERS[1]
+    if given.trained is None:
+        train_unless_done(config, folder, (1,))
     tasks = scored(config, folder)
     for name in given.full.split(","):
         if name in tasks:
@@ -78,7 +84,7 @@ def main() -> None:
     result = {
         "tasks": tasks,
         "mean_ratio": sum(ratios) / len(ratios) if ratios else None,
-        "minutes": metadata.train_seconds / 60 + before.get("minutes", 0.0),
+        "minutes": before.get("minutes", 0.0) + (0 if given.trained else metadata.train_seconds / 60),
         "backbone": metadata.backbone,
         "commit": metadata.commit,
         "machine": machine(CPU),
@@ -120,6 +126,7 @@ def scored(config: DynamoConfig, folder: Path) -> dict[str, dict[str, Any]]:
             "trivial": board.scores["trivial"][name][metric],
             "ece_before": measured.get("ece_before"),
             "ece_after": measured.get("ece_after"),
+            "ece_chance": measured.get("ece_chance"),
             "ece_labels": measured.get("n"),
             "n": len(board.examples[name]),
             "scores": board.scores["oracle"][name],

@@ -6,7 +6,7 @@ The pictures of the comparison and of the races are drawn anew too.
 
 import json
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +235,18 @@ def uneven_table(path: Path) -> str:
 def labels_table(path: Path) -> str:
     """Adapters beside full fine-tuning and a trivial system."""
     found = json.loads(path.read_text(encoding="utf-8"))
+
+    def calibrated(own: Mapping[str, Any]) -> str:
+        if own.get("ece_after") is None:
+            return ""
+        return f"{own['ece_before']:.3f} → {own['ece_after']:.3f} ({own['ece_chance']:.3f})"
+
     rows = [
         [name, own["type"], own["metric"], f"{own['trivial']:.3f}", f"**{own['adapter']:.3f}**",
-         f"{own['full_finetuning']:.3f}" if "full_finetuning" in own else "",
-         f"{own['ece_before']:.3f} → {own['ece_after']:.3f}" if own.get("ece_after") is not None else "", str(own["n"])]
+         f"{own['full_finetuning']:.3f}" if "full_finetuning" in own else "", calibrated(own), str(own["n"])]
         for name, own in found["tasks"].items()
     ]  # fmt: skip
-    header = ["task", "type", "metric", "trivial", "adapter", "full fine-tuning", "ece", "rows"]
+    header = ["task", "type", "metric", "trivial", "adapter", "full fine-tuning", "ece (by chance)", "rows"]
     ratio = "" if found["mean_ratio"] is None else f" Mean of adapter over full fine-tuning: {found['mean_ratio']:.3f}."
     return f"{markdown_table(header, rows)}\n\nAll adapters took {found['minutes']:.0f} minutes.{ratio}"
 

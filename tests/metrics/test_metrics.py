@@ -19,6 +19,7 @@ from dynamo_mtl.metrics.generation import (
 )
 from dynamo_mtl.metrics.routing import (
     area_under_risk_coverage,
+    chance_calibration_error,
     collapse_warnings,
     confused_pairs,
     confusion_matrix,
@@ -226,3 +227,11 @@ def test_pairs_of_tasks_that_are_confused_are_named_with_what_helps():
     ]
     assert "tasks.reviews.router_files" in said[0]
     assert confused_pairs([[98, 2], [0, 0]], ["a", "b"]) == []
+
+
+def test_calibration_error_that_is_chance():
+    """One bin of n answers with confidence 0.5: E|X/n - 1/2|, by hand 0.25 for n = 2, and 0 at confidence 1."""
+    assert chance_calibration_error(np.array([0.5, 0.5]), bins=1, draws=4000) == pytest.approx(0.25, abs=0.01)
+    assert chance_calibration_error(np.ones(9)) == 0
+    few, many = (chance_calibration_error(np.full(n, 0.8)) for n in (50, 5000))
+    assert many < few / 5

@@ -13,6 +13,7 @@ from dynamo_mtl.metrics.routing import (
     CALIBRATION_BINS,
     area_under_risk_coverage,
     brier_score,
+    chance_calibration_error,
     expected_calibration_error,
 )
 from dynamo_mtl.system import System
@@ -32,7 +33,8 @@ def score_confidence(
 
     Returns:
         Task → ``n`` labels, ``temperature``, and ``ece``, ``brier`` and ``aurc`` without it (``_before``) and with it
-        (``_after``). Each label of several is a decision of its own, and so is each token.
+        (``_after``); ``ece_chance``, what perfectly calibrated answers would show on so many labels. Each label of
+        several is a decision of its own, and so is each token.
     """
     found: dict[str, Confidence] = {}
     for task in tasks:
@@ -60,4 +62,5 @@ def confidence_scores(logits: Tensor, truth: Tensor, temperature: float) -> Conf
         scores[f"ece_{when}"] = expected_calibration_error(confidence, correct)
         scores[f"brier_{when}"] = brier_score(probabilities.numpy(), truth.tolist())
         scores[f"aurc_{when}"] = area_under_risk_coverage(confidence, correct)
+        scores["ece_chance"] = chance_calibration_error(confidence)
     return scores

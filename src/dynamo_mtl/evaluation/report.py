@@ -98,10 +98,21 @@ def has_shift(result: Result) -> bool:
 
 def confidence_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows: how far the confidence of the answers can be trusted, without and with calibration."""
-    header = ["task", "temperature", "ece before", "after", "brier before", "after", "aurc before", "after", "labels"]
-    keys = [f"{name}_{when}" for name in ("ece", "brier", "aurc") for when in ("before", "after")]
+    header = [
+        "task",
+        "temperature",
+        "ece before",
+        "after",
+        "by chance",
+        "brier before",
+        "after",
+        "aurc before",
+        "after",
+        "labels",
+    ]
+    keys = ["ece_before", "ece_after", "ece_chance", "brier_before", "brier_after", "aurc_before", "aurc_after"]
     rows = [
-        [task, f"{own['temperature']:.2f}", *(f"{own[key]:.4f}" for key in keys), str(int(own["n"]))]
+        [task, f"{own['temperature']:.2f}", *(_four(own.get(key)) for key in keys), str(int(own["n"]))]
         for task, own in result.confidence.items()
     ]
     return header, rows

@@ -39,6 +39,22 @@ def reliability_bins(
     ]
 
 
+def chance_calibration_error(confidence: np.ndarray, bins: int = CALIBRATION_BINS, draws: int = 200) -> float:
+    """The ``expected_calibration_error`` that perfectly calibrated answers show on average on as many inputs.
+
+    With few inputs a bin's accuracy differs from its confidence by chance, so the error is never 0 (Bröcker and Smith
+    2007, Weather and Forecasting 22(3), consistency resampling): answers are drawn right with their own confidence.
+
+    Args:
+        confidence: ``(n,)``.
+        bins: number of bins.
+        draws: of all answers, from a fixed seed.
+    """
+    rng = np.random.default_rng(0)
+    drawn = (rng.random(len(confidence)) < confidence for _ in range(draws))
+    return float(np.mean([expected_calibration_error(confidence, correct, bins) for correct in drawn]))
+
+
 def brier_score(probabilities: np.ndarray, actual: Sequence[int]) -> float:
     """Mean squared distance of the probabilities from the truth, summed over tasks: 0 is perfect, 2 is worst.
 
