@@ -26,7 +26,7 @@ from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.data_config import VIEWS
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_examples
 from dynamo_mtl.evaluation.routing_scores import score_kinds
-from dynamo_mtl.evaluation.shift import score_shift
+from dynamo_mtl.evaluation.shift import score_shift, shift_sets
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.messages import log_to_console
 from dynamo_mtl.router_inputs import InputKind
@@ -96,7 +96,7 @@ def scored(source: ExampleSource, config: DynamoConfig, examples: int | None = N
     routing = score_kinds(predictor, make_routed_inputs(system, rows, settings.seed))
     plain = routing[InputKind.PLAIN]
     return {
-        **score_shift(predictor, config.data),
+        **score_shift(predictor, shift_sets(system, config.data)),
         "in_distribution": {"macro": plain["macro"], "worst": plain["worst_task"], "rejected": plain["rejected"]},
         "kinds": {kind: routing[kind]["accuracy"] for kind in InputKind if kind in routing},
     }

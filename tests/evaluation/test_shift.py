@@ -11,7 +11,7 @@ from dynamo_mtl.data.everyday import TYPES, everyday_rows
 from dynamo_mtl.errors import ConfigError
 from dynamo_mtl.evaluation.report import result_markdown, shift_rows
 from dynamo_mtl.evaluation.result import read_result
-from dynamo_mtl.evaluation.shift import everyday_inputs, score_shift, scores_of
+from dynamo_mtl.evaluation.shift import everyday_inputs, score_shift, scores_of, shift_sets
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import Routed
 
@@ -51,7 +51,8 @@ def test_means_over_files_and_the_worst_of_them(system, tmp_path, monkeypatch):
             [False] * len(inputs),
         ),
     )  # fmt: skip
-    found = score_shift(Predictor(system), system.config.data.model_copy(update={"root": str(tmp_path)}))
+    data = system.config.data.model_copy(update={"root": str(tmp_path)})
+    found = score_shift(Predictor(system), shift_sets(system, data))
     assert {name: (one["task"], one["right"], one["n"]) for name, one in found["sets"].items()} == {
         "a": ("sentiment", 1.0, 2),
         "b": ("translation", 0.0, 4),
@@ -65,7 +66,16 @@ def test_two_sets_of_one_name_are_refused(system, tmp_path):
     (tmp_path / "a.txt").write_text("one\n")
     system = _with_sets(system, sentiment={"a": str(tmp_path / "a.txt")}, translation={"a": str(tmp_path / "a.txt")})
     with pytest.raises(ConfigError, match=r"tasks.translation.shift_files: task 'sentiment' has a set 'a' too"):
-        score_shift(Predictor(system), system.config.data)
+        shift_sets(system, system.config.data)
+
+
+def test_sets_of_tasks_whose_plain_inputs_say_nothing_are_refused(system):
+    asking = system.config.tasks["translation"].model_copy(
+        update={"requires_instruction": True, "shift_files": {"a": "a"}}
+    )
+    system.tasks["translation"].config = asking
+    with pytest.raises(ConfigError, match=r"tasks.translation.shift_files: its inputs need an instruction"):
+        shift_sets(system, system.config.data)
 
 
 def test_everyday_inputs_belong_to_the_only_task_of_a_type(system):

@@ -219,13 +219,15 @@ def test_the_interval_of_bleu_lies_around_it():
 
 
 def test_pairs_of_tasks_that_are_confused_are_named_with_what_helps():
-    """3 of 100 is worth a warning, 2 of 100 is not; of two directions the worse one counts."""
-    said = confused_pairs([[90, 3, 7], [1, 98, 1], [2, 0, 98]], ["reviews", "requests", "news"])
+    """3 of 100 is worth a warning, 2 of 100 is not. Of two directions the larger share counts, not the number."""
+    names = ["reviews", "requests", "news"]
+    said = confused_pairs([[292, 8, 0], [7, 13, 0], [3, 0, 97]], names)
     assert [sentence.partition(". ")[0] for sentence in said] == [
-        "reviews and news are confused: 7 of 100 plain inputs of one are sent to the other",
-        "reviews and requests are confused: 3 of 100 plain inputs of one are sent to the other",
+        "7 of 20 plain inputs of requests are sent to reviews",
+        "3 of 100 plain inputs of news are sent to reviews",
     ]
-    assert "tasks.reviews.router_files" in said[0]
+    assert "tasks.news.router_files" in said[1]
+    assert len(confused_pairs([[292, 8, 0], [7, 13, 0], [3, 0, 97]], names, {("reviews", "requests")})) == 1
     assert confused_pairs([[98, 2], [0, 0]], ["a", "b"]) == []
 
 

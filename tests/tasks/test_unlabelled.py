@@ -7,6 +7,7 @@ from dynamo_mtl.data.data_config import DataConfig
 from dynamo_mtl.data.everyday import TYPES, everyday_rows
 from dynamo_mtl.data.locations import set_name
 from dynamo_mtl.data.samples import sample_rows
+from dynamo_mtl.data.text_files import Reading
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.tasks.registry import task_types
 from dynamo_mtl.tasks.task_config import TaskConfig
@@ -34,6 +35,13 @@ def test_a_known_name_is_found_beside_the_configured_one():
     named = task(columns={"text": "Kommentar"})
     assert read_unlabelled(named, {"Kommentar": "gut"}, "here").text == "gut"
     assert read_unlabelled(named, {"text": "good"}, "here").text == "good"
+
+
+def test_columns_in_capitals_and_by_language_are_found():
+    assert read_unlabelled(task(), {"Review": "Good."}, "here").text == "Good."
+    german = task("translation", "german")
+    assert read_unlabelled(german, {"en": "A dog.", "de": "Ein Hund."}, "here").text == "A dog."
+    assert read_unlabelled(german, {"translation": {"en": "A dog.", "de": "x"}}, "here").text == "A dog."
 
 
 def test_words_in_a_list_are_joined():
@@ -65,6 +73,16 @@ def test_lines_of_a_text_file_are_texts(tmp_path):
     assert [one.text for one in unlabelled_examples(task(), place, "train", DataConfig(), 10)] == ["one", "two"]
     with pytest.raises(DataError, match="has two parts, and a line has one; give a table with the columns question"):
         unlabelled_examples(task("qa"), place, "train", DataConfig(), 10)
+
+
+def test_lines_are_read_as_the_task_says_and_damage_is_one_sentence(tmp_path):
+    (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("cp1252"))
+    french = task(reading=Reading(encoding="cp1252"))
+    assert unlabelled_examples(french, str(tmp_path / "a.txt"), "train", DataConfig(), 9)[0].text == "caf\u00e9"
+    whole = gzip.compress(b"one\ntwo\n" * 500)
+    (tmp_path / "b.txt.gz").write_bytes(whole[:20] + b"\xff\xff\xff" + whole[23:])
+    with pytest.raises(DataError, match=r"b.txt.gz: cannot be read"):
+        unlabelled_examples(task(), str(tmp_path / "b.txt.gz"), "train", DataConfig(), 9)
 
 
 def test_a_choice_of_many_rows_is_always_the_same_and_from_everywhere(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +15,9 @@ from dynamo_mtl.config import AddedTask, extended_config, load_config
 from dynamo_mtl.data.samples.classification import TOPICS
 from dynamo_mtl.errors import CheckpointError, ConfigError, DataError
 from dynamo_mtl.inference.api import DynamoInference
-from dynamo_mtl.inference.feedback import FeedbackFile, feedback_row
+from dynamo_mtl.inference.feedback import FeedbackFile, feedback_rows, read_feedback
 from dynamo_mtl.inference.requests import TextInput
-from dynamo_mtl.lifecycle.adapt_router import adapt_router
+from dynamo_mtl.lifecycle.adapt_router import _forms, adapt_router
 from dynamo_mtl.lifecycle.add_task import add_task
 from dynamo_mtl.lifecycle.branch_phase import last_branch
 from dynamo_mtl.lifecycle.editing import remove_task
@@ -24,6 +25,7 @@ from dynamo_mtl.model.router import Router, RouterConfig
 from dynamo_mtl.storage import write_manifest
 from dynamo_mtl.strict_yaml import dump_yaml
 from dynamo_mtl.system import load_system
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.run import train
 
 PARTS = ("adapters/*/*", "heads/*", "vocabularies/*")
@@ -69,7 +71,7 @@ def _files(folder):
 def test_the_texts_go_to_the_task_and_no_remembered_input_of_another_does(adapted):
     task, _, report = adapted
     assert report.task == task
-    assert (report.inputs, report.held_out) == (60, 12)
+    assert report.held_out == 12
     assert report.right_before < 0.5
     assert report.right_after >= 0.9
     assert report.remembered > 20
@@ -124,29 +126,58 @@ def test_feedback_teaches_what_the_texts_do(trained, parcels, tmp_path, with_tex
     task = _unlikely(trained, parcels)
     other = next(name for name in OLD if name != task)
     predictor, file = DynamoInference(trained, device="cpu").predictor, FeedbackFile(tmp_path / "feedback.jsonl")
-    for number, text in enumerate(parcels.read_text().splitlines()):
-        right = other if number == 7 else task
-        file.add(feedback_row(predictor, TextInput(text), right, with_text))
+    texts = [TextInput(text) for text in parcels.read_text().splitlines()]
+    file.add(feedback_rows(predictor, texts[:59], task, with_text))
+    file.add(feedback_rows(predictor, texts[59:], other, with_text))
     content = (tmp_path / "feedback.jsonl").read_text()
     assert ("PARCEL" in content) == with_text
     config = load_config(trained / "config.yaml", [f"log_dir={tmp_path}"])
     report = adapt_router(trained, tmp_path / "model", config, task, tmp_path / "feedback.jsonl")
-    assert (report.inputs, report.held_out) == (59, 12)
+    assert report.held_out == 12
     assert report.right_after >= 0.9
     assert report.lost == 0
 
 
-def test_damaged_and_foreign_feedback_is_refused(trained, tmp_path):
-    config, place = load_config(trained / "config.yaml", [f"log_dir={tmp_path}"]), tmp_path / "feedback.jsonl"
+def test_rows_of_feedback_that_cannot_be_used_are_left_out_and_counted(trained, tmp_path, caplog):
+    place = tmp_path / "feedback.jsonl"
     system, _ = load_system(trained, CPU)
     own = {"right_task": "sentiment", "trunk": system.backbone.weight_hash, "router_features": "AAAA"}
-    for row, message in (
-        (own, "line 1: 'router_features' should be"),
-        ({**own, "trunk": "other"}, "line 1: was noted by a model over another backbone"),
-    ):
-        place.write_text(json.dumps(row))
-        with pytest.raises(DataError, match=message):
-            adapt_router(trained, tmp_path / "a", config, "sentiment", place)
+    rows = [
+        own,
+        {**own, "trunk": "other"},
+        {"right_task": "sentiment"},
+        {"right_task": "sentiment", "input": {"text": " "}},
+        {"right_task": "sentiment", "input": {"text": "Fine.", "instruction": "Do it."}},
+        {"right_task": "other"},
+    ]
+    place.write_text("\n".join(map(json.dumps, rows)) + "\n{ cut off")
+    found = read_feedback(place, system, "sentiment")
+    assert [(one.text, instruction) for one, instruction in found.inputs] == [("Fine.", "Do it.")]
+    assert len(found.features) == 0
+    said = (
+        "5 rows are left out", "1: 'router_features' is damaged", "1: noted by a model over another backbone",
+        "1: neither 'input' nor 'router_features'", "1: the text is empty", "1: not valid JSON",
+    )  # fmt: skip
+    assert [reason for reason in said if reason not in caplog.text] == []
+    with pytest.raises(DataError, match="has 1 texts of task 'sentiment'"):
+        adapt_router(trained, tmp_path / "a", load_config(trained / "config.yaml"), "sentiment", place)
+
+
+def test_an_input_with_an_instruction_is_learned_with_it(trained):
+    """Fails if its bare text is taught as the task's."""
+    system, _ = load_system(trained, CPU)
+    forms = _forms(
+        system, "translation", [(Example("A film.", None, ""), "Put it into German")], np.random.default_rng(0)
+    )
+    assert [(one.text, one.instruction) for one in forms] == [("A film.", "Put it into German")]
+
+
+def test_a_model_with_one_task_has_nothing_to_learn(trained, parcels, tmp_path):
+    alone = trained
+    for name in OLD[1:]:
+        alone = remove_task(alone, tmp_path / name, name)
+    with pytest.raises(ConfigError, match="has no other task than 'sentiment'"):
+        adapt_router(alone, tmp_path / "a", load_config(alone / "config.yaml"), "sentiment", parcels)
 
 
 def test_a_widened_task_gets_the_branchs_share_beside_its_own():

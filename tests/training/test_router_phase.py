@@ -97,16 +97,24 @@ def test_a_task_of_few_long_texts_is_drawn_more_often_than_its_share(source, ses
     np.testing.assert_allclose(shares, np.sqrt(sizes) / np.sqrt(sizes).sum(), rtol=0.15)
 
 
-def test_unlabelled_inputs_stand_evenly_among_the_rows_and_are_at_most_half_as_many(source):
+def test_unlabelled_inputs_and_general_texts_stand_evenly_among_the_rows(source):
+    """The user's texts are all read, whatever the number of general ones, which are at most half as many as rows."""
     own = source.tables["sentiment"]
     size = len(own.train)
-    extra = [Example(f"extra {number}", None, "") for number in range(3)]
-    changed = ExampleSource(source.system, {**source.tables, "sentiment": replace(own, unlabelled=extra)})
-    rows = changed.router_rows("sentiment", size, np.random.default_rng(0))
+    extra, general = (
+        [Example(f"{kind} {n}", None, "") for n in range(count)] for kind, count in (("own", 3), ("any", 500))
+    )
+    changed = replace(own, unlabelled=extra, general=general)
+    more = ExampleSource(source.system, {**source.tables, "sentiment": changed})
+    rows = more.router_rows("sentiment", size, np.random.default_rng(0))
+    texts = [more.row("sentiment", row).text for row in rows if row >= size]
+    assert Counter(text for text in texts if text.startswith("own")) == {f"own {n}": UNLABELLED_TIMES for n in range(3)}
+    assert sum(text.startswith("any") for text in texts) == -(-size // 2)
     places = [place for place, row in enumerate(rows) if row >= size]
-    assert len(places) == min(UNLABELLED_TIMES * 3, -(-size // 2))
     assert max(np.diff(places)) <= 4
-    assert {changed.row("sentiment", rows[place]).text for place in places} == {one.text for one in extra}
     assert sorted(row for row in rows if row < size) == list(range(size))
     plain = source.router_rows("sentiment", size, np.random.default_rng(0))
     assert [row for row in rows if row < size] == [row for row in plain if row < size]
+    few = ExampleSource(source.system, {**source.tables, "sentiment": replace(own, unlabelled=extra * 100, general=[])})
+    rows = few.router_rows("sentiment", 5, np.random.default_rng(0))
+    assert sum(row >= size for row in rows) == 300

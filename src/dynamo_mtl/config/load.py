@@ -117,5 +117,7 @@ def extended_config(path: Path, added: AddedTask, overrides: Sequence[str] = ())
     settings["router"].setdefault("branches", []).append(0 if added.few_shot else BRANCH)
     if settings["router"].get("branch_adapters"):
         settings["router"]["branch_adapters"].append(None)
-    apply_overrides(settings, [*PLACES, *overrides])
+    # A handful of examples would be outnumbered by general texts.
+    few_shot = ["training.router.general_texts=0"] if added.few_shot else []
+    apply_overrides(settings, [*PLACES, *few_shot, *overrides])
     return validate(DynamoConfig, settings, str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class WiresConfig(BaseModel):
@@ -24,12 +24,19 @@ class FeedbackConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     file: str | None = None
-    """JSON lines to which ``POST /v1/feedback`` adds, for ``dynamo adapt-router``; without a file there is no such
-    route."""
+    """File that ends with ``.jsonl``, to which ``POST /v1/feedback`` adds, for ``dynamo adapt-router``; without a file
+    there is no such route."""
     texts: bool = False
     """Whether the texts themselves are kept. If not, only the numbers are that the router reads of them."""
     max_rows: int = Field(default=10_000, ge=1)
     """Rows of the file; further feedback is refused."""
+
+    @field_validator("file")
+    @classmethod
+    def _is_lines(cls, path: str | None) -> str | None:
+        if path is not None and not path.endswith(".jsonl"):
+            raise ValueError("the name should end with .jsonl, since that is what it holds")
+        return path
 
 
 class ServingConfig(BaseModel):

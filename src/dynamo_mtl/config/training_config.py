@@ -15,13 +15,14 @@ class RouterPhaseConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     examples_per_task: int = Field(default=1000, ge=1)
-    """Training texts of each task whose trunk features are computed once: plain, instructed and conflicting."""
+    """Training texts of each task whose trunk features are computed once: plain, instructed, conflicting and viewed."""
     tokens_per_task: int = Field(default=1_000_000, ge=1)
     """Once the cached inputs of a task have this many tokens, no further text of the task is read: long texts are
     costly."""
     general_texts: int = Field(default=2000, ge=0)
-    """Texts of everyday life, written by this project, that the router also learns for a task of one of the five first
-    types if it is the only one of its type."""
+    """English texts of everyday life, written by this project, that the router also learns for a task of one of the
+    five first types if it is the only one of its type; at most half as many as training texts. 0 for other
+    languages."""
     feature_epochs: int = Field(default=15, ge=1)
     """Passes over the cached features; they take seconds."""
     feature_batch_size: int = Field(default=64, ge=1)

@@ -1,4 +1,4 @@
-"""Score a checkpoint: every task under several systems, and routing on three kinds of input."""
+"""Score a checkpoint: every task under several systems, and routing on four kinds of input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynamo_mtl.config.comparison_config import SYSTEMS
 from dynamo_mtl.config.identity import settings_of
 from dynamo_mtl.config.system_config import SystemConfig
 from dynamo_mtl.config.training_config import PipelineConfig
-from dynamo_mtl.errors import CheckpointError, ConfigError
+from dynamo_mtl.errors import CheckpointError, ConfigError, DataError
 from dynamo_mtl.evaluation.compared_systems import (
     Choice,
     ComparedSystem,
@@ -34,7 +34,7 @@ from dynamo_mtl.evaluation.confidence import score_confidence
 from dynamo_mtl.evaluation.inputs import Examples, make_routed_inputs, task_examples, task_input
 from dynamo_mtl.evaluation.result import FORMAT, Result, Scores
 from dynamo_mtl.evaluation.routing_scores import score_kinds, score_routing
-from dynamo_mtl.evaluation.shift import score_shift
+from dynamo_mtl.evaluation.shift import Sets, score_shift, shift_sets
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.inference.scoring import predict_examples
 from dynamo_mtl.metrics.generation import signatures
@@ -130,6 +130,11 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
     predictor = Predictor(system, metadata.calibration)
+    sets: Sets = {}
+    try:
+        sets = shift_sets(system, config.data)
+    except (ConfigError, DataError) as error:
+        logger.warning("the files of shift_files are left out: %s", error)
     compared_systems = systems_of(predictor, systems, metadata.seed)
     if "single_task" in systems and (alone := _single_task(predictor, checkpoint, device, config)):
         compared_systems["single_task"] = alone
@@ -140,7 +145,7 @@ def evaluate_checkpoint(checkpoint: Path, config: PipelineConfig, split: str, sy
         board.add(name, compared)
     routing = {} if config.model.adapters != "routed" else score_routing(predictor, board.examples, config)
     confidence = score_confidence(system, config, split, metadata.seed, list(system.tasks))
-    shift = {} if config.model.adapters != "routed" else score_shift(predictor, config.data)
+    shift = {} if config.model.adapters != "routed" else score_shift(predictor, sets)
     return make_result(
         metadata, system, split, board, routing, shift=shift, confidence=confidence, settings=settings_of(config)
     )
@@ -158,9 +163,9 @@ def evaluate_shift(checkpoint: Path, config: PipelineConfig, split: str) -> Resu
     device = PartialState().device
     assert device is not None
     system, metadata = load_system(checkpoint, device, config)
-    predictor = Predictor(system, metadata.calibration)
+    predictor, sets = Predictor(system, metadata.calibration), shift_sets(system, config.data)
     board = Scoreboard({n: task_examples(system, n, split, metadata.seed) for n in system.tasks})
-    shift = score_shift(predictor, config.data)
+    shift = score_shift(predictor, sets)
     routing = score_kinds(predictor, make_routed_inputs(system, board.examples, config.training.seed))
     return make_result(metadata, system, split, board, routing, shift=shift, settings=settings_of(config))
 

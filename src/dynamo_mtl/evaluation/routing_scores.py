@@ -1,4 +1,4 @@
-"""Score a trained router: on three kinds of input, on inputs of no task, and by the cost of wrong routes."""
+"""Score a trained router: on four kinds of input, on inputs of no task, and by the cost of wrong routes."""
 
 from __future__ import annotations
 

@@ -29,34 +29,51 @@ MOST = 1000
 """Inputs of a file that are routed."""
 
 
-def score_shift(predictor: Predictor, config: DataConfig) -> dict[str, Any]:
+Sets = dict[str, tuple[str, list[Example]]]
+"""Name of a set → its task and inputs."""
+
+
+def shift_sets(system: System, config: DataConfig) -> Sets:
+    """Read the files of ``tasks.NAME.shift_files``.
+
+    Args:
+        system: the tasks.
+        config: root folder of the files.
+
+    Raises:
+        ConfigError: two sets of one name, or a task of which plain inputs say nothing.
+        DataError: a file that cannot be used.
+    """
+    found: Sets = {}
+    for task in system.tasks.values():
+        key = f"tasks.{task.name}.shift_files"
+        if task.config.shift_files and (task.takes_choices or task.config.requires_instruction):
+            why = "options decide where its inputs go" if task.takes_choices else "its inputs need an instruction"
+            raise ConfigError(f"{key}: {why}, so there is nothing to measure; leave it out")
+        for name, place in task.config.shift_files.items():
+            if name in found:
+                raise ConfigError(
+                    f"{key}: task '{found[name][0]}' has a set '{name}' too; give a mapping of other names to paths"
+                )
+            found[name] = task.name, unlabelled_examples(task, place, "validation", config, MOST)
+    return found
+
+
+def score_shift(predictor: Predictor, files: Sets) -> dict[str, Any]:
     """Score the routing of inputs that no training has seen, of which only the task is known.
 
     Args:
         predictor: the routed system.
-        config: root folder of the files.
+        files: sets of inputs.
 
     Returns:
-        ``sets``: for each file of ``tasks.NAME.shift_files`` its ``task`` and shares of its ``n`` inputs: ``right``,
-        ``rejected``, ``right_or_rejected``, ``confident_wrong``; and ``sent_to``, how many went to which task.
-        ``everyday``: the same of the built-in set, over all tasks, and in ``tasks`` for each. ``mean_right``,
-        ``worst_right``, ``mean_right_or_rejected`` and ``most_confident_wrong`` over the files, if there are any.
-
-    Raises:
-        ConfigError, DataError: a file that cannot be used, or two sets of one name.
+        ``sets``: for each of the files its ``task`` and shares of its ``n`` inputs: ``right``, ``rejected``,
+        ``right_or_rejected``, ``confident_wrong``; and ``sent_to``, how many went to which task. ``everyday``: the same
+        of the built-in set, over all tasks, and in ``tasks`` for each. ``mean_right``, ``worst_right``,
+        ``mean_right_or_rejected`` and ``most_confident_wrong`` over the files, if there are any.
     """
-    system = predictor.system
-    files: dict[str, tuple[str, list[Example]]] = {}
-    for task in system.tasks.values():
-        for name, place in task.config.shift_files.items():
-            if name in files:
-                raise ConfigError(
-                    f"tasks.{task.name}.shift_files: task '{files[name][0]}' has a set '{name}' too; give a mapping of "
-                    "other names to paths"
-                )
-            files[name] = task.name, unlabelled_examples(task, place, "validation", config, MOST)
     sets = {name: _set_scores(predictor, task, rows, name) for name, (task, rows) in files.items()}
-    everyday = everyday_inputs(system)
+    everyday = everyday_inputs(predictor.system)
     of_tasks = {task: _set_scores(predictor, task, rows, f"everyday {task}") for task, rows in everyday.items()}
     found: dict[str, Any] = {"sets": sets, "everyday": {**_together(of_tasks), "tasks": of_tasks} if of_tasks else {}}
     if sets:

@@ -281,7 +281,9 @@ class DynamoInference:
         Returns:
             A dictionary with ``task``, None if the text is rejected; ``predicted_task``, the likeliest task in any
             case; calibrated ``confidence`` and ``probabilities``; ``familiarity``, the share of known inputs that are
-            at least as unusual; and ``thresholds``, the confidence and familiarity below which inputs are rejected.
+            at least as unusual; ``thresholds``, the confidence and familiarity below which inputs are rejected;
+            ``doubt``, why this one is: ``unsure``, ``unfamiliar`` or None; and ``likeliest``, the tasks that come into
+            question.
         """
         check_choices(choices)
         for name, value in (("text", text), ("context", context), ("instruction", instruction)):

@@ -90,6 +90,11 @@ class Predictor:
         Raises:
             ConfigError: the model has no router.
         """
+        return [route for route, _ in self.route_with_features(inputs)]
+
+    @torch.inference_mode()
+    def route_with_features(self, inputs: Sequence[TextInput]) -> list[tuple[Route, Tensor]]:
+        """Like ``route``, each with the features ``(features,)`` that the router has read."""
         self.check_routed()
         router = self.system.model.router
         if not inputs:
@@ -97,11 +102,12 @@ class Predictor:
         familiarity = self.system.model.ood.familiarity
 
         def read(_: Batch, trunk: Trunk) -> Tensor:
-            return torch.cat([router(trunk.features).logits, familiarity(trunk.features)[:, None]], dim=1)
+            features = trunk.features
+            return torch.cat([router(features).logits, familiarity(features)[:, None], features], dim=1)
 
-        found = self.read(inputs, read)
-        logits = self._possible(found[:, :-1], [bool(one.choices) for one in inputs])
-        return _routes(self._calibrated(logits), found[:, -1])
+        logits, familiar, features = self.read(inputs, read).split([router.adapters, 1, router.feature_size], dim=1)
+        logits = self._possible(logits, [bool(one.choices) for one in inputs])
+        return list(zip(_routes(self._calibrated(logits), familiar[:, 0]), features, strict=True))
 
     def predict(
         self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None, weights: Tensor | None = None

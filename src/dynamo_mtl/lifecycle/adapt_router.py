@@ -22,7 +22,7 @@ from dynamo_mtl.checkpoint.folder import MEMORY
 from dynamo_mtl.config.load import BRANCH
 from dynamo_mtl.config.training_config import PipelineConfig
 from dynamo_mtl.errors import CheckpointError, ConfigError, DataError
-from dynamo_mtl.inference.feedback import is_feedback, read_feedback
+from dynamo_mtl.inference.feedback import Feedback, is_feedback, read_feedback
 from dynamo_mtl.lifecycle.branch_phase import (
     LOST,
     BranchInputs,
@@ -40,7 +40,7 @@ from dynamo_mtl.storage import new_folder, only_writer
 from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Example
-from dynamo_mtl.tasks.unlabelled import read_unlabelled, unlabelled_examples
+from dynamo_mtl.tasks.unlabelled import unlabelled_examples
 from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.router_memory import trunk_features
@@ -53,8 +53,8 @@ LEAST = 8
 """Fewer texts say too little."""
 JUDGED = 5
 """Every fifth text is held out, to judge the result by."""
-VIEWS_EACH = 4
-"""Changed forms of each text that are learned, beside its own."""
+MORE_VIEWS = 3
+"""Changed forms of each text that are learned, beyond those of every training text."""
 UPDATES = 400
 """Of the branch, at least."""
 
@@ -64,10 +64,8 @@ class Adapted:
     """What a router has learned."""
 
     task: str
-    inputs: int
-    """Texts that were read."""
     held_out: int
-    """Of these, texts that were only judged by."""
+    """Every fifth input of the file, which was only judged by."""
     right_before: float
     """Share of the held-out texts that were sent to the task before."""
     right_after: float
@@ -80,8 +78,8 @@ class Adapted:
     def lines(self) -> list[str]:
         """In a few lines of text."""
         return [
-            f"{self.task}: {self.inputs} inputs read, {self.held_out} of them only to judge by",
-            f"  sent to it: {self.right_before:.3f} before, {self.right_after:.3f} after",
+            f"{self.task}: {self.held_out} of its inputs were held out; "
+            f"share that is sent to it: {self.right_before:.3f} before, {self.right_after:.3f} after",
             f"  lost by other tasks: {self.lost} of {self.remembered} remembered inputs",
         ]
 
@@ -126,21 +124,9 @@ def _adapted(checkpoint: Path, output: Path, config: PipelineConfig, task: str, 
             "version: dynamo train CONFIG --phase 2"
         )
     route = system.route_of(task)
-    if is_feedback(inputs):
-        rows, features = read_feedback(inputs, system, task)
-        texts = [read_unlabelled(system.tasks[task], row, where) for row, where in rows][:MOST]
-        features = features[:MOST].to(accelerator.device)
-    else:
-        own_folder = config.data.model_copy(update={"root": None})
-        texts = unlabelled_examples(system.tasks[task], str(inputs), TRAIN, own_folder, MOST)
-        features = torch.zeros(0, system.model.router.feature_size, device=accelerator.device)
-    count = len(texts) + len(features)
-    if count < LEAST:
-        raise DataError(f"{inputs}: has {count} texts of task '{task}'; give at least {LEAST}, better a hundred")
-    added, validation = _read(system, task, texts, config)
-    is_judged = torch.arange(len(features)) % JUDGED == 0
-    validation = torch.cat([validation, features[is_judged]])
-    added = added.joined(_plain_memory(features[~is_judged], route))
+    if not bool((known.routes != route).any()):
+        raise ConfigError(f"--task: the model has no other task than '{task}', so there is nothing to teach its router")
+    added, validation = _read(system, task, inputs, config)
     before = _share(system.model.router, validation, route)
     others = known.select(known.routes != route)
     branch_inputs = split_inputs(added, others, route, validation)
@@ -148,47 +134,89 @@ def _adapted(checkpoint: Path, output: Path, config: PipelineConfig, task: str, 
     system.model.router = first.with_branch(BRANCH, route)
     _learn(system, branch_inputs, config, accelerator)
     lost = _limit(system.model.router, first, branch_inputs.held_out, route)
-    system.model.memory = known.joined(added.sample(config.training.router.memory_examples, config.training.seed))
-    system.model.ood.extend(branch_inputs.own, validation)
-    calibration = covering(metadata.calibration, system, validation)
+    settings = config.training
+    memory = known.joined(added.sample(settings.router.memory_examples, settings.seed))
+    system.model.memory = memory.sample(2 * settings.router.memory_examples, settings.seed)
+    system.model.ood.extend(branch_inputs.own[: settings.router.novelty_examples], validation)
+    calibration = covering(metadata.calibration, system, _sent_to(system.model.router, validation, route))
     stored = config.model_copy(update={"router": system.model.router.config})
     changed = replace(metadata, format=type(metadata).format, calibration=calibration)
     system.save(output, changed, stored.to_yaml())
     logger.info("saved %s", output)
     after = _share(system.model.router, validation, route)
-    return Adapted(task, count, len(validation), before, after, len(branch_inputs.held_out), lost)
+    return Adapted(task, len(validation), before, after, len(branch_inputs.held_out), lost)
 
 
-def _read(system: System, task: str, texts: Sequence[Example], config: PipelineConfig) -> tuple[RouterMemory, Tensor]:
-    """Features of the texts to learn from, in several forms, and ``(n, features)`` of those to judge by."""
-    if not texts:
-        nothing = torch.zeros(0, system.model.router.feature_size, device=system.device)
-        return _plain_memory(nothing, system.route_of(task)), nothing
+def _read(system: System, task: str, inputs: Path, config: PipelineConfig) -> tuple[RouterMemory, Tensor]:
+    """Features of the inputs of a file to learn from, in several forms, and ``(n, features)`` of those to judge by.
+
+    Raises:
+        DataError: it cannot be read, or has too few inputs.
+    """
     rng = np.random.default_rng([config.training.seed, 12])
-    making, judging = RouterInputs(system), RouterInputs(system, "validation")
-    needs_instruction = making.requires_instruction(task)
-    drawn: list[RouterInput] = []
-    learned = [text for number, text in enumerate(texts) if number % JUDGED]
-    for text, another in with_others(learned, rng):
+    route, size = system.route_of(task), system.model.router.feature_size
+    if is_feedback(inputs):
+        given = read_feedback(inputs, system, task)
+    else:
+        own_folder = config.data.model_copy(update={"root": None})
+        texts = unlabelled_examples(system.tasks[task], str(inputs), TRAIN, own_folder, MOST)
+        given = Feedback([(text, None) for text in texts], torch.zeros(0, size), torch.zeros(0, dtype=torch.bool))
+    count = len(given.inputs) + len(given.features)
+    if count < LEAST:
+        raise DataError(f"{inputs}: has {count} texts of task '{task}'; give at least {LEAST}, better a hundred")
+    order = rng.permutation(count)[:MOST].tolist()
+    judged, learned = order[::JUDGED], [number for place, number in enumerate(order) if place % JUDGED]
+
+    def with_text(numbers: Sequence[int]) -> list[tuple[Example, str | None]]:
+        return [given.inputs[number] for number in numbers if number < len(given.inputs)]
+
+    def without(numbers: Sequence[int]) -> list[int]:
+        return [number - len(given.inputs) for number in numbers if number >= len(given.inputs)]
+
+    forms, asked = _forms(system, task, with_text(learned), rng), _asked(system, task, with_text(judged), rng)
+    features, routes, is_plain = _encoded(system, forms, config.training.token_budget)
+    validation, _, _ = _encoded(system, asked, config.training.token_budget)
+    own = without(learned)
+    features = torch.cat([features, given.features[own].to(features.device)])
+    routes = torch.cat([routes, torch.full((len(own),), route, device=routes.device)])
+    is_plain = torch.cat([is_plain, given.is_plain[own].to(is_plain.device)])
+    validation = torch.cat([validation, given.features[without(judged)].to(validation.device)])
+    return RouterMemory(features, routes, torch.full_like(routes, route), is_plain), validation
+
+
+def _forms(
+    system: System, task: str, texts: Sequence[tuple[Example, str | None]], rng: np.random.Generator
+) -> list[RouterInput]:
+    """The forms in which texts are learned. One with an instruction of its own is learned as it is."""
+    making = RouterInputs(system)
+    drawn = [making.instructed(task, text, instruction) for text, instruction in texts if instruction is not None]
+    for text, another in with_others([text for text, instruction in texts if instruction is None], rng):
         drawn += making.of_example(task, text, rng, another, system.config.data.crossed_rate)
-        views = (making.viewed(task, text, rng, another) for _ in range(VIEWS_EACH))
+        views = (making.viewed(task, text, rng, another) for _ in range(MORE_VIEWS))
         drawn += [view for view in views if view is not None]
-    asked = [
-        judging.instructed(task, text, judging.draw_instruction(task, rng) if needs_instruction else None)
-        for text in texts[::JUDGED]
+    return drawn
+
+
+def _asked(
+    system: System, task: str, texts: Sequence[tuple[Example, str | None]], rng: np.random.Generator
+) -> list[RouterInput]:
+    """The inputs to judge by: as they are, or with an instruction where the task requires one."""
+    judging = RouterInputs(system, "validation")
+    needed = judging.requires_instruction(task)
+    return [
+        judging.instructed(task, text, instruction or (judging.draw_instruction(task, rng) if needed else None))
+        for text, instruction in texts
     ]
-    budget = config.training.token_budget
+
+
+def _encoded(system: System, drawn: list[RouterInput], budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, right adapters, and which inputs are plain; of none, empty tensors."""
+    if not drawn:
+        none = torch.zeros(0, dtype=torch.long, device=system.device)
+        return torch.zeros(0, system.model.router.feature_size, device=system.device), none, none.bool()
+    making = RouterInputs(system)
     features, routes = trunk_features(system, [making.encode(one) for one in drawn], budget)
-    origins = torch.full_like(routes, system.route_of(task))
-    is_plain = torch.tensor([one.instruction is None for one in drawn], device=features.device)
-    validation, _ = trunk_features(system, [judging.encode(one) for one in asked], budget)
-    return RouterMemory(features, routes, origins, is_plain), validation
-
-
-def _plain_memory(features: Tensor, route: int) -> RouterMemory:
-    """Features of texts without an instruction, all of one task."""
-    routes = torch.full((len(features),), route, device=features.device)
-    return RouterMemory(features, routes, routes, torch.ones_like(routes, dtype=torch.bool))
+    return features, routes, torch.tensor([one.instruction is None for one in drawn], device=features.device)
 
 
 def _learn(system: System, inputs: BranchInputs, config: PipelineConfig, accelerator: Accelerator) -> None:
@@ -228,3 +256,10 @@ def _limit(router: Router, before: Router, others: Tensor, route: int) -> int:
 def _share(router: Router, features: Tensor, route: int) -> float:
     """Share of inputs that are sent to an adapter."""
     return float((router(features).weights.argmax(dim=1) == route).float().mean())
+
+
+@torch.no_grad()
+def _sent_to(router: Router, features: Tensor, route: int) -> Tensor:
+    """Those inputs that are sent to an adapter; all if none is. A stray one must not decide how sure is sure enough."""
+    own = features[router(features).weights.argmax(dim=1) == route]
+    return own if len(own) else features

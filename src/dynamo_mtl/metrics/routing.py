@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -165,21 +165,28 @@ def collapse_warnings(probabilities: np.ndarray, actual: Sequence[int], names: S
     return found
 
 
-def confused_pairs(confusion: Sequence[Sequence[int]], names: Sequence[str], least: float = 0.03) -> list[str]:
+def confused_pairs(
+    confusion: Sequence[Sequence[int]],
+    names: Sequence[str],
+    together: Container[tuple[str, str]] = (),
+    least: float = 0.03,
+) -> list[str]:
     """Say, in words, which two tasks are confused, the worst first; empty if none are.
 
     Args:
         confusion: of plain inputs, as ``confusion_matrix`` gives it.
         names: names of the tasks.
+        together: pairs that read the same inputs, and are no confusion.
         least: share of the inputs of one task sent to the other that is worth a warning.
     """
     found: list[tuple[float, str]] = []
     for i, j in itertools.combinations(range(len(names)), 2):
-        lost, total = max(((confusion[a][b], sum(confusion[a])) for a, b in ((i, j), (j, i))), key=lambda n: n[0])
-        if total and lost / total >= least:
-            one, other = names[i], names[j]
-            says = f"{one} and {other} are confused: {lost} of {total} plain inputs of one are sent to the other"
-            found.append((lost / total, f"{says}. {remedy(one, other)}"))
+        ways = [(confusion[a][b] / sum(confusion[a]), a, b) for a, b in ((i, j), (j, i)) if sum(confusion[a])]
+        share, own, other = max(ways, default=(0.0, i, j))
+        if share >= least and (names[i], names[j]) not in together:
+            count = f"{confusion[own][other]} of {sum(confusion[own])}"
+            says = f"{count} plain inputs of {names[own]} are sent to {names[other]}"
+            found.append((share, f"{says}. {remedy(names[own], names[other])}"))
     return [sentence for _, sentence in sorted(found, reverse=True)]
 
 

@@ -302,5 +302,7 @@ class Router(nn.Module):
                 logits = torch.cat([logits, temperature * gained], dim=1)
             else:
                 is_own = torch.arange(logits.shape[1], device=logits.device) == widened
-                logits = torch.where(is_own, temperature * torch.logaddexp(logits / temperature, gained), logits)
+                # Not logaddexp: exported to ONNX, that overflows.
+                both = torch.stack([logits / temperature, gained.expand_as(logits)])
+                logits = torch.where(is_own, temperature * torch.logsumexp(both, 0), logits)
         return logits

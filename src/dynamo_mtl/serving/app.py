@@ -43,7 +43,7 @@ def offered(server: Server) -> dict[str, tuple[Any, type[BaseModel]]]:
     wires = {systemone: switched.systemone, openai: switched.openai, labels: switched.labels}
     found = {path: route for wire, is_on in wires.items() if is_on for path, route in wire.wire(server).items()}
     if server.config.feedback.file is not None:
-        found[feedback.PATH] = feedback.Feedback(server).take, FeedbackRequest
+        found[feedback.PATH] = feedback.FeedbackRoute(server).take, FeedbackRequest
     return found
 
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from starlette.requests import Request
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 1.0
 """How long to wait past the deadline for an answer that may be about to arrive."""
 T = TypeVar("T")
+R = TypeVar("R", bound=RouteRequest)
 
 
 class Server:
@@ -73,7 +74,7 @@ class Server:
         """Answer inputs of any tasks, in any mix."""
         self.refuse_if_draining()
         self.engine.check_room(1)
-        asked = cast("PredictRequest", await self._read(request, PredictRequest))
+        asked = await self._read(request, PredictRequest)
         items = asked.items
         model = self.model
         for place, hint in (
@@ -175,16 +176,31 @@ class Server:
 
     async def route(self, request: Request) -> Response:
         """Say where inputs belong, without answering them."""
+        asked, found = await self.run_beside(request, RouteRequest, lambda model, asked: _routes(model, asked.items))
+        return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
+
+    async def run_beside(self, request: Request, kind: type[R], work: Callable[[DynamoInference, R], T]) -> tuple[R, T]:
+        """Read a request and do its work beside the engine, where at most ``max_routing`` requests are at a time.
+
+        Args:
+            request: the request.
+            kind: the form of its body.
+            work: computes the result from the model and the body, in a thread of its own.
+
+        Raises:
+            Overloaded, Unavailable: there is no room, or the server is stopping.
+            RequestError: the body cannot be used.
+        """
         self.refuse_if_draining()
         if self._routing >= self.config.max_routing:
             raise Overloaded(1)
         self._routing += 1
         try:
-            asked = await self._read(request, RouteRequest)
-            found = await asyncio.get_running_loop().run_in_executor(self.beside, _routes, self.model, asked.items)
+            asked = await self._read(request, kind)
+            found = await asyncio.get_running_loop().run_in_executor(self.beside, work, self.model, asked)
         finally:
             self._routing -= 1
-        return JSONResponse(found if isinstance(asked.inputs, list) else found[0])
+        return asked, found
 
     async def reload(self, request: Request) -> Response:
         """Load the newest version of the checkpoint, and answer with it from the next request on."""
@@ -236,7 +252,7 @@ class Server:
         if self.is_draining:
             raise Unavailable("the server is stopping")
 
-    async def _read(self, request: Request, kind: type[RouteRequest]) -> RouteRequest:
+    async def _read(self, request: Request, kind: type[R]) -> R:
         body = await read_body(request, self.config)
         return validated(kind, read_json(body), self.config)
 

@@ -88,6 +88,9 @@ class RouteRequest(BaseModel):
         return [Input(text=one) if isinstance(one, str) else one for one in given]
 
 
+R = TypeVar("R", bound=RouteRequest)
+
+
 class PredictRequest(RouteRequest):
     """Inputs to answer."""
 
@@ -221,7 +224,7 @@ async def read_wire(request: Request, form: type[Form], config: ServingConfig) -
         raise _invalid(f"{'.'.join(map(str, path)) or 'body'}: {says[:1].lower()}{says[1:]}") from None
 
 
-def validated(model: type[RouteRequest], value: Any, config: ServingConfig) -> RouteRequest:
+def validated(model: type[R], value: Any, config: ServingConfig) -> R:
     """Validate a request and check its limits.
 
     Raises:

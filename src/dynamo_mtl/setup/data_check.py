@@ -18,7 +18,7 @@ from dynamo_mtl.setup.confusable import look_alike
 from dynamo_mtl.system import BYTE_LEVEL, choose_vocabulary
 from dynamo_mtl.tasks.encoding import SourceEncoder
 from dynamo_mtl.tasks.generation_task import GenerationTask
-from dynamo_mtl.tasks.registry import make_tasks
+from dynamo_mtl.tasks.registry import make_tasks, same_group
 from dynamo_mtl.tasks.tables import TRAIN, check_splits, source_split, split_of_file, task_location
 from dynamo_mtl.tasks.task import Example, Task
 
@@ -119,10 +119,13 @@ def check_data(config: SystemConfig, sample: int = 2000, tell: Callable[[str], N
             samples[split][name] = kept[split]
             if kept[TRAIN]:
                 _measure(profile[name][split], task, kept[split], tokenizer, config)
+    together = same_group(config.tasks)
     plain = {name for name, own in config.tasks.items() if not own.requires_instruction}
     train, validation = ({name: rows for name, rows in samples[split].items() if name in plain} for split in SPLITS)
     for name, others in look_alike(train, validation, tokenizer).items():
-        profile[name]["validation"].looks_like = others
+        profile[name]["validation"].looks_like = {
+            other: share for other, share in others.items() if not {(name, other), (other, name)} & together
+        }
     return profile
 
 

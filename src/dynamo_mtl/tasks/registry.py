@@ -81,6 +81,15 @@ def alone_in_type(settings: Mapping[str, TaskConfig]) -> list[str]:
     return [name for name, own in settings.items() if count[own.type] == 1 and not own.requires_instruction]
 
 
+def same_group(settings: Mapping[str, TaskConfig]) -> set[tuple[str, str]]:
+    """Pairs of tasks of one group, which read the same inputs, in their order."""
+    return {
+        (one, other)
+        for one, other in itertools.combinations(settings, 2)
+        if settings[one].group is not None and settings[one].group == settings[other].group
+    }
+
+
 def _alike(tasks: Mapping[str, Task]) -> list[tuple[str, str]]:
     """Pairs of tasks that share an instruction."""
     worded = {name: set(task.instructions) for name, task in tasks.items()}

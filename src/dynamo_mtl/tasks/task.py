@@ -208,6 +208,13 @@ class Task(abc.ABC):
             f"no column '{names[0]}'",
         )
 
+    def input_value(self, row: Mapping[str, Any], column: str) -> Any:
+        """The value of a column of inputs, under any name that it may have; None if there is none."""
+        known = {**self.column_names, **self.optional_columns}[column]
+        others = [given for given in row if str(given).strip().casefold() in {name.casefold() for name in known}]
+        found = (row[name] for name in [*self._present(row, column), *others])
+        return next((value for value in found if value is not None), None)
+
     def _present(self, row: Mapping[str, Any], name: str) -> list[str]:
         """The columns of a row that can be one of ours."""
         found = [candidate for candidate in self.names_of(name) if candidate in row]

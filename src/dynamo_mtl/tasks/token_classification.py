@@ -119,6 +119,10 @@ class TokenClassification(Task):
             raise DataError(f"{where}: the text of task '{self.name}' is empty", "empty text")
         return Example(text, None, json.dumps(sorted(spans)))
 
+    def input_value(self, row: Mapping[str, Any], column: str) -> Any:
+        words = next((row[name] for name in self.names_of("tokens") if isinstance(row.get(name), list)), None)
+        return super().input_value(row, column) if words is None else " ".join(map(str, words))
+
     def _from_spans(self, given: Any, text: str, where: str) -> list[Entity]:
         """Read entities from ``[{"start", "end", "label"}]``, or from that as JSON in a cell of a table."""
         try:

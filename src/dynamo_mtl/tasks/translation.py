@@ -83,5 +83,10 @@ class Translation(GenerationTask):
             row = {**known, **row}
         return Example(self.text_column(row, "source", where), None, self.text_column(row, "target", where))
 
+    def input_value(self, row: Mapping[str, Any], column: str) -> Any:
+        pair = row.get("translation")
+        of_language = (pair if isinstance(pair, Mapping) else row).get(self.settings.source_code)
+        return super().input_value(row, column) if of_language is None else of_language
+
     def score(self, answers: Sequence[Answer | None], examples: Sequence[Example]) -> dict[str, float]:
         return {**super().score(answers, examples), "chrf": chrf(self.texts(answers), [e.target for e in examples])}

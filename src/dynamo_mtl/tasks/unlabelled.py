@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from dynamo_mtl.data.data_config import DataConfig
 from dynamo_mtl.data.locations import LINES
 from dynamo_mtl.data.readers import read_rows
-from dynamo_mtl.data.text_files import Reading, open_text
+from dynamo_mtl.data.text_files import open_text
 from dynamo_mtl.errors import DataError
 from dynamo_mtl.tasks.encoding import clean
 from dynamo_mtl.tasks.tables import rooted
@@ -23,37 +24,25 @@ logger = logging.getLogger(__name__)
 def read_unlabelled(task: Task, row: Mapping[str, Any], where: str) -> Example:
     """Turn a row into an example without a target. Other columns than those of the input are not looked at.
 
-    A column may have the name that the task's configuration gives it, or any that is known for it. Words in a list are
-    joined.
+    A column may have the name that the task's configuration gives it, or any that is known for it.
 
     Raises:
         DataError: naming ``where``, if it has no text, or no context where the task needs one.
     """
     found: dict[str, str] = {}
     for column, part in task.input_columns.items():
-        if part not in ("text", "context"):
-            continue
-        names = _names(task, column)
-        value = next((row[name] for name in names if row.get(name) is not None), None)
-        if isinstance(value, list) and all(isinstance(word, str) for word in value):
-            value = " ".join(value)
-        if value is None and part == "context" and not task.needs_context:
+        value = task.input_value(row, column)
+        if part not in ("text", "context") or (value is None and part == "context" and not task.needs_context):
             continue
         if not isinstance(value, str) or not value.strip():
             seen = f"found {value!r:.60}" if value is not None else f"found {', '.join(map(str, row)) or 'none'}"
             raise DataError(
-                f"{where}: task '{task.name}' needs the {part} of its input in a column '{names[0]}', {seen}",
+                f"{where}: task '{task.name}' needs the {part} of its input in a column '{task.names_of(column)[0]}', "
+                f"{seen}",
                 f"no {part}",
             )
         found[part] = clean(value)
     return Example(found["text"], found.get("context"), "")
-
-
-def _names(task: Task, column: str) -> tuple[str, ...]:
-    """The names that a column of inputs may have."""
-    words = task.names_of("tokens") if "tokens" in task.column_names else ()
-    known = {**task.column_names, **task.optional_columns}[column]
-    return tuple(dict.fromkeys([*task.names_of(column), *known, *words]))
 
 
 def unlabelled_examples(task: Task, location: str, split: str, config: DataConfig, most: int) -> list[Example]:
@@ -109,9 +98,9 @@ def _lines(task: Task, path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         )
     column = task.names_of(next(own for own, part in task.input_columns.items() if part == "text"))[0]
     try:
-        with open_text(path, Reading()) as text:
+        with open_text(path, task.config.reading) as text:
             for number, line in enumerate(text.file, start=1):
                 if line.strip():
                     yield {column: line.strip()}, f"{path}, line {number}"
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error

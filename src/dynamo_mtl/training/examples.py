@@ -30,7 +30,9 @@ class TaskTables:
     train: datasets.Dataset
     validation: datasets.Dataset
     unlabelled: list[Example] = field(default_factory=list)
-    """Further inputs without answers, from which only the router learns."""
+    """Further inputs of the user's, without answers, from which only the router learns."""
+    general: list[Example] = field(default_factory=list)
+    """General texts of the task's type, from which only the router learns."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,30 @@ class ExampleSource:
         return self.system.encode(self.row(task, row), task, instruction).without_shallow_windows()
 
     def row(self, task: str, row: int) -> Example:
-        """A row of a task's training table; after its last row, one of the unlabelled inputs."""
+        """A row of a task's training table; after its last row an unlabelled input, and then a general text."""
         own = self.tables[task]
-        return own.unlabelled[row - len(own.train)] if row >= len(own.train) else example_at(own.train, row)
+        beyond = row - len(own.train)
+        return example_at(own.train, row) if beyond < 0 else (own.unlabelled + own.general)[beyond]
 
     def router_rows(self, task: str, most: int, rng: np.random.Generator) -> list[int]:
         """Random rows of a task for the router, as numbers for ``row``.
 
-        They are ``most`` of its training table, and among them, evenly, each unlabelled input up to
-        ``UNLABELLED_TIMES`` times, but at most half as many as of the table.
+        They are ``most`` of its training table, and among them, evenly, each unlabelled input ``UNLABELLED_TIMES``
+        times, but no more of these than of the table or than there are; and general texts, at most half as many as
+        rows of the table.
         """
         own = self.tables[task]
         rows = rng.permutation(len(own.train))[:most].tolist()
-        if not own.unlabelled:
-            return rows
-        wanted = min(UNLABELLED_TIMES * len(own.unlabelled), math.ceil(len(rows) / 2))
-        numbers = np.resize(rng.permutation(len(own.unlabelled)), wanted) + len(own.train)
-        places = np.linspace(0, len(rows), wanted, endpoint=False).astype(int)
-        return np.insert(np.array(rows), places, numbers).tolist()
+        count = len(rows)
+        for start, size, wanted in (
+            (0, len(own.unlabelled), min(UNLABELLED_TIMES * len(own.unlabelled), max(len(own.unlabelled), count))),
+            (len(own.unlabelled), len(own.general), min(UNLABELLED_TIMES * len(own.general), math.ceil(count / 2))),
+        ):
+            if size:
+                numbers = np.resize(rng.permutation(size), wanted) + len(own.train) + start
+                places = np.linspace(0, len(rows), wanted, endpoint=False).astype(int)
+                rows = np.insert(np.array(rows), places, numbers).tolist()
+        return rows
 
     def drawing(self, task: str, rng: np.random.Generator) -> Callable[[], Example]:
         """Draws random training rows of a task."""

@@ -60,21 +60,21 @@ def load_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, Tas
             open_task_table(task, TRAIN, config.data, seed),
             open_task_table(task, "validation", config.data, seed),
             _unlabelled(config, task),
+            _general(config, task),
         )
         for name, task in tasks.items()
     }
 
 
 def _unlabelled(config: PipelineConfig, task: Task) -> list[Example]:
-    """What else the router learns of a task: the texts of its ``router_files``, and general ones."""
-    of_router = config.training.router
-    found = [
-        example
-        for place in task.config.router_files
-        for example in unlabelled_examples(task, place, TRAIN, config.data, of_router.examples_per_task)
-    ]
-    is_general = task.name in alone_in_type(config.tasks)
-    return found + (general_examples(task, of_router.general_texts, config.training.seed) if is_general else [])
+    most = config.training.router.examples_per_task
+    places = task.config.router_files
+    return [example for place in places for example in unlabelled_examples(task, place, TRAIN, config.data, most)]
+
+
+def _general(config: PipelineConfig, task: Task) -> list[Example]:
+    count = config.training.router.general_texts if task.name in alone_in_type(config.tasks) else 0
+    return general_examples(task, count, config.training.seed)
 
 
 def shared_tables(config: PipelineConfig, tasks: dict[str, Task]) -> dict[str, TaskTables]:

@@ -23,6 +23,7 @@ from dynamo_mtl.model.calibration import Calibration, fit_calibration
 from dynamo_mtl.router_inputs import InputKind, RouterInputs, with_others
 from dynamo_mtl.system import System
 from dynamo_mtl.tasks.encoding import EncodedExample
+from dynamo_mtl.tasks.registry import same_group
 from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.objective import LOSS, Objective
@@ -101,7 +102,8 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
         features, truth = held_out[InputKind.PLAIN]
         sent = router(features).logits.argmax(dim=1).tolist()
         names = list(system.tasks)
-        for sentence in confused_pairs(confusion_matrix(sent, truth.tolist(), len(names)), names):
+        together = same_group(system.config.tasks)
+        for sentence in confused_pairs(confusion_matrix(sent, truth.tolist(), len(names)), names, together):
             logger.warning("%s", sentence)
     logger.info("confidence: temperature %.3f, rejected below %.3f", found.temperature, found.threshold)
     return found
