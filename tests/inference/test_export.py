@@ -182,3 +182,23 @@ def test_a_graph_has_the_weights_as_they_were_published(saved, graph, tmp_path):
     fed = {"ids": ids, "mask": np.ones_like(ids), "task": np.array([-1])}
     for ours, other in zip(*(session.run(None, fed) for session in sessions), strict=True):
         assert np.array_equal(ours, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_graph_of_a_router_that_learned_more_routes_as_the_model_does(saved, tmp_path):
+    """A branch that widens a task, at a temperature so low that exponentials of logits would overflow."""
+    system, metadata = load_system(saved, CPU)
+    torch.manual_seed(4)
+    router = system.model.router = system.model.router.with_branch(4, 1)
+    with torch.no_grad():
+        router.log_temperature.fill_(-2.9)
+        for parameter in router.branches[-1].parameters():
+            parameter.normal_(std=0.5)
+    system.config = system.config.model_copy(update={"router": router.config})
+    folder = save_system(system, tmp_path / "model", calibration=metadata.calibration)
+    graph = export_onnx(folder, tmp_path / "onnx")
+    system, metadata = load_system(folder, CPU)
+    ids, mask = _rows(system, TEXTS)
+    routes = Predictor(system, metadata.calibration).route(TEXTS)
+    found = _run(graph, ids, mask, [-1] * len(TEXTS))
+    assert np.abs(found["probabilities"] - np.array([r.probabilities for r in routes])).max() < 1e-4

@@ -8,6 +8,8 @@ import string
 import pytest
 from tiny import answer_by_text, make_kinds_system, save_system
 
+from dynamo_mtl.config.serving_config import FeedbackConfig
+
 PATHS = [
     "/v1/predict",
     "/v1/route",
@@ -17,6 +19,7 @@ PATHS = [
     "/predict",
     "/predict/sentiment",
     "/classify",
+    "/v1/feedback",
     "/v1/tasks",
     "/info",
     "/metrics",
@@ -86,13 +89,14 @@ QUESTIONS = {
     },
     "/predict": lambda rng: {"inputs": rng.choice([rng.choice(TEXTS), rng.sample(TEXTS, 2), [[rng.choice(TEXTS)]]])},
     "/predict/sentiment": lambda rng: {"inputs": rng.choice(TEXTS), "raw_scores": rng.choice(NUMBERS)},
+    "/v1/feedback": lambda rng: {"inputs": rng.choice(TEXTS), "task": rng.choice(["sentiment", "qa", *TEXTS])},
     "/classify": lambda rng: {"input": rng.choice([rng.choice(TEXTS), rng.sample(TEXTS, 3)])},
 }  # fmt: skip
 
 
 def _request(rng):
     """A body that is nearly right, or bytes of any kind."""
-    path = rng.choice(PATHS[:8] * 3 + PATHS)
+    path = rng.choice(PATHS[:9] * 3 + PATHS)
     kind = rng.random()
     if kind < 0.25 and path in QUESTIONS:
         body = json.dumps(QUESTIONS[path](rng)).encode()
@@ -122,10 +126,10 @@ def checkpoint(request, system, session_config, tmp_path):
     return save_system(system, tmp_path / "model")
 
 
-def test_no_request_makes_the_server_fail(serve):
+def test_no_request_makes_the_server_fail(serve, tmp_path):
     """``make fuzz`` sends 10,000."""
     cases = int(os.environ.get("FUZZ_REQUESTS", "500")) // 2
-    server, client = serve()
+    server, client = serve(feedback=FeedbackConfig(file=str(tmp_path / "feedback.jsonl"), texts=True, max_rows=10**6))
     statuses = set()
     for seed in range(cases):
         method, path, body, headers = _request(random.Random(seed))
