@@ -86,7 +86,10 @@ def test_without_extras_commands_work_or_name_the_extra(wheel, checkpoint, tiny_
         ["add-task", f"{out}/compare/final_model", "--name", "more", "--type", "sentiment", "--data", "sample",
          "--output", f"{out}/added",
          "tasks.more.train_examples=8", "tasks.more.training.max_steps=1", "training.router.feature_epochs=1"],
+        ["adapt-router", f"{out}/compare/final_model", "--task", "translation", "--inputs", f"{out}/lines.txt",
+         "--output", f"{out}/adapted"],
     ]  # fmt: skip
+    (tmp_path / "lines.txt").write_text("".join(f"parcel number {n}\n" for n in range(10)))
     (tmp_path / "mine.csv").write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
     at_hub = {
         "push": (["push", model, "owner/name"], "the hub took no model"),

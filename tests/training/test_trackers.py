@@ -25,7 +25,7 @@ def test_tensorboard_gets_values_heat_maps_and_answers(tiny_config_file, tmp_pat
     events.Reload()
     tags = events.Tags()
     assert {"phase 2 router/loss", "phase 1 qa/validation_loss"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {f"phase_2 routing {kind}" for kind in ("bare", "instructed", "crossed")}
+    assert set(tags["images"]) == {f"phase_2 routing {kind}" for kind in ("bare", "instructed", "crossed", "viewed")}
     (text,) = [tag for tag in tags["tensors"] if tag.startswith("phase_2 answers")]
     table = events.Tensors(text)[0].tensor_proto.string_val[0].decode()
     assert table.startswith("| task | input | expected | routed to | answer |")
