@@ -316,6 +316,17 @@ def views_table(path: Path) -> str:
     return markdown_table(["the router learns", *names.values()], rows)
 
 
+def coherence_table(path: Path) -> str:
+    """Typed questions by a public suite: shares of tests that hold."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {"REP": "the same question in other words or order", "BAT": "alone and in a batch", "MEA": "sums of probabilities",
+             "LOG": "logic between questions", "CHO": "sets of options"}  # fmt: skip
+    rows = [["requests; failed", f"{found['requests']:,}; {found['errors']}"]]
+    rows += [[what, f"{found['pillars'][key]:.3f}"] for key, what in names.items() if found["pillars"][key] is not None]
+    rows += [["overall", f"{found['overall']:.3f}"]] if found["overall"] is not None else []
+    return markdown_table([f"{found['suite']}, jevbench {found['jevbench']}", "measured"], rows)
+
+
 def serving_table(path: Path) -> str:
     """What the server did under load."""
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -357,6 +368,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     **{kind: lambda path, show=show: show(read_result(path)) for kind, show in RESULT_KINDS.items()},
     **{kind: lambda path, show=show: show(performance.read_bench(path)) for kind, show in performance.KINDS.items()},
     "added": added_table,
+    "coherence": coherence_table,
     "details": detail_table,
     "experiment": experiment_table,
     "files": files_table,
