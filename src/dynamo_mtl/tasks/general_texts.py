@@ -1,8 +1,8 @@
 """General texts of the five first task types: what people write in everyday life, from patterns of this project.
 
 A router that knows a task from one data set does not know what else the task is about. These texts widen that: opinions
-on anything, phrases of travel and work, descriptions of code, articles and passages of many kinds. Those who wrote them
-had not seen the everyday inputs that routing is judged by (``dynamo_mtl.data.everyday``).
+on anything, phrases of travel and work, descriptions of code, articles and passages of many kinds. They were written
+apart from the everyday inputs that routing is judged by (``dynamo_mtl.data.everyday``).
 """
 
 from __future__ import annotations
