@@ -319,7 +319,7 @@ def views_table(path: Path) -> str:
 def coherence_table(path: Path) -> str:
     """Typed questions by a public suite: shares of tests that hold."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    names = {"REP": "the same question in other words or order", "BAT": "alone and in a batch", "MEA": "sums of chances",
+    names = {"REP": "one question in other words or order", "BAT": "alone and in a batch", "MEA": "sums of chances",
              "LOG": "logic between questions", "CHO": "sets of options"}  # fmt: skip
     rows = [["requests; failed", f"{found['requests']:,}; {found['errors']}"]]
     rows += [[what, f"{found['pillars'][key]:.3f}"] for key, what in names.items() if found["pillars"][key] is not None]
