@@ -6,8 +6,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from dynamo_mtl.data.everyday import everyday_rows
-from dynamo_mtl.tasks.general_texts import PASSAGE, TYPES, general_examples
+from dynamo_mtl.data.everyday import TYPES, everyday_rows
+from dynamo_mtl.tasks.general_texts import PASSAGE, general_examples
 from dynamo_mtl.tasks.instruction_templates import draw, expand
 from dynamo_mtl.tasks.registry import alone_in_type, task_types
 from dynamo_mtl.tasks.task_config import TaskConfig

@@ -83,31 +83,35 @@ class Predictor:
             rows.update(zip(chunk, found, strict=True))
         return torch.stack([rows[index] for index in range(len(inputs))])
 
-    @torch.inference_mode()
     def route(self, inputs: Sequence[TextInput]) -> list[Route]:
         """Route inputs without answering them. Only the layers that the router reads are computed.
 
         Raises:
             ConfigError: the model has no router.
         """
-        return [route for route, _ in self.route_with_features(inputs)]
+        return self._routed(inputs, with_features=False)[0]
 
-    @torch.inference_mode()
     def route_with_features(self, inputs: Sequence[TextInput]) -> list[tuple[Route, Tensor]]:
         """Like ``route``, each with the features ``(features,)`` that the router has read."""
+        return list(zip(*self._routed(inputs, with_features=True), strict=True))
+
+    @torch.inference_mode()
+    def _routed(self, inputs: Sequence[TextInput], with_features: bool) -> tuple[list[Route], Tensor]:
+        """Routes, and ``(inputs, features)``, without columns if they are not wanted."""
         self.check_routed()
         router = self.system.model.router
         if not inputs:
-            return []
+            return [], torch.zeros(0, 0)
         familiarity = self.system.model.ood.familiarity
 
         def read(_: Batch, trunk: Trunk) -> Tensor:
             features = trunk.features
-            return torch.cat([router(features).logits, familiarity(features)[:, None], features], dim=1)
+            found = [router(features).logits, familiarity(features)[:, None]]
+            return torch.cat([*found, features] if with_features else found, dim=1)
 
-        logits, familiar, features = self.read(inputs, read).split([router.adapters, 1, router.feature_size], dim=1)
+        logits, familiar, features = self.read(inputs, read).tensor_split([router.adapters, router.adapters + 1], dim=1)
         logits = self._possible(logits, [bool(one.choices) for one in inputs])
-        return list(zip(_routes(self._calibrated(logits), familiar[:, 0]), features, strict=True))
+        return _routes(self._calibrated(logits), familiar[:, 0]), features
 
     def predict(
         self, inputs: Sequence[TextInput], tasks: Sequence[str | None] | None = None, weights: Tensor | None = None

@@ -11,11 +11,10 @@ from importlib import resources
 
 import numpy as np
 
+from dynamo_mtl.data.everyday import TYPES
 from dynamo_mtl.tasks.instruction_templates import draw
 from dynamo_mtl.tasks.task import Example, Task
 
-TYPES = ("sentiment", "qa", "summarization", "code_generation", "translation")
-"""Task types with patterns in ``general/TYPE.txt``."""
 PASSAGE = " || "
 """Stands between a question and its passage."""
 

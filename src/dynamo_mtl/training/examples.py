@@ -72,7 +72,9 @@ class ExampleSource:
         """A row of a task's training table; after its last row an unlabelled input, and then a general text."""
         own = self.tables[task]
         beyond = row - len(own.train)
-        return example_at(own.train, row) if beyond < 0 else (own.unlabelled + own.general)[beyond]
+        if beyond < 0:
+            return example_at(own.train, row)
+        return own.unlabelled[beyond] if beyond < len(own.unlabelled) else own.general[beyond - len(own.unlabelled)]
 
     def router_rows(self, task: str, most: int, rng: np.random.Generator) -> list[int]:
         """Random rows of a task for the router, as numbers for ``row``.

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 TYPES = ("sentiment", "qa", "summarization", "code_generation", "translation")
-"""Task types with a set here."""
+"""Task types with a set here; ``tasks.general_texts`` has patterns for the same."""
 
 
 def everyday_rows(task_type: str) -> list[dict[str, Any]]:
