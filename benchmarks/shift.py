@@ -26,7 +26,7 @@ from dynamo_mtl.config import DynamoConfig, load_config
 from dynamo_mtl.data.data_config import VIEWS
 from dynamo_mtl.evaluation.inputs import make_routed_inputs, task_examples
 from dynamo_mtl.evaluation.routing_scores import score_kinds
-from dynamo_mtl.evaluation.shift import score_shift, shift_sets
+from dynamo_mtl.evaluation.shift import everyday_inputs, score_shift, shift_sets
 from dynamo_mtl.inference.predictor import Predictor
 from dynamo_mtl.messages import log_to_console
 from dynamo_mtl.router_inputs import InputKind
@@ -34,6 +34,7 @@ from dynamo_mtl.system import System, build_system
 from dynamo_mtl.tasks.encoding import EncodedExample
 from dynamo_mtl.tasks.registry import make_tasks
 from dynamo_mtl.tasks.tables import all_examples
+from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.training.examples import ExampleSource
 from dynamo_mtl.training.phases import phase_2_router
 from dynamo_mtl.training.phases.phase_2_router import FeaturePhase, calibrate, validation_features
@@ -87,12 +88,12 @@ def prepared(config: DynamoConfig) -> ExampleSource:
     return ExampleSource(system, tables).study()
 
 
-def scored(source: ExampleSource, config: DynamoConfig, examples: int | None = None) -> dict[str, Any]:
+def scored(source: ExampleSource, config: DynamoConfig) -> dict[str, Any]:
     """Fit what follows from the trained router, and score it on inputs from elsewhere and on validation rows."""
     system, settings = source.system, config.training
     system.model.ood = collect_router_memory(source, settings).fit(settings.seed)
     predictor = Predictor(system, calibrate(system, validation_features(source, settings)))
-    rows = {name: task_examples(system, name, "validation", settings.seed, examples) for name in system.tasks}
+    rows = {name: task_examples(system, name, "validation", settings.seed) for name in system.tasks}
     routing = score_kinds(predictor, make_routed_inputs(system, rows, settings.seed))
     plain = routing[InputKind.PLAIN]
     return {
@@ -114,7 +115,11 @@ def of_views(settings: Sequence[str]) -> dict[str, Any]:
     """Variant → mean scores over seeds, with their standard deviations."""
     base = load_config(CONFIG, [*SMALL, *settings])
     source = prepared(base)
-    phase_2_router.trunk_features = Remembered(source.system)
+    remembered = Remembered()
+    phase_2_router.trunk_features = remembered
+    sets, everyday = shift_sets(source.system, base.data), everyday_inputs(source.system)
+    judged = {name: plain_features(source.system, task, rows, base) for name, (task, rows) in sets.items()}
+    of_everyday = [plain_features(source.system, task, rows, base) for task, rows in everyday.items()]
     general = base.training.router.general_texts
     variants: dict[str, tuple[Sequence[str], int]] = {
         "nothing": ((), 0),
@@ -134,7 +139,17 @@ def of_views(settings: Sequence[str]) -> dict[str, Any]:
         runs = []
         for seed in SEEDS:
             train_router(phase, own, config, seed)
-            runs.append(summary(scored(own, config, config.training.eval_examples)))
+            of_sets = [right(own.system, *features) for features in judged.values()]
+            plain, routes = phase.held_out[InputKind.PLAIN]
+            of_tasks = [right(own.system, plain[routes == route], route) for route in range(len(own.system.tasks))]
+            instructed, instructed_routes = phase.held_out[InputKind.INSTRUCTED]
+            runs.append({
+                "mean_right": statistics.mean(of_sets),
+                "worst_right": min(of_sets),
+                "everyday": statistics.mean(right(own.system, *features) for features in of_everyday),
+                "macro": statistics.mean(of_tasks),
+                "instructed": right(own.system, instructed, instructed_routes),
+            })  # fmt: skip
         found[name] = {
             key: {"mean": statistics.mean(run[key] for run in runs), "std": statistics.stdev(run[key] for run in runs)}
             for key in runs[0]
@@ -143,15 +158,19 @@ def of_views(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def summary(scores: dict[str, Any]) -> dict[str, float]:
-    """The figures by which variants are compared."""
-    return {
-        "mean_right": scores["mean_right"],
-        "worst_right": scores["worst_right"],
-        "everyday": scores["everyday"]["right"],
-        "macro": scores["in_distribution"]["macro"],
-        "instructed": scores["kinds"][InputKind.INSTRUCTED],
-    }
+def plain_features(
+    system: System, task: str, rows: Sequence[Example], config: DynamoConfig
+) -> tuple[torch.Tensor, int]:
+    """Router features of inputs as they are, and the adapter of their task."""
+    encoded = [system.encode_for_router(row.text, row.context, None, task) for row in rows]
+    return trunk_features(system, encoded, config.training.token_budget)[0], system.route_of(task)
+
+
+@torch.no_grad()
+def right(system: System, features: torch.Tensor, routes: torch.Tensor | int) -> float:
+    """Share of inputs that the router sends to their adapters."""
+    system.model.router.eval()
+    return float((system.model.router(features).logits.argmax(dim=1) == routes).float().mean())
 
 
 class Remembered:

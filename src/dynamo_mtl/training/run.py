@@ -38,6 +38,7 @@ from dynamo_mtl.training.phases.phase_2_router import (
     HeldOut,
     calibrate,
     validation_features,
+    warn_of_confusions,
 )
 from dynamo_mtl.training.provenance import described_data, source_revision
 from dynamo_mtl.training.router_memory import collect_router_memory
@@ -263,6 +264,7 @@ def _end_phase(
         model.memory = memory.sample(config.training.router.memory_examples, config.training.seed)
     if routed:
         states.metadata = replace(states.metadata, calibration=calibrate(source.system, held_out()))
+        warn_of_confusions(source.system, held_out())
     states.save_phase(Path(config.checkpoint_dir) / FOLDERS[phase], FOLDERS[phase])
     if routed and log.has_trackers:
         show_routing(log, source, held_out(), states.metadata.calibration, FOLDERS[phase])

@@ -90,7 +90,7 @@ def routing_validation(system: System, held_out: HeldOut) -> dict[str, float]:
 def calibrate(system: System, held_out: HeldOut) -> Calibration:
     """Calibrate the router's confidence on validation inputs of all kinds, in the proportions in which they occur.
 
-    This also records how far these inputs lie from the known ones, and warns of tasks that are confused.
+    This also records how far these inputs lie from the known ones.
     """
     system.model.eval()
     system.model.ood.calibrate(torch.cat([features for features, _ in held_out.values()]))
@@ -98,15 +98,20 @@ def calibrate(system: System, held_out: HeldOut) -> Calibration:
     logits = torch.cat([router(features).logits for features, _ in held_out.values()]) / router.temperature
     routes = torch.cat([routes for _, routes in held_out.values()])
     found = fit_calibration(logits, routes, router.config.coverage)
-    if InputKind.PLAIN in held_out:
-        features, truth = held_out[InputKind.PLAIN]
-        sent = router(features).logits.argmax(dim=1).tolist()
-        names = list(system.tasks)
-        together = same_group(system.config.tasks)
-        for sentence in confused_pairs(confusion_matrix(sent, truth.tolist(), len(names)), names, together):
-            logger.warning("%s", sentence)
     logger.info("confidence: temperature %.3f, rejected below %.3f", found.temperature, found.threshold)
     return found
+
+
+@torch.no_grad()
+def warn_of_confusions(system: System, held_out: HeldOut) -> None:
+    """Name the tasks whose plain validation inputs the router confuses, with what helps."""
+    if InputKind.PLAIN not in held_out:
+        return
+    features, truth = held_out[InputKind.PLAIN]
+    sent, names = system.model.router(features).logits.argmax(dim=1).tolist(), list(system.tasks)
+    confusion = confusion_matrix(sent, truth.tolist(), len(names))
+    for sentence in confused_pairs(confusion, names, same_group(system.config.tasks)):
+        logger.warning("%s", sentence)
 
 
 class FeaturePhase(Phase):
