@@ -19,6 +19,7 @@ from dynamo_mtl.evaluation.report import (
     result_facts,
     result_rows,
     routing_rows,
+    shift_rows,
     trivial_text,
 )
 from dynamo_mtl.evaluation.result import read_result
@@ -283,25 +284,13 @@ def questions_table(path: Path) -> str:
 
 
 def shift_table(path: Path) -> str:
-    """Routing of inputs from elsewhere."""
+    """Routing of inputs from elsewhere, and of validation rows of training's own data."""
     found = json.loads(path.read_text(encoding="utf-8"))
-    everyday = found["everyday"]
-    sets = [(f"everyday {task}", own) for task, own in everyday["tasks"].items()]
-    sets += [("everyday, all", everyday), *found["sets"].items()]
-    rows = [
-        [name, own.get("task", ""), *(f"{own[key]:.3f}" for key in ("right", "rejected", "right_or_rejected",
-                                                                     "confident_wrong")), str(own["n"])]
-        for name, own in sets
-    ]  # fmt: skip
-    rows.append(
-        ["mean of the files", "", f"{found['mean_right']:.3f}", "", f"{found['mean_right_or_rejected']:.3f}", "", ""]
-    )
     own = found["in_distribution"]
-    rows.append(
-        ["validation rows of training's own data", "", f"{own['macro']:.4f}", f"{own['rejected']:.3f}", "", "", ""]
+    return (
+        f"{markdown_table(*shift_rows(found))}\n\nOf the validation rows of training's own data, "
+        f"{100 * own['macro']:.2f} % are routed right (mean over tasks) and {100 * own['rejected']:.1f} % rejected."
     )
-    header = ["inputs", "task", "right", "rejected", "either", "surely wrong", "n"]
-    return markdown_table(header, rows)
 
 
 def views_table(path: Path) -> str:

@@ -97,7 +97,7 @@ def test_the_command_scores_only_routing_and_writes_it(system, tmp_path, capsys)
     assert not result.systems
     assert result.shift["sets"]["mine"]["n"] == 2
     assert result.routing["bare"]["n"] > 0
-    header, rows = shift_rows(result)
+    header, rows = shift_rows(result.shift)
     everyday = [["everyday", kind] for kind in (*TYPES, "all")]
     assert [row[:2] for row in rows] == [*everyday, ["mine", "sentiment"], ["mean of the files", ""]]
     assert "| mine | sentiment |" in result_markdown(result)

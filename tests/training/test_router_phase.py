@@ -16,6 +16,7 @@ from dynamo_mtl.training.phases.phase_2_router import (
     routing_validation,
     trunk_features,
     validation_features,
+    warn_of_confusions,
 )
 
 
@@ -54,6 +55,21 @@ def test_a_collapse_is_warned_of_in_the_log(system, monkeypatch, caplog):
     routing_validation(system, {"bare": (torch.zeros(10, 1), torch.tensor([0, 1, 2, 3, 4] * 2))})
     assert "routing of validation inputs: the adapter of sentiment takes nearly all" in caplog.text
     assert "the adapter of qa is nearly dead" in caplog.text
+
+
+def test_tasks_that_the_router_confuses_are_named_but_not_those_of_one_group(system, monkeypatch, caplog):
+    sent = torch.eye(5)[[0, 1, 1, 1, 1, 2, 3, 3, 4, 4]]
+    monkeypatch.setattr(system.model.router, "forward", lambda features: Routing(sent, sent))
+    held_out = {"bare": (torch.zeros(10, 1), torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 4, 4]))}
+    warn_of_confusions(system, held_out)
+    assert "1 of 2 plain inputs of sentiment are sent to qa" in caplog.text
+    assert "1 of 2 plain inputs of summarization are sent to code_generation" in caplog.text
+    caplog.clear()
+    tasks = {name: task.model_copy(update={"group": "same"}) for name, task in system.config.tasks.items()}
+    system.config = system.config.model_copy(update={"tasks": tasks})
+    warn_of_confusions(system, held_out)
+    warn_of_confusions(system, {})
+    assert caplog.text == ""
 
 
 def test_every_kind_of_validation_input_is_there(source, session_config):

@@ -42,7 +42,7 @@ def measured(result: Result, metadata: Metadata, config: SystemConfig) -> Measur
         f"{result.train_seconds / 60:.0f} minutes of training on {result.device}."
     )
     routing = [markdown_table(["inputs", "routed right", "worst task", "n"], routed)] if routed else []
-    routing += [markdown_table(*shift_rows(result))] if has_shift(result) else []
+    routing += [markdown_table(*shift_rows(result.shift))] if has_shift(result) else []
     compared = {"oracle", "dynamo"} <= result.systems.keys()
     limits = ["The difference between the two columns of scores is what wrong routes cost."] if compared else []
     return Measured([about, table, *routing], limits, _entries(result, config))

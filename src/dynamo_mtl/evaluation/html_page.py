@@ -158,7 +158,7 @@ def _result_sections(result: Result, drawn: Mapping[str, _Drawn]) -> list[Sectio
             Section("Routing", "", [Table(header, _cells(rows))], _chosen(drawn, "routing_confusion", "misroutes"))
         )
     if has_shift(result):
-        header, rows = shift_rows(result)
+        header, rows = shift_rows(result.shift)
         text = (
             "Plain inputs, without an instruction, of which only the task is known. Training has read none of them. "
             "Surely wrong: not rejected, and sent to another task with a confidence of 0.9 or more."

@@ -68,15 +68,19 @@ def rejection_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def shift_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: routing of plain inputs from elsewhere, of which only the task is known."""
+def shift_rows(shift: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: routing of plain inputs from elsewhere, of which only the task is known.
+
+    Args:
+        shift: as ``evaluation.shift.score_shift`` gives it.
+    """
     header = ["inputs", "task", "right", "rejected", "either", "surely wrong", "wrong ones to", "n"]
-    everyday = result.shift.get("everyday", {})
+    everyday = shift.get("everyday", {})
     rows = [_shift_row("everyday", own) for own in everyday.get("tasks", {}).values()]
     rows += [_shift_row("everyday", {**everyday, "task": "all"})] if everyday else []
-    rows += [_shift_row(name, own) for name, own in result.shift.get("sets", {}).items()]
-    if "mean_right" in result.shift:
-        mean = {"right": result.shift["mean_right"], "right_or_rejected": result.shift["mean_right_or_rejected"]}
+    rows += [_shift_row(name, own) for name, own in shift.get("sets", {}).items()]
+    if "mean_right" in shift:
+        mean = {"right": shift["mean_right"], "right_or_rejected": shift["mean_right_or_rejected"]}
         rows.append(_shift_row("mean of the files", mean))
     return header, rows
 
@@ -163,7 +167,7 @@ def print_result(result: Result) -> None:
         Console().print(trivial_text(result))
     print_table("Routing", *_turned(*routing_rows(result)))
     if has_shift(result):
-        print_table("Routing of inputs from elsewhere", *shift_rows(result))
+        print_table("Routing of inputs from elsewhere", *shift_rows(result.shift))
     if result.routing.get("rejection"):
         print_table("Inputs of a task that was left out", *rejection_rows(result))
     if result.confidence:
@@ -233,7 +237,7 @@ def result_markdown(result: Result) -> str:
     parts = [markdown_table(*result_rows(result))] if result.systems else []
     parts += [trivial_text(result)] if "trivial" in result.systems else []
     parts += [markdown_table(*routing_rows(result))]
-    parts += [markdown_table(*shift_rows(result))] if has_shift(result) else []
+    parts += [markdown_table(*shift_rows(result.shift))] if has_shift(result) else []
     parts += [markdown_table(*rejection_rows(result))] if result.routing.get("rejection") else []
     parts += [markdown_table(*confidence_rows(result))] if result.confidence else []
     parts += [markdown_table(*cost_rows(result))] if result.costs else []

@@ -138,10 +138,12 @@ def _features(row: Mapping[str, Any], system: System) -> Tensor:
 def _input(row: Mapping[str, Any], task: Task) -> tuple[Example, str | None]:
     """The input of a row. Raises ``DataError`` with the reason if it cannot be used."""
     given = row.get(INPUT)
-    parts = {name: given.get(name) for name in ("text", "context", "instruction")} if isinstance(given, Mapping) else {}
-    text, context, instruction = (
-        clean(part) if isinstance(part := parts.get(name), str) else None for name in ("text", "context", "instruction")
-    )
+    parts = given if isinstance(given, Mapping) else {}
+
+    def part(name: str) -> str | None:
+        return clean(parts[name]) if isinstance(parts.get(name), str) else None
+
+    text, context, instruction = part("text"), part("context"), part("instruction")
     if text is None:
         raise DataError(f"neither '{INPUT}' nor '{FEATURES}'")
     problem = feedback_problem(task, TextInput(text, context))

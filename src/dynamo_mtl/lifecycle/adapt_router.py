@@ -26,11 +26,10 @@ from dynamo_mtl.inference.feedback import Feedback, is_feedback, read_feedback
 from dynamo_mtl.lifecycle.branch_phase import (
     LOST,
     BranchInputs,
-    BranchPhase,
     covering,
     last_branch,
-    limit_losses,
     split_inputs,
+    teach_branch,
 )
 from dynamo_mtl.messages import did_you_mean
 from dynamo_mtl.model.ood import RouterMemory
@@ -41,7 +40,6 @@ from dynamo_mtl.system import System, load_system
 from dynamo_mtl.tasks.tables import TRAIN
 from dynamo_mtl.tasks.task import Example
 from dynamo_mtl.tasks.unlabelled import unlabelled_examples
-from dynamo_mtl.training.loop import run_phase
 from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.router_memory import trunk_features
 
@@ -221,19 +219,17 @@ def _encoded(system: System, drawn: list[RouterInput], budget: int) -> tuple[Ten
 
 def _learn(system: System, inputs: BranchInputs, config: PipelineConfig, accelerator: Accelerator) -> None:
     """Train the last branch of the router."""
-    router, settings = system.model.router.eval(), config.training
-    last_branch(router).learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
+    settings = config.training
     updates = math.ceil(max(len(inputs.own), len(inputs.negatives)) / max(1, settings.router.feature_batch_size // 2))
     epochs = max(settings.router.feature_epochs, math.ceil(UPDATES / updates))
     of_router = settings.router.model_copy(update={"feature_epochs": epochs})
     settings = settings.model_copy(update={"router": of_router})
     log = MetricsLog(Path(config.log_dir), accelerator)
     try:
-        run_phase(BranchPhase(router, inputs, settings), system, settings, 0, accelerator, log)
+        teach_branch(system, inputs, settings, accelerator, log)
     finally:
         log.close()
-    limit_losses(router, inputs)
-    router.eval()
+    system.model.router.eval()
 
 
 @torch.no_grad()

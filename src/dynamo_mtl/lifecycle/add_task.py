@@ -21,15 +21,7 @@ from dynamo_mtl.checkpoint.folder import MEMORY
 from dynamo_mtl.config.training_config import PipelineConfig, TrainingConfig
 from dynamo_mtl.distributed import on_main_process
 from dynamo_mtl.errors import CheckpointError, ConfigError
-from dynamo_mtl.lifecycle.branch_phase import (
-    BranchInputs,
-    BranchPhase,
-    covering,
-    last_branch,
-    limit_losses,
-    set_prototype,
-    split_inputs,
-)
+from dynamo_mtl.lifecycle.branch_phase import BranchInputs, covering, split_inputs, teach_branch
 from dynamo_mtl.model.adapter import Adapter
 from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.ood import RouterMemory
@@ -156,13 +148,7 @@ def _teach_router(
     """Train the added task's branch, and record its inputs as known. Returns the router's new calibration."""
     system, model = source.system, source.system.model
     inputs, added = _branch_inputs(source, name, config)
-    router, branch = model.router.eval(), last_branch(model.router)
-    branch.learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
-    if branch.is_prototype:
-        set_prototype(branch, inputs, model.ood)
-    else:
-        run_phase(BranchPhase(router, inputs, config), system, config, 0, accelerator, log)
-    limit_losses(router, inputs)
+    teach_branch(system, inputs, config, accelerator, log)
     assert model.memory is not None
     model.memory = model.memory.joined(added.sample(config.router.memory_examples, config.seed))
     model.ood.extend(inputs.own, inputs.own_validation)

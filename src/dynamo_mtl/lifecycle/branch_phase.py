@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,8 @@ from dynamo_mtl.model.calibration import Calibration
 from dynamo_mtl.model.ood import OutOfDistribution, RouterMemory
 from dynamo_mtl.model.router import Branch, Router
 from dynamo_mtl.system import System
+from dynamo_mtl.training.loop import run_phase
+from dynamo_mtl.training.metrics_log import MetricsLog
 from dynamo_mtl.training.objective import LOSS
 from dynamo_mtl.training.optimizer import Group
 from dynamo_mtl.training.phases.phase import SCORE, Phase
@@ -127,6 +130,19 @@ def branch_odds(router: Router, features: Tensor) -> Tensor:
     with torch.no_grad():
         shares = router.shares_before(features, len(router.branches) - 1)
     return last_branch(router)(features, shares)[:, 0]
+
+
+def teach_branch(
+    system: System, inputs: BranchInputs, config: TrainingConfig, accelerator: Accelerator, log: MetricsLog
+) -> None:
+    """Teach the last branch of the router its inputs, so that it takes at most ``LOST`` of the others."""
+    router, branch = system.model.router.eval(), last_branch(system.model.router)
+    branch.learn_looks(router.shares_before(inputs.own, len(router.branches) - 1))
+    if branch.is_prototype:
+        set_prototype(branch, inputs, system.model.ood)
+    else:
+        run_phase(BranchPhase(router, inputs, config), system, config, 0, accelerator, log)
+    limit_losses(router, inputs)
 
 
 @torch.no_grad()
